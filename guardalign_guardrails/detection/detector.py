@@ -1,0 +1,107 @@
+"""Pixels to scores: the one place that joins encoder, anchors, regions and scoring.
+
+It knows no thresholds and takes no action. Loading is lazy and happens once; afterwards it may be used by several
+threads.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from guardalign_guardrails.detection import scoring
+from guardalign_guardrails.detection.anchors import AnchorBank, build_bank
+from guardalign_guardrails.detection.calibration import ProfileKey
+from guardalign_guardrails.detection.config import RegionConfig
+from guardalign_guardrails.detection.encoders.base import Encoder
+from guardalign_guardrails.detection.regions import cut
+from guardalign_guardrails.policy import Policy
+
+_PICTURES_AT_ONCE = 16
+
+
+@dataclass(frozen=True)
+class Timings:
+    """Milliseconds spent on a batch.
+
+    Attributes:
+        encode: Cutting and encoding.
+        score: Weights, costs, transport, pooling.
+    """
+
+    encode: float
+    score: float
+
+
+class Detector:
+    """Scores pictures under one policy and encoder.
+
+    Args:
+        policy: Anchors, regions and scoring.
+        encoder: Any encoder.
+        cache_dir: Folder for anchor features; None for none.
+    """
+
+    def __init__(self, policy: Policy, encoder: Encoder, cache_dir: Path | None = None) -> None:
+        self.policy = policy
+        self.encoder = encoder
+        self._cache_dir = cache_dir
+        self._bank: AnchorBank | None = None
+        self._loading = threading.Lock()
+
+    @property
+    def bank(self) -> AnchorBank:
+        """The policy's anchors, encoded on first use."""
+        if self._bank is None:
+            with self._loading:
+                if self._bank is None:
+                    self._bank = build_bank(self.policy, self.encoder, self._cache_dir)
+        return self._bank
+
+    @property
+    def regions(self) -> RegionConfig:
+        """How pictures are cut."""
+        return scoring.regions_for(self.policy.scoring.method, self.encoder, self.policy.regions)
+
+    @property
+    def profile_key(self) -> ProfileKey:
+        """What a calibration profile must have been made with."""
+        return ProfileKey(
+            encoder=self.encoder.fingerprint,
+            anchors=self.policy.anchor_fingerprint,
+            regions=self.regions,
+            scoring=self.policy.scoring,
+        )
+
+    def detect(self, pictures: Sequence[Image.Image]) -> tuple[list[scoring.ScoreMap], Timings]:
+        """Score pictures, several through the encoder at once.
+
+        Args:
+            pictures: RGB pictures of any sizes.
+
+        Returns:
+            One `ScoreMap` per picture, in order, and the time it took.
+        """
+        maps: list[scoring.ScoreMap] = []
+        encode = score = 0.0
+        for first in range(0, len(pictures), _PICTURES_AT_ONCE):
+            started = time.perf_counter()
+            cut_pictures = cut(self.encoder, pictures[first : first + _PICTURES_AT_ONCE], self.regions)
+            encoded = time.perf_counter()
+            maps += [
+                scoring.score(regions, self.bank, self.policy.scoring, self.encoder.logit_scale)
+                for regions in cut_pictures
+            ]
+            encode += encoded - started
+            score += time.perf_counter() - encoded
+        return maps, Timings(encode * 1e3, score * 1e3)
+
+    def pairs(self, picture: Image.Image, count: int) -> list[scoring.Pair]:
+        """What the transport of one picture says in words: the strongest region-anchor pairs, strongest first."""
+        (regions,) = cut(self.encoder, [picture], self.regions)
+        return scoring.top_pairs(regions, self.bank, self.policy.scoring, self.encoder.logit_scale, count)

@@ -1,0 +1,65 @@
+"""From a score map to the boxes a mask should cover.
+
+The hottest region says where unsafe content is; it rarely spans it. A box grows from every region above the threshold
+over connected regions that are clearly hotter than the picture's background.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from scipy import ndimage
+
+from guardalign_guardrails.detection.scoring import ScoreMap
+
+FractionBox = tuple[float, float, float, float]
+"""Left, top, right, bottom as fractions of the picture."""
+
+
+def unsafe_boxes(score_map: ScoreMap, thresholds: Sequence[float], extent: float) -> list[FractionBox]:
+    """Boxes around the regions that reach a threshold.
+
+    Args:
+        score_map: Scores of one picture.
+        thresholds: Per category, the score from which a region is unsafe; infinity for never.
+        extent: How far a box grows from its peak: to connected regions that keep at least this share of the peak's
+            height above the picture's median, in (0, 1]. 1 does not grow.
+
+    Returns:
+        Boxes, possibly overlapping; empty if no region reaches its threshold.
+    """
+    scores = score_map.scores.numpy()
+    boxes: list[FractionBox] = []
+    for category, threshold in enumerate(thresholds):
+        heat = scores[:, category]
+        if heat.max() < threshold:
+            continue
+        if score_map.grid is None:
+            boxes += [_as_box(box) for box in score_map.boxes.numpy()[heat >= threshold]]
+        else:
+            boxes += _grown(heat.reshape(score_map.grid), score_map.boxes.numpy(), threshold, extent)
+    return boxes
+
+
+def _grown(heat: np.ndarray, cell_boxes: np.ndarray, threshold: float, extent: float) -> list[FractionBox]:
+    """Boxes grown around each peak, hottest first, until every region above the threshold is inside one."""
+    columns = heat.shape[1]
+    base = float(np.median(heat))
+    is_open = heat >= threshold
+    boxes = []
+    while is_open.any():
+        peak = np.unravel_index(np.where(is_open, heat, -np.inf).argmax(), heat.shape)
+        level = base + extent * (float(heat[peak]) - base)
+        blob, _ = ndimage.label(heat >= min(level, float(heat[peak])))
+        rows, cols = ndimage.find_objects(blob)[blob[peak] - 1]
+        first = cell_boxes[rows.start * columns + cols.start]
+        last = cell_boxes[(rows.stop - 1) * columns + cols.stop - 1]
+        boxes.append(_as_box((*first[:2], *last[2:])))
+        is_open[rows, cols] = False
+    return boxes
+
+
+def _as_box(values: Sequence[float] | np.ndarray) -> FractionBox:
+    left, top, right, bottom = (float(value) for value in values)
+    return left, top, right, bottom

@@ -1,0 +1,64 @@
+"""Every error this package raises on purpose.
+
+One small hierarchy, so that a caller can catch `GuardAlignError` and be done. Messages name the remedy and never carry
+pixels, data URLs or prompt text; what a program needs to act on is an attribute.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from guardalign_guardrails.verdict import Verdict
+
+
+class GuardAlignError(Exception):
+    """Base of all errors raised by this package."""
+
+
+class PolicyError(GuardAlignError):
+    """A policy cannot be read, or contradicts itself."""
+
+
+class EncoderUnavailable(GuardAlignError):
+    """An encoder's packages or weights are not here."""
+
+
+class ProfileMissing(GuardAlignError):
+    """No calibration profile fits this encoder, policy and scoring."""
+
+
+class ProfileError(GuardAlignError):
+    """A calibration profile cannot be read or cannot be made from the images given."""
+
+
+class ImageDecodeError(GuardAlignError):
+    """Bytes that should be a picture cannot be turned into pixels that can be trusted.
+
+    Attributes:
+        reason: Stable machine-readable code: ``unsupported_format``, ``too_large``, ``too_many_pixels``,
+            ``too_many_frames``, ``truncated``, ``corrupt``, ``empty``, ``unreadable`` or ``wrong_type``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
+class DetectionTimeout(GuardAlignError):
+    """Scoring took longer than the policy allows."""
+
+
+class UnsafeContentError(GuardAlignError):
+    """The policy blocked an image and the caller asked for an exception.
+
+    Attributes:
+        verdict: What was found and done; safe to log.
+    """
+
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(
+            f"Blocked an image (digest {verdict.digest[:12]}, source {verdict.source}): "
+            f"{verdict.category or verdict.uninspectable or 'failure'}; see .verdict for what was found."
+        )
+        self.verdict = verdict

@@ -1,0 +1,435 @@
+"""Images in, verdicts and sanitised pictures out: the one entry point that every integration calls.
+
+Order of work: decode, look up, detect all that is new in one batch, decide, mask, score again. Configuration faults
+(no encoder, no profile) are raised; what goes wrong with a single image becomes that image's verdict, by the policy's
+failure rules. Content never appears in a log record or an exception.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as FutureTimeoutError
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import platformdirs
+from PIL import Image
+
+from guardalign_guardrails.decision import Judgement, is_at_least_mask, judge, mask_thresholds
+from guardalign_guardrails.detection.calibration import Profile, find_profile
+from guardalign_guardrails.detection.detector import Detector
+from guardalign_guardrails.detection.encoders import Encoder, load_encoder
+from guardalign_guardrails.detection.extent import unsafe_boxes
+from guardalign_guardrails.detection.scoring import Pair, ScoreMap
+from guardalign_guardrails.errors import ImageDecodeError, ProfileMissing
+from guardalign_guardrails.images import (
+    DecodedImage,
+    ImageLimits,
+    ImageSource,
+    View,
+    coverage,
+    decode,
+    mask_regions,
+)
+from guardalign_guardrails.policy import Action, FailureAction, Policy, Source
+from guardalign_guardrails.verdict import AfterMasking, Box, RegionVerdict, Verdict
+from guardalign_guardrails.verdict_cache import VerdictCache
+
+logger = logging.getLogger(__name__)
+
+_PLACEHOLDER_SIDE = 336
+_MASK_ROUNDS = 3
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A verdict and, if one takes the original's place, a picture.
+
+    Attributes:
+        verdict: What was found and done.
+        image: The picture to use instead of the original, RGB, when ``verdict.action`` is ``mask``; None when the
+            original may pass (``allow``, ``flag``, ``prefix``) or nothing may (``route``, ``block``).
+    """
+
+    verdict: Verdict
+    image: Image.Image | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """What detection and policy say of one picture; what the verdict cache keeps.
+
+    Attributes:
+        worst: Scores of the worst view.
+        view: Name of that view.
+        judgement: What the policy says of it.
+        proposed: The action after masking and escalation.
+        masks: Boxes to cover, in pixels.
+        after: What the masked picture scored.
+        reasons: How it came about.
+        timings: Milliseconds by stage.
+    """
+
+    worst: ScoreMap
+    view: str
+    judgement: Judgement
+    proposed: Action
+    masks: tuple[Box, ...] = ()
+    after: AfterMasking | None = None
+    reasons: tuple[str, ...] = ()
+    timings: tuple[tuple[str, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """Why one image has no outcome."""
+
+    digest: str
+    action: FailureAction
+    uninspectable: str | None = None
+    failure: str | None = None
+
+
+class Guard:
+    """Checks images against a policy.
+
+    Nothing is loaded until the first check (or `prepare`). Safe to use from several threads and event loops at once.
+
+    Args:
+        policy: A policy, or the path of a policy file; None for the one that ships with the package.
+        encoder: An encoder, or its name (see `guardalign_guardrails.detection.encoders.load_encoder`).
+        profile: A calibration profile, or the path of one; None to look among the user's and the shipped ones.
+        limits: What an image may cost to decode.
+        cache_dir: Folder for anchor features; None for the user's cache folder.
+        cache: Verdict cache, possibly shared with other guards; None for one of its own.
+    """
+
+    def __init__(
+        self,
+        policy: Policy | Path | None = None,
+        encoder: Encoder | str = "offline",
+        *,
+        profile: Profile | Path | None = None,
+        limits: ImageLimits | None = None,
+        cache_dir: Path | None = None,
+        cache: VerdictCache[Outcome] | None = None,
+    ) -> None:
+        self.policy = Policy.load(policy) if isinstance(policy, Path) else policy or Policy.default()
+        self.limits = limits or ImageLimits()
+        self.cache: VerdictCache[Outcome] = VerdictCache() if cache is None else cache
+        self.detector = Detector(
+            self.policy,
+            load_encoder(encoder) if isinstance(encoder, str) else encoder,
+            cache_dir or platformdirs.user_cache_path("guardalign"),
+        )
+        self._given_profile = Profile.load(profile) if isinstance(profile, Path) else profile
+        self._profile: Profile | None = None
+        self._identity = ""
+        self._preparing = threading.Lock()
+        self._workers = ThreadPoolExecutor(thread_name_prefix="guardalign") if self.policy.failure.timeout_s else None
+
+    @property
+    def profile(self) -> Profile | None:
+        """The calibration profile in use; None if the policy's thresholds need none and none fits."""
+        self.prepare()
+        return self._profile
+
+    def prepare(self) -> None:
+        """Load encoder, anchors and profile now instead of at the first check.
+
+        Raises:
+            EncoderUnavailable: The encoder's packages or weights are missing.
+            ProfileMissing: No calibration profile fits and the policy needs one.
+            ProfileError: The profile cannot be used.
+        """
+        if self._identity:
+            return
+        with self._preparing:
+            if self._identity:
+                return
+            key = self.detector.profile_key
+            self._profile = self._fitting_profile()
+            _ = self.detector.bank
+            parts = (self.policy.fingerprint, key.digest, str(self._profile and self._profile.scores))
+            self._identity = hashlib.sha256("|".join(parts).encode()).hexdigest()
+
+    def check(self, image: ImageSource, source: Source = "user") -> Checked:
+        """Check one image.
+
+        Args:
+            image: Bytes, `pathlib.Path`, PIL image or numpy array; a string is refused, it is never taken for a path.
+            source: Where the image came from.
+
+        Returns:
+            Verdict and, if masked, the picture to use instead. An image that cannot be opened is a verdict too.
+
+        Raises:
+            EncoderUnavailable: The encoder's packages or weights are missing.
+            ProfileMissing: No calibration profile fits and the policy needs one.
+        """
+        return self.check_batch([image], source)[0]
+
+    async def acheck(self, image: ImageSource, source: Source = "user") -> Checked:
+        """`check` without blocking the event loop."""
+        return (await self.acheck_batch([image], source))[0]
+
+    async def acheck_batch(
+        self, images: Sequence[ImageSource], source: Source | Sequence[Source] = "user"
+    ) -> list[Checked]:
+        """`check_batch` without blocking the event loop."""
+        return await asyncio.to_thread(self.check_batch, images, source)
+
+    def check_batch(self, images: Sequence[ImageSource], source: Source | Sequence[Source] = "user") -> list[Checked]:
+        """Check images together: all that are new go through the encoder in one batch.
+
+        Args:
+            images: See `check`.
+            source: One source for all, or one each.
+
+        Returns:
+            One result per image, in order.
+
+        Raises:
+            EncoderUnavailable: The encoder's packages or weights are missing.
+            ProfileMissing: No calibration profile fits and the policy needs one.
+            ValueError: There are not as many sources as images.
+        """
+        sources: list[Source] = [source] * len(images) if isinstance(source, str) else list(source)
+        if len(sources) != len(images):
+            raise ValueError(f"{len(images)} images need as many sources, not {len(sources)}")
+        if not images:
+            return []
+        self.prepare()
+        decoded = [self._decode(image) for image in images]
+        return self._check_decoded(decoded, sources)
+
+    def pairs(self, image: ImageSource, count: int = 8) -> list[Pair]:
+        """The strongest pairs of region and unsafe anchor in the transport plan of an image's first view.
+
+        Raises:
+            ImageDecodeError: The image cannot be opened.
+        """
+        self.prepare()
+        return self.detector.pairs(decode(image, self.limits).flattened, count)
+
+    def _check_decoded(
+        self, decoded: Sequence[tuple[DecodedImage | _Failure, float]], sources: Sequence[Source]
+    ) -> list[Checked]:
+        known: dict[tuple[str, ...], Outcome | _Failure] = {}
+        cached: set[tuple[str, ...]] = set()
+        new: dict[tuple[str, ...], tuple[DecodedImage, Source]] = {}
+        keys = []
+        for (image, _), source in zip(decoded, sources, strict=True):
+            key = (image.digest, source, self._identity)
+            keys.append(key)
+            if isinstance(image, _Failure) or key in known or key in new:
+                continue
+            hit = self.cache.get(key)
+            if hit is None:
+                new[key] = (image, source)
+            else:
+                known[key] = hit
+                cached.add(key)
+        for key, outcome in zip(new, self._outcomes(list(new.values())), strict=True):
+            known[key] = outcome
+            if isinstance(outcome, Outcome):
+                self.cache.put(key, outcome)
+        return [
+            self._report(image, image if isinstance(image, _Failure) else known[key], source, took, key in cached)
+            for (image, took), source, key in zip(decoded, sources, keys, strict=True)
+        ]
+
+    def _fitting_profile(self) -> Profile | None:
+        key = self.detector.profile_key
+        if self._given_profile is not None:
+            if self._given_profile.key.digest != key.digest:
+                raise ProfileMissing(
+                    f"The profile '{self._given_profile.name}' was made with another encoder, other anchors or another "
+                    "scoring; make one that fits with 'guardalign calibrate'."
+                )
+            return self._warned(self._given_profile)
+        try:
+            return self._warned(find_profile(key, encoder_name=self.detector.encoder.name))
+        except ProfileMissing:
+            if self.policy.needs_profile and self.policy.scoring.method != "paper":
+                raise
+            return None
+
+    def _warned(self, profile: Profile) -> Profile:
+        rate = self.policy.smallest_rate
+        if rate is not None and rate < profile.resolution:
+            logger.warning(
+                "Profile %s holds %d images and cannot resolve a false-positive rate of %g (at least %d are needed); "
+                "that threshold is never met.",
+                profile.name,
+                len(profile.scores),
+                rate,
+                int(1 / rate),
+            )
+        return profile
+
+    def _decode(self, image: ImageSource) -> tuple[DecodedImage | _Failure, float]:
+        started = time.perf_counter()
+        result: DecodedImage | _Failure
+        try:
+            result = decode(image, self.limits)
+        except ImageDecodeError as error:
+            digest = hashlib.sha256(image).hexdigest() if isinstance(image, bytes | bytearray | memoryview) else ""
+            result = _Failure(digest, self.policy.failure.uninspectable, uninspectable=error.reason)
+        return result, (time.perf_counter() - started) * 1e3
+
+    def _outcomes(self, images: Sequence[tuple[DecodedImage, Source]]) -> list[Outcome | _Failure]:
+        """Outcomes of new images; if the batch fails, each image has another try on its own."""
+        if not images:
+            return []
+        try:
+            return list(self._within_time(images))
+        except FutureTimeoutError:
+            return [_Failure(image.digest, self.policy.failure.on_timeout, failure="timeout") for image, _ in images]
+        except Exception as error:  # noqa: BLE001  whatever fails in detection, the policy's failure rule decides
+            if len(images) > 1:
+                return [outcome for image in images for outcome in self._outcomes([image])]
+            logger.error("Detection failed on image %s: %s", images[0][0].digest[:12], type(error).__name__)
+            return [_Failure(images[0][0].digest, self.policy.failure.on_error, failure=type(error).__name__)]
+
+    def _within_time(self, images: Sequence[tuple[DecodedImage, Source]]) -> list[Outcome]:
+        if self._workers is None:
+            return self._detect(images)
+        return self._workers.submit(self._detect, images).result(self.policy.failure.timeout_s)
+
+    def _detect(self, images: Sequence[tuple[DecodedImage, Source]]) -> list[Outcome]:
+        views = [view for image, _ in images for view in image.views]
+        maps, timings = self.detector.detect([view.pixels for view in views])
+        stages = (("encode", timings.encode / len(images)), ("score", timings.score / len(images)))
+        remaining = iter(zip(views, maps, strict=True))
+        outcomes = []
+        for image, source in images:
+            own = [next(remaining) for _ in image.views]
+            view, worst = max(own, key=lambda pair: float(pair[1].image_scores.max()))
+            judgement = judge(worst.image_scores.tolist(), self.policy, self._profile, source)
+            outcome = Outcome(
+                worst, _view_name(view), judgement, judgement.action, reasons=judgement.reasons, timings=stages
+            )
+            if judgement.action == "mask":
+                started = time.perf_counter()
+                outcome = self._masked(outcome, image, [score_map for _, score_map in own], source)
+                took = (time.perf_counter() - started) * 1e3
+                outcome = replace(outcome, timings=(*stages, ("mask", took)))
+            outcomes.append(outcome)
+        return outcomes
+
+    def _masked(self, outcome: Outcome, image: DecodedImage, maps: Sequence[ScoreMap], source: Source) -> Outcome:
+        """Cover what is unsafe, score again, cover what is left, and escalate if that does not end."""
+        rules = self.policy.masking
+        thresholds = mask_thresholds(self.policy, self._profile, source)
+        boxes: list[Box] = []
+        for rounds in range(1, _MASK_ROUNDS + 1):
+            for score_map in maps:
+                boxes += [_in_pixels(box, image.size) for box in unsafe_boxes(score_map, thresholds, rules.extent)]
+            covered = coverage(boxes, image.size)
+            again: Judgement | None = None
+            if rules.rescore and covered <= rules.max_coverage:
+                maps, _ = self.detector.detect([self._draw(image, boxes)])
+                again = judge(maps[0].image_scores.tolist(), self.policy, self._profile, source)
+            is_clean = covered <= rules.max_coverage and (again is None or not is_at_least_mask(again.action))
+            if is_clean or covered > rules.max_coverage:
+                break
+        after = AfterMasking(
+            score=again and again.score,
+            p_value=again and again.p_value,
+            coverage=covered,
+            rounds=rounds,
+            is_clean=is_clean,
+        )
+        reasons = outcome.reasons
+        if not is_clean:
+            why = (
+                "the mask would cover too much"
+                if covered > rules.max_coverage
+                else "the masked picture is unsafe still"
+            )
+            reasons = (*reasons, f"{why}, so it becomes {rules.escalate_to}")
+        proposed: Action = "mask" if is_clean else rules.escalate_to
+        return replace(outcome, proposed=proposed, masks=tuple(boxes), after=after, reasons=reasons)
+
+    def _draw(self, image: DecodedImage, boxes: Sequence[Box]) -> Image.Image:
+        rules = self.policy.masking
+        return mask_regions(image.flattened, boxes, fill=rules.fill, colour=rules.colour, feather=rules.feather)
+
+    def _report(
+        self,
+        image: DecodedImage | _Failure,
+        outcome: Outcome | _Failure,
+        source: Source,
+        decode_ms: float,
+        is_cached: bool,
+    ) -> Checked:
+        common = {
+            "digest": image.digest,
+            "source": source,
+            "encoder": self.detector.encoder.name,
+            "policy": self.policy.fingerprint,
+            "profile": self._profile.name if self._profile else None,
+        }
+        is_enforced = self.policy.mode == "enforce"
+        if isinstance(outcome, _Failure) or isinstance(image, _Failure):
+            failed = outcome if isinstance(outcome, _Failure) else image
+            assert isinstance(failed, _Failure)  # noqa: S101  for the type checker
+            what = f"uninspectable ({failed.uninspectable})" if failed.uninspectable else f"failed ({failed.failure})"
+            verdict = Verdict(
+                **common,
+                action=failed.action if is_enforced else "allow",
+                proposed=failed.action,
+                uninspectable=failed.uninspectable,
+                failure=failed.failure,
+                reasons=(f"{what}: the policy says {failed.action}",),
+                timings={"decode": decode_ms},
+            )
+            size = image.size if isinstance(image, DecodedImage) else (_PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE)
+            plain = Image.new("RGB", size, self.policy.masking.colour) if verdict.action == "mask" else None
+            return Checked(verdict, plain)
+        stages = {} if is_cached else dict(outcome.timings)
+        verdict = Verdict(
+            **common,
+            action=outcome.proposed if is_enforced else "allow",
+            proposed=outcome.proposed,
+            score=outcome.judgement.score,
+            p_value=outcome.judgement.p_value,
+            category=outcome.judgement.category,
+            categories=outcome.judgement.categories,
+            regions=_regions(outcome, image.size),
+            masks=outcome.masks,
+            after_masking=outcome.after,
+            reasons=outcome.reasons,
+            view=outcome.view,
+            timings={"decode": decode_ms, **stages},
+            is_cached=is_cached,
+        )
+        return Checked(verdict, self._draw(image, outcome.masks) if verdict.action == "mask" else None)
+
+
+def _view_name(view: View) -> str:
+    return f"frame {view.frame}, {view.backdrop}"
+
+
+def _in_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> Box:
+    width, height = size
+    return box[0] * width, box[1] * height, box[2] * width, box[3] * height
+
+
+def _regions(outcome: Outcome, size: tuple[int, int]) -> tuple[RegionVerdict, ...]:
+    names = list(outcome.judgement.categories)
+    best, index = outcome.worst.scores.max(-1)
+    regions = []
+    for fractions, score, category in zip(outcome.worst.boxes.tolist(), best.tolist(), index.tolist(), strict=True):
+        box = _in_pixels(fractions, size)
+        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
+        is_masked = any(left <= x < right and top <= y < bottom for left, top, right, bottom in outcome.masks)
+        regions.append(RegionVerdict(box=box, score=score, category=names[category], is_masked=is_masked))
+    return tuple(regions)

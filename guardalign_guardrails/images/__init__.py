@@ -1,0 +1,23 @@
+"""Images: bytes → pixels that can be trusted, and drawing on them. Knows nothing of detection, policy or frameworks."""
+
+from __future__ import annotations
+
+from guardalign_guardrails.images.decode import DecodedImage, ImageSource, View, decode
+from guardalign_guardrails.images.limits import ImageLimits
+from guardalign_guardrails.images.mask import Box, Fill, coverage, encode_png, mask_regions
+from guardalign_guardrails.images.overlay import OverlayRegion, draw_overlay
+
+__all__ = [
+    "Box",
+    "DecodedImage",
+    "Fill",
+    "ImageLimits",
+    "ImageSource",
+    "OverlayRegion",
+    "View",
+    "coverage",
+    "decode",
+    "draw_overlay",
+    "encode_png",
+    "mask_regions",
+]

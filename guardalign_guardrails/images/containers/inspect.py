@@ -1,0 +1,69 @@
+"""Which format a file has, by its own first bytes, and the walk through it.
+
+Mime types, file names and Pillow's guesses are never asked: a sender chooses the first two, and the third knows forty
+formats that nobody here wants parsed.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable
+from typing import Final
+
+from guardalign_guardrails.images.containers.bmp import read_bmp
+from guardalign_guardrails.images.containers.common import Container
+from guardalign_guardrails.images.containers.gif import read_gif
+from guardalign_guardrails.images.containers.jpeg import read_jpeg
+from guardalign_guardrails.images.containers.png import read_png
+from guardalign_guardrails.images.containers.tiff import read_tiff
+from guardalign_guardrails.images.containers.webp import read_webp
+from guardalign_guardrails.images.limits import ImageLimits, refusal
+
+_READERS: Final[dict[str, Callable[[bytes, ImageLimits], Container]]] = {
+    "PNG": read_png,
+    "JPEG": read_jpeg,
+    "GIF": read_gif,
+    "WEBP": read_webp,
+    "BMP": read_bmp,
+    "TIFF": read_tiff,
+}
+_MAGIC: Final = (
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"GIF87a", "GIF"),
+    (b"GIF89a", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+)
+
+
+def sniff(data: bytes) -> str | None:
+    """The accepted format that the first bytes announce, or None."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+
+
+def inspect(data: bytes, limits: ImageLimits) -> Container:
+    """Walk a file's structure and keep what makes pixels.
+
+    Args:
+        data: The whole encoded file.
+        limits: What it may cost.
+
+    Returns:
+        Sizes, frame count and orientation as found by us, and bytes that are safe to hand to Pillow.
+
+    Raises:
+        ImageDecodeError: ``unsupported_format``, ``too_many_pixels``, ``too_many_frames``, ``truncated``,
+            ``corrupt`` or ``empty``.
+    """
+    name = sniff(data)
+    if name is None:
+        raise refusal("unsupported_format")
+    try:
+        return _READERS[name](data, limits)
+    except (struct.error, IndexError):
+        # Every reader indexes the file only forwards, so running off its end is all that these can mean.
+        raise refusal("truncated") from None

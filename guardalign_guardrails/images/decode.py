@@ -1,0 +1,311 @@
+"""Bytes, files, PIL images and arrays → pixels that can be trusted, or one error that says why not.
+
+Everything a guard scores and masks comes through here, so this is the place that must not be talked into a huge
+allocation, a hang, a crash, or a picture other than the one a model will be shown. It fetches nothing and knows no
+policy.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import pathlib
+import stat
+import struct
+import sys
+import threading
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from guardalign_guardrails.errors import ImageDecodeError
+from guardalign_guardrails.images.containers import Container, inspect
+from guardalign_guardrails.images.limits import DEFAULT_LIMITS, ImageLimits, check_size, refusal
+from guardalign_guardrails.images.pixels import (
+    Backdrop,
+    fingerprint,
+    from_array,
+    pictures,
+    to_eight_bits,
+    upright,
+)
+
+ImageSource: TypeAlias = bytes | bytearray | memoryview | pathlib.Path | Image.Image | NDArray[Any]
+
+# Views of one frame: plain, over white, over black.
+_VIEWS_PER_FRAME: Final = 3
+# Pixels held at once, as a multiple of max_pixels: Pillow spends four bytes on each, and a decoder's own buffers come
+# on top. The floor lets small custom limits still hold the first and the last frame.
+_HELD_FACTOR: Final = 3
+_HELD_FLOOR: Final = 48_000_000
+# A decoder of animations holds several canvases besides our views.
+_CANVAS_SHARE: Final = 4
+_CANVAS_FLOOR: Final = 10_000_000
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """One picture that a model might be shown.
+
+    Attributes:
+        pixels: The picture, mode RGB.
+        frame: Index of the frame or page it comes from, from 0.
+        backdrop: ``plain`` with alpha dropped, as a processor's ``convert("RGB")`` does; else what lies underneath.
+    """
+
+    pixels: Image.Image = field(repr=False)
+    frame: int = 0
+    backdrop: Backdrop = "plain"
+
+
+@dataclass(frozen=True, eq=False)
+class DecodedImage:
+    """A picture that was decoded within its limits.
+
+    Attributes:
+        views: The distinct pictures a model might be shown, first frame first; exactly one for an opaque 8-bit still.
+        size: Width and height of the first frame in pixels, as displayed (EXIF orientation applied).
+        format: ``PNG``, ``JPEG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``PIL`` or ``ARRAY``.
+        frame_count: Frames or pages in the file, looked at or not.
+        digest: SHA-256 (hex) of the displayed pixels of all frames looked at, alpha included, whatever the format.
+    """
+
+    views: tuple[View, ...] = field(repr=False)
+    size: tuple[int, int]
+    format: str
+    frame_count: int
+    digest: str
+
+    @property
+    def flattened(self) -> Image.Image:
+        """The first frame as an opaque RGB still, over white where it is transparent; do not change it in place."""
+        white = (view.pixels for view in self.views if view.frame == 0 and view.backdrop == "white")
+        return next(white, self.views[0].pixels)
+
+
+def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> DecodedImage:
+    """Decode a picture within limits.
+
+    Args:
+        source: Encoded bytes, a path to a regular file, a PIL image (its current frame; left as it is), or an array of
+            shape HxW, HxWx1, HxWx3 or HxWx4 of uint8, bool, uint16 or floats in [0, 1]. A ``str`` is refused: text
+            from a message is never a local path.
+        limits: What the picture may cost.
+
+    Returns:
+        The distinct pictures that a model might be shown.
+
+    Raises:
+        ImageDecodeError: For every picture that cannot be decoded; ``reason`` says why, the message what to do.
+    """
+    try:
+        # NumPy warns about the odder NaNs.
+        with _quiet(), np.errstate(all="ignore"):
+            return _decode(source, limits)
+    except ImageDecodeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - a decoder can raise anything; all of it means "no picture"
+        failure = _as_refusal(error)
+    # Raised out here so that it drags no decoder error along, whose text may quote the file.
+    raise failure
+
+
+def _decode(source: ImageSource, limits: ImageLimits) -> DecodedImage:
+    if isinstance(source, Image.Image):
+        return _decode_pil(source, limits)
+    if isinstance(source, np.ndarray):
+        views = _Views(limits)
+        views.add(0, *from_array(source, limits))
+        return views.finish("ARRAY", 1)
+    if isinstance(source, pathlib.Path):
+        data = _read_file(source, limits.max_bytes)
+    elif isinstance(source, bytes | bytearray | memoryview):
+        size = source.nbytes if isinstance(source, memoryview) else len(source)
+        _check_bytes(size, limits.max_bytes)
+        data = bytes(source)
+    else:
+        hint = " A str is never read as a path: pass pathlib.Path(...) or bytes." if isinstance(source, str) else ""
+        raise refusal("wrong_type", f"Pass bytes, a pathlib.Path, a PIL image or a numpy array.{hint}")
+    container = inspect(data, limits)
+    # The caller's copy aside, only the cleaned bytes are kept while decoding.
+    del data, source
+    return _decode_container(container, limits)
+
+
+def _decode_container(container: Container, limits: ImageLimits) -> DecodedImage:
+    area = container.size[0] * container.size[1]
+    if container.is_composited and area > max(limits.max_pixels // _CANVAS_SHARE, _CANVAS_FLOOR):
+        raise refusal("too_many_pixels", "The animation's frames are too large; send a still or scale it down.")
+    views = _Views(limits)
+    if container.frame_count == 1:
+        # The decoder and its buffers are gone before the views are made: that halves the peak.
+        views.add(0, *_load_still(container, limits))
+        return views.finish(container.format, 1)
+    with _open(container) as image:
+        for index in _sampled(container.frame_count, area, limits):
+            if index:
+                image.seek(index)
+            views.add(index, *_load(image, container.orientation(index), limits))
+    return views.finish(container.format, container.frame_count)
+
+
+def _open(container: Container) -> Image.Image:
+    return Image.open(io.BytesIO(container.data), formats=[container.format])
+
+
+def _load_still(container: Container, limits: ImageLimits) -> tuple[Image.Image, Image.Image | None]:
+    with _open(container) as image:
+        return _load(image, container.orientation(0), limits)
+
+
+def _load(image: Image.Image, orientation: int, limits: ImageLimits) -> tuple[Image.Image, Image.Image | None]:
+    # A page may be larger than the first one said, and loading may enlarge the canvas.
+    check_size(image.width, image.height, limits)
+    image.load()
+    check_size(image.width, image.height, limits)
+    return to_eight_bits(upright(image, orientation))
+
+
+def _decode_pil(image: Image.Image, limits: ImageLimits) -> DecodedImage:
+    check_size(image.width, image.height, limits)
+    image.load()
+    try:
+        orientation = image.getexif().get(0x0112, 1)
+    except Exception:  # noqa: BLE001 - EXIF that cannot be read says nothing about the pixels
+        orientation = 1
+    views = _Views(limits)
+    views.add(0, *to_eight_bits(upright(image, orientation if isinstance(orientation, int) else 1)))
+    return views.finish("PIL", 1)
+
+
+class _Views:
+    """Collects distinct views, the digest, and the memory they take."""
+
+    def __init__(self, limits: ImageLimits) -> None:
+        self._views: list[View] = []
+        self._seen: set[bytes] = set()
+        self._digest = hashlib.sha256()
+        self._room = max(_HELD_FACTOR * limits.max_pixels, _HELD_FLOOR)
+
+    def add(self, frame: int, image: Image.Image, clipped: Image.Image | None = None) -> None:
+        """Add one frame: RGB or RGBA, and a second rendering of a deep picture if there is one."""
+        needed = image.width * image.height * (_VIEWS_PER_FRAME if image.mode == "RGBA" else 1)
+        if needed > self._room:
+            raise refusal("too_many_pixels", "The frames are too large to hold; send a still or scale it down.")
+        self._digest.update(struct.pack(">I", frame))
+        if image.mode == "RGBA":
+            self._digest.update(fingerprint(image))
+        for backdrop, picture in pictures(image):
+            key = self._keep(frame, backdrop, picture)
+            if image.mode == "RGB":
+                self._digest.update(key)
+        if clipped is not None:
+            self._digest.update(self._keep(frame, "plain", clipped))
+
+    def finish(self, name: str, frame_count: int) -> DecodedImage:
+        return DecodedImage(
+            views=tuple(self._views),
+            size=self._views[0].pixels.size,
+            format=name,
+            frame_count=frame_count,
+            digest=self._digest.hexdigest(),
+        )
+
+    def _keep(self, frame: int, backdrop: Backdrop, picture: Image.Image) -> bytes:
+        key = fingerprint(picture)
+        if key not in self._seen:
+            self._room -= picture.width * picture.height
+            self._seen.add(key)
+            self._views.append(View(picture, frame, backdrop))
+        return key
+
+
+def _sampled(count: int, pixels: int, limits: ImageLimits) -> list[int]:
+    """Frame indices to look at: first, last and evenly between, fewer if the frames are large."""
+    fitting = max(_HELD_FACTOR * limits.max_pixels, _HELD_FLOOR) // (_VIEWS_PER_FRAME * pixels)
+    wanted = min(limits.max_frames, max(fitting, 2), count)
+    if wanted == 1:
+        return [0]
+    return sorted({round(step * (count - 1) / (wanted - 1)) for step in range(wanted)})
+
+
+def _read_file(path: pathlib.Path, max_bytes: int) -> bytes:
+    # Opened before it is looked at, so that it cannot be swapped in between; non-blocking, so that a FIFO cannot hang.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        with os.fdopen(os.open(path, flags), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise refusal("unreadable")
+            _check_bytes(status.st_size, max_bytes)
+            data = file.read(max_bytes + 1)
+    except (OSError, ValueError):
+        raise refusal("unreadable") from None
+    _check_bytes(len(data), max_bytes)
+    return data
+
+
+def _check_bytes(size: int, max_bytes: int) -> None:
+    if size == 0:
+        raise refusal("empty")
+    if size > max_bytes:
+        raise refusal("too_large")
+
+
+def _as_refusal(error: Exception) -> ImageDecodeError:
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        return refusal("too_many_pixels")
+    is_short = isinstance(error, EOFError) or "truncated" in str(error).lower()
+    return refusal("truncated" if is_short else "corrupt")
+
+
+class _Quiet:
+    """Counts the decodes under way, because `warnings.catch_warnings` is not safe across threads.
+
+    The first one in silences Pillow, the last one out restores. Where filters are per context (Python 3.14 on), each
+    decode has its own and no counting is needed.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._depth = 0
+        self._saved: warnings.catch_warnings[None] | None = None
+
+    def enter(self) -> None:
+        with self._lock:
+            self._depth += 1
+            if self._depth == 1:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.filterwarnings("ignore", module=r"PIL\b")
+
+    def leave(self) -> None:
+        with self._lock:
+            self._depth -= 1
+            if self._depth == 0 and self._saved is not None:
+                self._saved.__exit__(None, None, None)
+                self._saved = None
+
+
+_QUIET: Final = _Quiet()
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    if getattr(sys.flags, "context_aware_warnings", False):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module=r"PIL\b")
+            yield
+        return
+    _QUIET.enter()
+    try:
+        yield
+    finally:
+        _QUIET.leave()

@@ -1,0 +1,447 @@
+"""What is unsafe and what to do about it.
+
+A policy is data: categories with their text anchors, thresholds, per-source rules, failure rules. One file drives every
+integration. This module reads, checks, writes and fingerprints policies; it scores nothing and touches no image.
+"""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib import resources
+from pathlib import Path
+from types import MappingProxyType
+from typing import Annotated, Any, Final, Literal, get_args
+
+import yaml
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+
+from guardalign_guardrails.detection.config import RegionConfig, ScoringConfig
+from guardalign_guardrails.errors import PolicyError
+
+Action = Literal["allow", "flag", "prefix", "mask", "route", "block"]
+Source = Literal["user", "history", "tool", "retrieved", "generated"]
+FailureAction = Literal["block", "mask", "allow"]
+
+LADDER: Final[tuple[Action, ...]] = get_args(Action)
+"""Actions from mildest to most severe."""
+
+SOURCES: Final[tuple[Source, ...]] = get_args(Source)
+
+
+def severest(*actions: Action) -> Action:
+    """The most severe of the given actions, ``allow`` if none is given."""
+    return max(actions, key=LADDER.index, default="allow")
+
+
+def _freeze(value: Mapping[str, Any]) -> Mapping[str, Any]:
+    return MappingProxyType(dict(value))
+
+
+class _Frozen(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Thresholds(_Frozen):
+    """From which point each action is taken; None never takes it.
+
+    With ``kind: false_positive_rate`` (default) a number is the share of benign images that may be acted on: the action
+    is taken when the calibrated p-value is at or below it, so a severer action has a smaller number. With
+    ``kind: score`` it is a raw score, taken at or above it, so a severer action has a larger number; no calibration
+    profile is needed then.
+    """
+
+    kind: Literal["false_positive_rate", "score"] = "false_positive_rate"
+    flag: float | None = None
+    prefix: float | None = None
+    mask: float | None = None
+    route: float | None = None
+    block: float | None = None
+
+    @model_validator(mode="after")
+    def _severer_is_rarer(self) -> Thresholds:
+        is_rate = self.kind == "false_positive_rate"
+        previous: tuple[str, float] | None = None
+        for action, value in self.items():
+            if is_rate and not 0 < value < 1:
+                raise ValueError(f"{action} is a false-positive rate and must lie between 0 and 1, got {value}")
+            if previous and (value > previous[1] if is_rate else value < previous[1]):
+                side = "at most" if is_rate else "at least"
+                raise ValueError(f"{action} ({value}) must be {side} {previous[0]} ({previous[1]}): it is severer")
+            previous = (action, value)
+        return self
+
+    def items(self) -> Iterator[tuple[Action, float]]:
+        """The actions that are set, mildest first, with their thresholds."""
+        for action in LADDER[1:]:
+            value = getattr(self, action)
+            if value is not None:
+                yield action, value
+
+    def action_for(self, score: float, p_value: float | None) -> Action:
+        """The severest action whose threshold is met.
+
+        Args:
+            score: Raw score, higher is more unsafe.
+            p_value: Calibrated p-value in (0, 1], or None when no profile was used.
+
+        Raises:
+            ValueError: The thresholds are rates and ``p_value`` is None.
+        """
+        met: list[Action] = []
+        for action, value in self.items():
+            if self.kind == "score":
+                is_met = score >= value
+            elif p_value is None:
+                raise ValueError("false-positive-rate thresholds need a p-value")
+            else:
+                is_met = p_value <= value
+            if is_met:
+                met.append(action)
+        return severest(*met)
+
+
+class Anchors(_Frozen):
+    """Texts that stand for a meaning.
+
+    Attributes:
+        concepts: Noun phrases; each is written into every template of the policy and the embeddings are averaged.
+        descriptions: Whole descriptions, embedded as they are.
+    """
+
+    concepts: tuple[str, ...] = ()
+    descriptions: tuple[str, ...] = ()
+
+    @field_validator("concepts", "descriptions")
+    @classmethod
+    def _texts_are_distinct(cls, texts: tuple[str, ...]) -> tuple[str, ...]:
+        if any(not text.strip() for text in texts):
+            raise ValueError("an anchor text must not be empty")
+        if len(set(texts)) != len(texts):
+            raise ValueError("anchor texts must be distinct")
+        return texts
+
+    @model_validator(mode="after")
+    def _has_an_anchor(self) -> Anchors:
+        if not self.texts:
+            raise ValueError("give at least one concept or description")
+        return self
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Concepts, then descriptions: one name per anchor, in the order of the features."""
+        return self.concepts + self.descriptions
+
+
+class Category(Anchors):
+    """One kind of unsafe content.
+
+    Attributes:
+        title: What people read; None for the category's key.
+        thresholds: Replaces the policy's own for this category; None to keep them.
+    """
+
+    title: str | None = None
+    thresholds: Thresholds | None = None
+
+
+class SourceRule(_Frozen):
+    """What differs for images of one source.
+
+    Attributes:
+        thresholds: Replaces the policy's own for this source; None to keep them.
+        categories: Replaces the thresholds of single categories for this source.
+        at_least: Once any action but ``allow`` is due, it is at least this one.
+        at_most: No action on a finding is severer than this one. Failures (unreadable images, errors) are not softened.
+    """
+
+    thresholds: Thresholds | None = None
+    categories: Annotated[
+        Mapping[str, Thresholds], AfterValidator(_freeze), PlainSerializer(dict, return_type=dict[str, Any])
+    ] = Field(default_factory=dict)
+    at_least: Action = "allow"
+    at_most: Action = "block"
+
+    @model_validator(mode="after")
+    def _range_is_not_empty(self) -> SourceRule:
+        if LADDER.index(self.at_least) > LADDER.index(self.at_most):
+            raise ValueError(f"at_least ({self.at_least}) must not be severer than at_most ({self.at_most})")
+        return self
+
+    def limit(self, action: Action) -> Action:
+        """Bring an action on a finding into this source's range."""
+        if action == "allow":
+            return action
+        return min(severest(action, self.at_least), self.at_most, key=LADDER.index)
+
+
+class FailureRules(_Frozen):
+    """What happens when an image cannot be judged.
+
+    Attributes:
+        uninspectable: The image cannot be opened (broken, unknown format, too large).
+        on_error: Detection failed with an error.
+        on_timeout: Detection took longer than ``timeout_s``.
+        timeout_s: Seconds that detection of one call may take; None for no limit.
+
+    ``block`` lets nothing pass, ``mask`` puts a plain picture in its place, ``allow`` lets it pass unseen.
+    """
+
+    uninspectable: FailureAction = "block"
+    on_error: FailureAction = "block"
+    on_timeout: FailureAction = "block"
+    timeout_s: float | None = Field(default=None, gt=0)
+
+
+class Masking(_Frozen):
+    """How unsafe regions are covered and what follows.
+
+    Attributes:
+        fill: ``solid`` leaves nothing to recover; ``blur`` and ``pixelate`` keep colours for orientation.
+        colour: RGB of the solid fill, 0 to 255.
+        feather: Width of the soft edge outside the boxes, as a share of a box's shorter side.
+        extent: A region is covered when its heat is at least this share of the hottest region's.
+        max_coverage: If more than this share of the picture would be covered, ``escalate_to`` is taken instead.
+        rescore: Score the masked picture again before it passes.
+        escalate_to: Action when the masked picture is still unsafe, or the mask would cover too much.
+    """
+
+    fill: Literal["solid", "blur", "pixelate"] = "solid"
+    colour: tuple[int, int, int] = (0, 0, 0)
+    feather: float = Field(default=0.04, ge=0, le=1)
+    extent: float = Field(default=0.3, gt=0, le=1)
+    max_coverage: float = Field(default=0.9, gt=0, le=1)
+    rescore: bool = True
+    escalate_to: Literal["route", "block"] = "block"
+
+    @field_validator("colour")
+    @classmethod
+    def _colour_is_rgb(cls, colour: tuple[int, int, int]) -> tuple[int, int, int]:
+        if not all(0 <= channel <= 255 for channel in colour):
+            raise ValueError("colour channels lie between 0 and 255")
+        return colour
+
+
+class Policy(_Frozen):
+    """Categories, thresholds and rules; see ``policies/default.yaml`` for a complete, commented example.
+
+    Attributes:
+        name: For reports.
+        version: For reports; the fingerprint, not the version, decides whether two policies are the same.
+        mode: ``enforce`` acts; ``monitor`` finds and reports but lets everything pass.
+        prefix: Safety prefix that the ``prefix`` action gives to the model.
+        templates: Sentences with one ``{}`` into which concepts are written.
+        categories: Unsafe categories by key.
+        benign: Anchors of harmless content.
+        thresholds: For categories and sources that have none of their own.
+        sources: Rules of single sources.
+        failure: Failure rules.
+        masking: Masking rules.
+        regions: How to cut pictures; None for what suits the encoder.
+        scoring: How to score.
+
+    The thresholds that count for a category and source are the first found of: the source's for that category, the
+    category's, the source's, the policy's.
+    """
+
+    name: str = "custom"
+    version: str = "1"
+    mode: Literal["enforce", "monitor"] = "enforce"
+    prefix: str = "As an AI assistant, "
+    templates: tuple[str, ...] = ("{}", "a photo of {}")
+    categories: Annotated[
+        Mapping[str, Category], AfterValidator(_freeze), PlainSerializer(dict, return_type=dict[str, Any])
+    ]
+    benign: Anchors
+    thresholds: Thresholds = Thresholds(flag=0.05, prefix=0.02, mask=0.01)
+    sources: Annotated[
+        Mapping[Source, SourceRule], AfterValidator(_freeze), PlainSerializer(dict, return_type=dict[str, Any])
+    ] = Field(default_factory=dict)
+    failure: FailureRules = FailureRules()
+    masking: Masking = Masking()
+    regions: RegionConfig | None = None
+    scoring: ScoringConfig = ScoringConfig()
+
+    @field_validator("templates")
+    @classmethod
+    def _templates_have_a_slot(cls, templates: tuple[str, ...]) -> tuple[str, ...]:
+        if not templates:
+            raise ValueError("give at least one template, '{}' for none")
+        for template in templates:
+            if template.count("{}") != 1 or "{" in template.replace("{}", ""):
+                raise ValueError("a template needs exactly one {} and no other brace")
+        return templates
+
+    @model_validator(mode="after")
+    def _names_agree(self) -> Policy:
+        if not self.categories:
+            raise ValueError("give at least one category")
+        for source, rule in self.sources.items():
+            for name in rule.categories:
+                if name not in self.categories:
+                    raise ValueError(f"sources.{source}.categories: no category {name!r}{_hint(name, self.categories)}")
+        return self
+
+    def thresholds_for(self, category: str, source: Source) -> Thresholds:
+        """The thresholds that count for one category and source."""
+        rule = self.sources.get(source, SourceRule())
+        return (
+            rule.categories.get(category) or self.categories[category].thresholds or rule.thresholds or self.thresholds
+        )
+
+    @property
+    def needs_profile(self) -> bool:
+        """Whether any threshold is a false-positive rate."""
+        return any(
+            self.thresholds_for(category, source).kind == "false_positive_rate"
+            for category in self.categories
+            for source in SOURCES
+        )
+
+    @property
+    def smallest_rate(self) -> float | None:
+        """The smallest false-positive rate any threshold asks for; None if all thresholds are scores."""
+        rates = [
+            rate
+            for category in self.categories
+            for source in SOURCES
+            if (thresholds := self.thresholds_for(category, source)).kind == "false_positive_rate"
+            for _, rate in thresholds.items()
+        ]
+        return min(rates, default=None)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that can change a verdict (name and version cannot)."""
+        return _digest(self.model_dump(mode="json", exclude={"name", "version"}))
+
+    @property
+    def anchor_fingerprint(self) -> str:
+        """SHA-256 over the anchors and templates alone: what a calibration profile and cached features depend on."""
+        return _digest(
+            {
+                "templates": self.templates,
+                "benign": self.benign.model_dump(mode="json"),
+                "categories": {k: [c.concepts, c.descriptions] for k, c in self.categories.items()},
+            }
+        )
+
+    @classmethod
+    def default(cls) -> Policy:
+        """The policy that ships with the package."""
+        return cls.from_yaml(resources.files("guardalign_guardrails").joinpath("policies/default.yaml").read_text())
+
+    @classmethod
+    def load(cls, path: Path | str) -> Policy:
+        """Read a policy from a ``.yaml``, ``.yml`` or ``.json`` file.
+
+        Raises:
+            PolicyError: The file is missing, no YAML or JSON, or no valid policy.
+        """
+        path = Path(path)
+        try:
+            text = path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise PolicyError(f"Cannot read the policy file {path}: {type(error).__name__}.") from error
+        return cls.from_yaml(text)
+
+    @classmethod
+    def from_yaml(cls, text: str) -> Policy:
+        """Read a policy from YAML or JSON text (JSON is YAML).
+
+        A policy whose ``extends`` is ``default`` starts from the shipped one: what it names is added or replaced,
+        mappings key by key, everything else as a whole.
+
+        Raises:
+            PolicyError: The text is no YAML, or no valid policy; the message names each field at fault.
+        """
+        try:
+            data = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            mark = getattr(error, "problem_mark", None)
+            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
+            problem = getattr(error, "problem", None) or "cannot be parsed"
+            raise PolicyError(f"The policy is not valid YAML{where}: {problem}.") from error
+        if not isinstance(data, dict):
+            raise PolicyError("A policy is a mapping with keys such as 'categories' and 'benign'.")
+        base = data.pop("extends", None)
+        if base not in (None, "default"):
+            raise PolicyError(f"extends: only 'default' can be extended, got {base!r}.")
+        try:
+            if base:
+                data = _merged(cls.default().to_dict(), data)
+            return cls.model_validate(data)
+        except ValidationError as error:
+            raise PolicyError(_explain(error, cls)) from error
+
+    def to_dict(self) -> dict[str, Any]:
+        """The policy as plain data, without what is left at its default of None."""
+        return self.model_dump(mode="json", exclude_none=True)
+
+    def to_yaml(self) -> str:
+        """The policy as YAML that `from_yaml` reads back to an equal policy."""
+        return yaml.safe_dump(self.to_dict(), sort_keys=False, allow_unicode=True, width=110)
+
+    def to_json(self) -> str:
+        """The policy as JSON that `from_yaml` reads back to an equal policy."""
+        return json.dumps(self.to_dict(), indent=2, ensure_ascii=False)
+
+
+def _digest(data: Any) -> str:
+    return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
+    """``change`` laid over ``base``, mappings key by key; neither is altered."""
+    merged = dict(base)
+    for key, value in change.items():
+        old = merged.get(key)
+        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _hint(word: str, known: Mapping[str, Any] | list[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
+    return f", did you mean {near[0]!r}?" if near else ""
+
+
+def _explain(error: ValidationError, model: type[BaseModel]) -> str:
+    """One line for each field at fault, with the nearest known name for a misspelt one."""
+    lines = []
+    for item in error.errors(include_input=False, include_url=False):
+        where = ".".join(str(part) for part in item["loc"]) or "policy"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{where}: unknown key{_hint(str(item['loc'][-1]), _known_keys(model, item['loc'][:-1]))}")
+        elif item["type"] == "missing":
+            lines.append(f"{where}: missing (start from the shipped policy with 'extends: default')")
+        else:
+            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
+    return "The policy is not valid: " + "; ".join(lines)
+
+
+def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
+    """Names that may stand at ``path``, from the JSON schema."""
+    schema = model.model_json_schema()
+    definitions = schema.get("$defs", {})
+    node: dict[str, Any] = schema
+    for part in path:
+        options = [node, *node.get("anyOf", [])]
+        found = next((o for o in options if part in o.get("properties", {}) or "additionalProperties" in o), {})
+        node = found.get("properties", {}).get(part) or found.get("additionalProperties") or {}
+        node = node if isinstance(node, dict) else {}
+        refs = [node.get("$ref"), *(o.get("$ref") for o in [*node.get("anyOf", []), *node.get("allOf", [])])]
+        ref = next((r for r in refs if r), None)
+        if ref:
+            node = definitions[ref.rsplit("/", 1)[-1]]
+    return list(node.get("properties", {}))

@@ -1,0 +1,124 @@
+"""What was found in one image and what was done about it.
+
+A verdict is a record: frozen, JSON-safe, and free of pixels and prompt text, so it may be logged, traced, cached and
+shown. The sanitised picture travels beside it, never inside it.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from guardalign_guardrails.policy import Action, Source
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels of the image as displayed (EXIF orientation applied)."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class CategoryVerdict(_Record):
+    """One category's finding in one image.
+
+    Attributes:
+        score: Image-level score, higher is more unsafe; comparable within one scoring and encoder.
+        p_value: Share of benign reference images that score as high in any category, in (0, 1]; None when no
+            calibration profile was used.
+        action: What the thresholds of this category ask for, before per-source limits.
+    """
+
+    score: float
+    p_value: float | None
+    action: Action
+
+
+class RegionVerdict(_Record):
+    """One region's finding.
+
+    Attributes:
+        box: Pixels of the image as displayed.
+        score: In the units of the image's score.
+        category: The category that fits best.
+        is_masked: Whether a mask covers the region's centre.
+    """
+
+    box: Box
+    score: float
+    category: str
+    is_masked: bool = False
+
+
+class AfterMasking(_Record):
+    """What the masked picture scored.
+
+    Attributes:
+        score: Image-level score of the masked picture.
+        p_value: Its calibrated p-value, or None without a profile.
+        coverage: Share of the picture's area that is covered, in [0, 1].
+        rounds: How often the mask was grown and scored again, at least 1.
+        is_clean: Whether the masked picture no longer calls for masking.
+    """
+
+    score: float | None
+    p_value: float | None
+    coverage: float
+    rounds: int
+    is_clean: bool
+
+
+class Verdict(_Record):
+    """All that is known of one image.
+
+    Attributes:
+        digest: SHA-256 of the decoded pixels; of the raw bytes if they could not be decoded; empty if there are none.
+        source: Where the image came from.
+        action: What was done: the outcome after source rules, masking and escalation; ``allow`` in monitor mode.
+        proposed: What enforcing the policy would have done; equals ``action`` unless the mode is ``monitor``.
+        score: Best category's score; None if the image was not scored.
+        p_value: Best category's p-value; None if not scored or no profile was used.
+        category: Best category; None if not scored.
+        categories: Finding per category, empty if not scored.
+        regions: All regions of the worst view, in reading order.
+        masks: Boxes that were covered, in pixels as displayed.
+        after_masking: What the masked picture scored; None if nothing was masked.
+        uninspectable: Why the image could not be opened, a code of `ImageDecodeError.reason`; None if it could.
+        failure: Why detection failed, an error's class name or ``timeout``; None if it did not.
+        reasons: Short sentences on how the action came about.
+        view: Which of the pictures a viewer may see was the worst: frame number and backdrop.
+        timings: Milliseconds by stage.
+        is_cached: Whether the scores came from the verdict cache.
+        encoder: Encoder name.
+        policy: Policy fingerprint.
+        profile: Calibration profile's name, or None.
+    """
+
+    digest: str
+    source: Source
+    action: Action
+    proposed: Action
+    score: float | None = None
+    p_value: float | None = None
+    category: str | None = None
+    categories: dict[str, CategoryVerdict] = Field(default_factory=dict)
+    regions: tuple[RegionVerdict, ...] = ()
+    masks: tuple[Box, ...] = ()
+    after_masking: AfterMasking | None = None
+    uninspectable: str | None = None
+    failure: str | None = None
+    reasons: tuple[str, ...] = ()
+    view: str | None = None
+    timings: dict[str, float] = Field(default_factory=dict)
+    is_cached: bool = False
+    encoder: str | None = None
+    policy: str | None = None
+    profile: str | None = None
+
+    @property
+    def is_safe(self) -> bool:
+        """Whether the image may pass unchanged (``allow`` or ``flag``)."""
+        return self.action in ("allow", "flag")
+
+    def summary(self) -> dict[str, object]:
+        """The verdict without its regions: small enough for an event or a message's metadata."""
+        return self.model_dump(mode="json", exclude={"regions"}, exclude_none=True)
