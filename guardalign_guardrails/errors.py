@@ -45,10 +45,6 @@ class ImageDecodeError(GuardAlignError):
         self.reason = reason
 
 
-class DetectionTimeout(GuardAlignError):
-    """Scoring took longer than the policy allows."""
-
-
 class UnsafeContentError(GuardAlignError):
     """The policy blocked an image and the caller asked for an exception.
 

@@ -130,6 +130,7 @@ class Guard:
         )
         self._given_profile = Profile.load(profile) if isinstance(profile, Path) else profile
         self._profile: Profile | None = None
+        self._policy_fingerprint = self.policy.fingerprint
         self._identity = ""
         self._preparing = threading.Lock()
         self._workers = ThreadPoolExecutor(thread_name_prefix="guardalign") if self.policy.failure.timeout_s else None
@@ -156,7 +157,7 @@ class Guard:
             key = self.detector.profile_key
             self._profile = self._fitting_profile()
             _ = self.detector.bank
-            parts = (self.policy.fingerprint, key.digest, str(self._profile and self._profile.scores))
+            parts = (self._policy_fingerprint, key.digest, str(self._profile and self._profile.scores))
             self._identity = hashlib.sha256("|".join(parts).encode()).hexdigest()
 
     def check(self, image: ImageSource, source: Source = "user") -> Checked:
@@ -226,7 +227,7 @@ class Guard:
         new: dict[tuple[str, ...], tuple[DecodedImage, Source]] = {}
         keys = []
         for (image, _), source in zip(decoded, sources, strict=True):
-            key = (image.digest, source, self._identity)
+            key: tuple[str, ...] = (image.digest, source, self._identity)
             keys.append(key)
             if isinstance(image, _Failure) or key in known or key in new:
                 continue
@@ -240,10 +241,16 @@ class Guard:
             known[key] = outcome
             if isinstance(outcome, Outcome):
                 self.cache.put(key, outcome)
-        return [
-            self._report(image, image if isinstance(image, _Failure) else known[key], source, took, key in cached)
-            for (image, took), source, key in zip(decoded, sources, keys, strict=True)
-        ]
+        results = []
+        for (image, took), source, key in zip(decoded, sources, keys, strict=True):
+            blank = self._blank(image.digest, source, took)
+            if isinstance(image, _Failure):
+                results.append(self._report_failure(blank, image, (_PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE)))
+            elif isinstance(outcome := known[key], _Failure):
+                results.append(self._report_failure(blank, outcome, image.size))
+            else:
+                results.append(self._report(blank, image, outcome, key in cached))
+        return results
 
     def _fitting_profile(self) -> Profile | None:
         key = self.detector.profile_key
@@ -329,7 +336,7 @@ class Guard:
         rules = self.policy.masking
         thresholds = mask_thresholds(self.policy, self._profile, source)
         boxes: list[Box] = []
-        for rounds in range(1, _MASK_ROUNDS + 1):
+        for rounds in range(1, _MASK_ROUNDS + 1):  # noqa: B007  counted for the report
             for score_map in maps:
                 boxes += [_in_pixels(box, image.size) for box in unsafe_boxes(score_map, thresholds, rules.extent)]
             covered = coverage(boxes, image.size)
@@ -341,8 +348,8 @@ class Guard:
             if is_clean or covered > rules.max_coverage:
                 break
         after = AfterMasking(
-            score=again and again.score,
-            p_value=again and again.p_value,
+            score=again.score if again else None,
+            p_value=again.p_value if again else None,
             coverage=covered,
             rounds=rounds,
             is_clean=is_clean,
@@ -362,56 +369,54 @@ class Guard:
         rules = self.policy.masking
         return mask_regions(image.flattened, boxes, fill=rules.fill, colour=rules.colour, feather=rules.feather)
 
-    def _report(
-        self,
-        image: DecodedImage | _Failure,
-        outcome: Outcome | _Failure,
-        source: Source,
-        decode_ms: float,
-        is_cached: bool,
-    ) -> Checked:
-        common = {
-            "digest": image.digest,
-            "source": source,
-            "encoder": self.detector.encoder.name,
-            "policy": self.policy.fingerprint,
-            "profile": self._profile.name if self._profile else None,
-        }
-        is_enforced = self.policy.mode == "enforce"
-        if isinstance(outcome, _Failure) or isinstance(image, _Failure):
-            failed = outcome if isinstance(outcome, _Failure) else image
-            assert isinstance(failed, _Failure)  # noqa: S101  for the type checker
-            what = f"uninspectable ({failed.uninspectable})" if failed.uninspectable else f"failed ({failed.failure})"
-            verdict = Verdict(
-                **common,
-                action=failed.action if is_enforced else "allow",
-                proposed=failed.action,
-                uninspectable=failed.uninspectable,
-                failure=failed.failure,
-                reasons=(f"{what}: the policy says {failed.action}",),
-                timings={"decode": decode_ms},
-            )
-            size = image.size if isinstance(image, DecodedImage) else (_PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE)
-            plain = Image.new("RGB", size, self.policy.masking.colour) if verdict.action == "mask" else None
-            return Checked(verdict, plain)
-        stages = {} if is_cached else dict(outcome.timings)
-        verdict = Verdict(
-            **common,
-            action=outcome.proposed if is_enforced else "allow",
-            proposed=outcome.proposed,
-            score=outcome.judgement.score,
-            p_value=outcome.judgement.p_value,
-            category=outcome.judgement.category,
-            categories=outcome.judgement.categories,
-            regions=_regions(outcome, image.size),
-            masks=outcome.masks,
-            after_masking=outcome.after,
-            reasons=outcome.reasons,
-            view=outcome.view,
-            timings={"decode": decode_ms, **stages},
-            is_cached=is_cached,
+    def _blank(self, digest: str, source: Source, decode_ms: float) -> Verdict:
+        return Verdict(
+            digest=digest,
+            source=source,
+            action="allow",
+            proposed="allow",
+            encoder=self.detector.encoder.name,
+            policy=self._policy_fingerprint,
+            profile=self._profile.name if self._profile else None,
+            timings={"decode": decode_ms},
+        )
+
+    def _report(self, blank: Verdict, image: DecodedImage, outcome: Outcome, is_cached: bool) -> Checked:
+        verdict = blank.model_copy(
+            update={
+                "action": self._enforced(outcome.proposed),
+                "proposed": outcome.proposed,
+                "score": outcome.judgement.score,
+                "p_value": outcome.judgement.p_value,
+                "category": outcome.judgement.category,
+                "categories": outcome.judgement.categories,
+                "regions": _regions(outcome, image.size),
+                "masks": outcome.masks,
+                "after_masking": outcome.after,
+                "reasons": outcome.reasons,
+                "view": outcome.view,
+                "timings": {**blank.timings, **({} if is_cached else dict(outcome.timings))},
+                "is_cached": is_cached,
+            }
         )
         return Checked(verdict, self._draw(image, outcome.masks) if verdict.action == "mask" else None)
+
+    def _report_failure(self, blank: Verdict, failure: _Failure, size: tuple[int, int]) -> Checked:
+        what = f"uninspectable ({failure.uninspectable})" if failure.uninspectable else f"failed ({failure.failure})"
+        verdict = blank.model_copy(
+            update={
+                "action": self._enforced(failure.action),
+                "proposed": failure.action,
+                "uninspectable": failure.uninspectable,
+                "failure": failure.failure,
+                "reasons": (f"{what}: the policy says {failure.action}",),
+            }
+        )
+        plain = Image.new("RGB", size, self.policy.masking.colour) if verdict.action == "mask" else None
+        return Checked(verdict, plain)
+
+    def _enforced(self, proposed: Action) -> Action:
+        return proposed if self.policy.mode == "enforce" else "allow"
 
 
 def _view_name(view: View) -> str:

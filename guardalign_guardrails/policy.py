@@ -437,7 +437,9 @@ def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str
     node: dict[str, Any] = schema
     for part in path:
         options = [node, *node.get("anyOf", [])]
-        found = next((o for o in options if part in o.get("properties", {}) or "additionalProperties" in o), {})
+        found: dict[str, Any] = next(
+            (o for o in options if part in o.get("properties", {}) or "additionalProperties" in o), {}
+        )
         node = found.get("properties", {}).get(part) or found.get("additionalProperties") or {}
         node = node if isinstance(node, dict) else {}
         refs = [node.get("$ref"), *(o.get("$ref") for o in [*node.get("anyOf", []), *node.get("allOf", [])])]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import bisect
 import hashlib
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
@@ -73,7 +74,7 @@ class Profile(BaseModel):
     @field_validator("scores")
     @classmethod
     def _scores_ascend(cls, scores: tuple[float, ...]) -> tuple[float, ...]:
-        if any(not (a <= b) for a, b in zip(scores, scores[1:], strict=False)):
+        if any(not (a <= b) for a, b in itertools.pairwise(scores)):
             raise ValueError("scores must be finite and ascending")
         return scores
 

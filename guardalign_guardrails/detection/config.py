@@ -63,7 +63,7 @@ class ScoringConfig(BaseModel):
 
     method: Scoring = "joint"
     epsilon: float | None = Field(default=None, gt=0)
-    relaxation: float = Field(default=0.05, gt=0)
+    relaxation: float = Field(default=0.02, gt=0)
     max_iterations: int = Field(default=100, ge=1)
     tolerance: float = Field(default=1e-3, gt=0)
     paper_tau: float = 0.42

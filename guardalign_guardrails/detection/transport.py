@@ -99,7 +99,7 @@ def sinkhorn(
     """Entropic transport plans by Sinkhorn iteration in the log domain, for a whole batch at once.
 
     Minimises <T, C> + epsilon * KL(T | a b^T) with row sums equal to ``row_mass``. Column sums equal ``column_mass``
-    when ``relaxation`` is None; otherwise they are only drawn to it by relaxation * KL(T^T 1 | b) (unbalanced transport,
+    when ``relaxation`` is None, else they are only drawn to it by relaxation * KL(T^T 1 | b) (unbalanced transport,
     Chizat et al. 2018). The last half-step fixes the rows, so row sums are exact to rounding whatever the stop.
 
     Args:

@@ -1,0 +1,247 @@
+"""How well and at what cost each scoring finds weapons: the table of the README, in one run.
+
+    python benchmarks/detection.py --data DIR [--write-profiles guardalign_guardrails/profiles]
+
+DIR holds ``images.jsonl`` (rows with ``path``, ``group``, ``label``) and the images. Benign images are split by a hash
+of their path: two thirds calibrate, one third is measured. Weapons are pasted, whole, on the busiest third of the
+measured photos at 25, 10 and 5 % of the area, and compared with the same photos unpasted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from guardalign_guardrails.detection.calibration import Profile, make_profile, profile_file_name
+from guardalign_guardrails.detection.config import RegionConfig, ScoringConfig
+from guardalign_guardrails.detection.detector import Detector
+from guardalign_guardrails.detection.encoders import load_encoder
+from guardalign_guardrails.detection.regions import cut
+from guardalign_guardrails.detection.scoring import ScoreMap, score
+from guardalign_guardrails.guard import Guard
+from guardalign_guardrails.images import decode
+from guardalign_guardrails.policy import Policy
+
+FRACTIONS = (0.25, 0.10, 0.05)
+PASTES_PER_PHOTO = 2
+BATCH = 8
+
+SETTINGS: tuple[tuple[str, ScoringConfig, RegionConfig | None], ...] = (
+    ("global-cosine", ScoringConfig(method="global-cosine"), None),
+    ("best-region-cosine", ScoringConfig(method="best-region-cosine"), None),
+    ("paper", ScoringConfig(method="paper"), None),
+    ("conditional", ScoringConfig(method="conditional"), None),
+    ("joint", ScoringConfig(), None),
+    ("joint, grid 1+2+4", ScoringConfig(), RegionConfig(method="grid", scales=(1, 2, 4))),
+    ("joint, dense 448", ScoringConfig(), RegionConfig(method="dense", scales=(448,), windows=(1, 3, 5, 7))),
+    ("joint, dense 896", ScoringConfig(), RegionConfig(method="dense", scales=(896,), windows=(1, 3, 5, 7))),
+    ("joint, dense 448+896, cells only", ScoringConfig(), RegionConfig(method="dense", scales=(448, 896))),
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture to score: benign, a whole weapon, or a paste with the box of the pasted weapon."""
+
+    picture: Image.Image
+    kind: str
+    background: str = ""
+    box: tuple[float, float, float, float] | None = None
+
+
+@dataclass
+class Result:
+    """What one setting gave."""
+
+    scores: dict[str, list[float]] = field(default_factory=dict)
+    hits: dict[str, list[bool]] = field(default_factory=dict)
+    encode_ms: list[float] = field(default_factory=list)
+    score_ms: list[float] = field(default_factory=list)
+    calibration: list[float] = field(default_factory=list)
+
+
+def main() -> None:
+    arguments = _arguments()
+    encoder = load_encoder(arguments.encoder)
+    policy = Policy.load(arguments.policy) if arguments.policy else Policy.default()
+    calibration, samples = load_samples(arguments.data)
+    print(f"{len(calibration)} benign images calibrate; {len(samples)} pictures are measured, {encoder.name} encoder.")
+    profiles = {}
+    print(f"\n{_HEADER}")
+    for name, scoring, regions in SETTINGS:
+        if arguments.only and name not in arguments.only:
+            continue
+        detector = Detector(policy.model_copy(update={"scoring": scoring, "regions": regions}), encoder)
+        result = measure(detector, calibration, samples)
+        print(row(name, result), flush=True)
+        profile = make_profile(
+            result.calibration,
+            detector.profile_key,
+            name=f"{encoder.name}-{policy.name}-{scoring.method}",
+            encoder_name=encoder.name,
+            note="Scores of benign photos and documents; the images are research-only and not shipped.",
+        )
+        profiles[name] = profile
+        if regions is None and arguments.write_profiles:
+            profile.save(arguments.write_profiles / profile_file_name(profile.key))
+        print_false_positives(profile, result)
+    if "joint" in profiles:
+        print_masks(Guard(policy, encoder, profile=profiles["joint"]), samples)
+
+
+def load_samples(data: Path) -> tuple[list[Image.Image], list[Sample]]:
+    """Calibration pictures, and the samples that are measured."""
+    rows = [json.loads(line) for line in (data / "images.jsonl").read_text(encoding="utf-8").splitlines()]
+    benign = {row["path"] for row in rows if row["group"] in ("photos", "documents")}
+    pictures = {path: decode(data / path).flattened for path in sorted(benign)}
+    held_out = [path for path in pictures if int(hashlib.sha256(path.encode()).hexdigest(), 16) % 3 == 0]
+    samples = [Sample(pictures[path], "benign", path) for path in held_out]
+    weapons = [decode(data / row["path"]).flattened for row in rows if row["group"] == "weapons"]
+    samples += [Sample(weapon, "whole") for weapon in weapons]
+    photos = sorted((p for p in held_out if "photos" in p), key=lambda path: -busyness(pictures[path]))
+    rng = random.Random(0)
+    busy = photos[: len(photos) // 2]
+    for index, path in enumerate(busy):
+        for turn in range(PASTES_PER_PHOTO):
+            weapon = weapons[(index * PASTES_PER_PHOTO + turn) % len(weapons)]
+            for fraction in FRACTIONS:
+                picture, box = paste(pictures[path], weapon, fraction, rng)
+                samples.append(Sample(picture, f"{fraction:.0%}", path, box))
+    return [pictures[path] for path in pictures if path not in set(held_out)], samples
+
+
+def busyness(picture: Image.Image) -> float:
+    """Mean absolute difference of neighbouring grey values at 256 pixels."""
+    grey = np.asarray(picture.convert("L").resize((256, 256)), dtype=np.float32)
+    return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
+
+
+def paste(
+    background: Image.Image, item: Image.Image, fraction: float, rng: random.Random
+) -> tuple[Image.Image, tuple[float, float, float, float]]:
+    """``item`` on ``background`` at a random place, its aspect kept, over ``fraction`` of the area."""
+    width, height = background.size
+    scale = (fraction * width * height / (item.width * item.height)) ** 0.5
+    size = min(width, round(item.width * scale)), min(height, round(item.height * scale))
+    left, top = rng.randint(0, width - size[0]), rng.randint(0, height - size[1])
+    picture = background.copy()
+    picture.paste(item.resize(size, Image.Resampling.BICUBIC), (left, top))
+    return picture, (left, top, left + size[0], top + size[1])
+
+
+def measure(detector: Detector, calibration: Sequence[Image.Image], samples: Sequence[Sample]) -> Result:
+    """Score everything under one setting."""
+    result = Result()
+    detector.detect([samples[0].picture])
+    for first in range(0, len(calibration), BATCH):
+        maps, _ = detector.detect(calibration[first : first + BATCH])
+        result.calibration += [float(score_map.image_scores.max()) for score_map in maps]
+    for sample in samples:
+        started = time.perf_counter()
+        (regions,) = cut(detector.encoder, [sample.picture], detector.regions)
+        encoded = time.perf_counter()
+        score_map = score(regions, detector.bank, detector.policy.scoring, detector.encoder.logit_scale)
+        result.score_ms.append((time.perf_counter() - encoded) * 1e3)
+        result.encode_ms.append((encoded - started) * 1e3)
+        result.scores.setdefault(sample.kind, []).append(float(score_map.image_scores.max()))
+        if sample.box:
+            result.hits.setdefault(sample.kind, []).append(is_hit(score_map, sample))
+        if sample.kind == "benign":
+            result.scores.setdefault(sample.background, []).append(result.scores["benign"][-1])
+    backgrounds = {sample.background for sample in samples if sample.box}
+    result.scores["clean"] = [result.scores[path][0] for path in sorted(backgrounds)]
+    return result
+
+
+def is_hit(score_map: ScoreMap, sample: Sample) -> bool:
+    """Whether the centre of the highest-scoring region lies inside the pasted weapon."""
+    assert sample.box
+    best = int(score_map.scores.amax(-1).argmax())
+    left, top, right, bottom = score_map.boxes[best].tolist()
+    x, y = (left + right) / 2 * sample.picture.width, (top + bottom) / 2 * sample.picture.height
+    return sample.box[0] <= x < sample.box[2] and sample.box[1] <= y < sample.box[3]
+
+
+def auroc(unsafe: Sequence[float], benign: Sequence[float]) -> float:
+    """Probability that an unsafe picture scores above a benign one, ties counting half."""
+    high, low = np.asarray(unsafe)[:, None], np.asarray(benign)[None, :]
+    return float(((high > low) + 0.5 * (high == low)).mean())
+
+
+_HEADER = (
+    "| setting | whole | 25 % | 10 % | 5 % | centre inside 25 / 10 / 5 % | encode ms | score ms |\n"
+    "|---|---|---|---|---|---|---|---|"
+)
+
+
+def row(name: str, result: Result) -> str:
+    """One line of the table."""
+    kinds = [f"{fraction:.0%}" for fraction in FRACTIONS]
+    areas = [auroc(result.scores["whole"], result.scores["benign"])]
+    areas += [auroc(result.scores[kind], result.scores["clean"]) for kind in kinds]
+    hits = " / ".join(f"{np.mean(result.hits[kind]):.0%}" for kind in kinds)
+    cells = [name, *(f"{area:.3f}" for area in areas), hits]
+    return f"| {' | '.join(cells)} | {np.median(result.encode_ms):.0f} | {np.median(result.score_ms):.1f} |"
+
+
+def print_false_positives(profile: Profile, result: Result) -> None:
+    """Measured false-positive rates on the benign pictures that did not calibrate, and recall."""
+    parts = []
+    for rate in (0.05, 0.02, 0.01):
+        benign = [profile.p_value(score) <= rate for score in result.scores["benign"]]
+        recall = " / ".join(
+            f"{np.mean([profile.p_value(score) <= rate for score in result.scores[kind]]):.0%}"
+            for kind in ("whole", *(f"{fraction:.0%}" for fraction in FRACTIONS))
+        )
+        parts.append(f"at {rate:.0%}: {sum(benign)} of {len(benign)} benign, recall {recall}")
+    print("    " + "; ".join(parts))
+
+
+def print_masks(guard: Guard, samples: Sequence[Sample]) -> None:
+    """What the guard's masks cover, and what becomes of every picture."""
+    covered, wrong, actions = [], [], {}
+    for sample in samples:
+        verdict = guard.check(sample.picture).verdict
+        counts = actions.setdefault(sample.kind, {})
+        counts[verdict.action] = counts.get(verdict.action, 0) + 1
+        if sample.kind == f"{FRACTIONS[0]:.0%}" and sample.box:
+            inside, outside = mask_shares(sample, verdict.masks)
+            covered.append(inside)
+            wrong.append(outside)
+    print(f"\nMasks at {FRACTIONS[0]:.0%}: {np.mean(covered):.0%} of the weapon covered, {np.mean(wrong):.0%} of the rest.")
+    for kind, counts in actions.items():
+        print(f"    {kind}: " + ", ".join(f"{action} {count}" for action, count in sorted(counts.items())))
+
+
+def mask_shares(sample: Sample, masks: Sequence[tuple[float, float, float, float]]) -> tuple[float, float]:
+    """Share of the pasted weapon under the masks, and of everything else."""
+    assert sample.box
+    mask = np.zeros((sample.picture.height, sample.picture.width), dtype=bool)
+    weapon = np.zeros_like(mask)
+    for target, boxes in ((mask, masks), (weapon, [sample.box])):
+        for left, top, right, bottom in boxes:
+            target[int(top) : int(np.ceil(bottom)), int(left) : int(np.ceil(right))] = True
+    return float(mask[weapon].mean()), float(mask[~weapon].mean())
+
+
+def _arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", type=Path, required=True, help="folder with images.jsonl")
+    parser.add_argument("--encoder", default="offline")
+    parser.add_argument("--policy", type=Path)
+    parser.add_argument("--only", nargs="*", help="settings to run, by name")
+    parser.add_argument("--write-profiles", type=Path, help="folder to write the default settings' profiles to")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()
