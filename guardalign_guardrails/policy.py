@@ -361,7 +361,7 @@ class Policy(_Frozen):
         """Read a policy from YAML or JSON text (JSON is YAML).
 
         A policy whose ``extends`` is ``default`` starts from the shipped one: what it names is added or replaced,
-        mappings key by key, everything else as a whole.
+        mappings key by key; lists and ``thresholds``, whose entries make sense only together, as a whole.
 
         Raises:
             PolicyError: The text is no YAML, or no valid policy; the message names each field at fault.
@@ -403,11 +403,12 @@ def _digest(data: Any) -> str:
 
 
 def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """``change`` laid over ``base``, mappings key by key; neither is altered."""
+    """``change`` laid over ``base``, mappings but ``thresholds`` key by key; neither is altered."""
     merged = dict(base)
     for key, value in change.items():
         old = merged.get(key)
-        merged[key] = _merged(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+        is_open = key != "thresholds" and isinstance(old, dict) and isinstance(value, dict)
+        merged[key] = _merged(old, value) if is_open else value
     return merged
 
 

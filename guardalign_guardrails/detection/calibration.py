@@ -89,11 +89,13 @@ class Profile(BaseModel):
         return (1 + at_least) / (len(self.scores) + 1)
 
     def threshold(self, rate: float) -> float:
-        """The score above which the p-value is at most ``rate``; infinity if the profile cannot resolve the rate."""
+        """The score from which the p-value is at most ``rate``; infinity if the profile cannot resolve the rate."""
         allowed = int(rate * (len(self.scores) + 1) + 1e-9) - 1
         if allowed < 0:
             return float("inf")
-        return self.scores[len(self.scores) - 1 - allowed] if allowed < len(self.scores) else float("-inf")
+        if allowed >= len(self.scores):
+            return float("-inf")
+        return round(self.scores[len(self.scores) - 1 - allowed] + 10**-_DIGITS, _DIGITS)
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON; parent folders are made."""

@@ -56,7 +56,6 @@ class ScoringConfig(BaseModel):
         max_iterations: Sinkhorn iterations at most.
         tolerance: Marginal error at which Sinkhorn stops.
         paper_tau: Threshold on the raw cost of "paper" (GuardAlign section 4.1).
-        top_regions: "joint" and "conditional": the picture's score is the mean over so many best regions of a level.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -67,4 +66,3 @@ class ScoringConfig(BaseModel):
     max_iterations: int = Field(default=100, ge=1)
     tolerance: float = Field(default=1e-3, gt=0)
     paper_tau: float = 0.42
-    top_regions: int = Field(default=5, ge=1)

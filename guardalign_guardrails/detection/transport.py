@@ -143,7 +143,8 @@ def sinkhorn(
         f = -torch.logsumexp(rows_log_b + g.unsqueeze(-2), dim=-1)
         if change < tolerance:
             break
-    return torch.exp(columns_log_a + f.unsqueeze(-1) + (g + log_b).unsqueeze(-2))
+    # As a softmax, so that rows are exact even where the potentials are too large for float32.
+    return log_a.exp().unsqueeze(-1) * torch.softmax(rows_log_b + g.unsqueeze(-2), dim=-1)
 
 
 def _column_error(g: Tensor, updated: Tensor, pull: Tensor, log_b: Tensor, relaxation: float | None) -> float:

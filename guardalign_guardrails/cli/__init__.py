@@ -1,0 +1,7 @@
+"""The ``guardalign`` command. Nothing here imports torch until a picture has to be looked at."""
+
+from __future__ import annotations
+
+from guardalign_guardrails.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,110 @@
+"""The flags that scan, explain and calibrate share, and what they make: a policy, an encoder, a guard.
+
+Torch and the encoders are imported when they are asked for, so that help and policy commands stay quick.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+
+import typer
+
+from guardalign_guardrails.cli.console import CommandError
+from guardalign_guardrails.detection.config import Scoring
+from guardalign_guardrails.errors import GuardAlignError
+from guardalign_guardrails.policy import Policy, Source
+
+if TYPE_CHECKING:
+    from guardalign_guardrails.detection.encoders import Encoder
+    from guardalign_guardrails.guard import Guard
+
+# The registry's own FORMS cannot be imported without torch; a test keeps the two alike.
+ENCODER_FORMS: Final = (
+    "offline | open_clip:MODEL/TAG | open_clip:MODEL/PATH_TO_WEIGHTS | transformers:REPO_OR_FOLDER | FOLDER"
+)
+
+EncoderOption: TypeAlias = Annotated[str, typer.Option("--encoder", metavar="NAME", help=ENCODER_FORMS)]
+PolicyOption: TypeAlias = Annotated[
+    Path | None, typer.Option("--policy", metavar="FILE", help="Policy file; the shipped policy if not given.")
+]
+ProfileOption: TypeAlias = Annotated[
+    Path | None,
+    typer.Option("--profile", metavar="FILE", help="Calibration profile; looked up by encoder and policy otherwise."),
+]
+ScoringOption: TypeAlias = Annotated[
+    Scoring | None, typer.Option("--scoring", help="How to score, in place of the policy's own.")
+]
+SourceOption: TypeAlias = Annotated[
+    Source, typer.Option("--source", help="Where the images come from; policies have rules for sources.")
+]
+DeviceOption: TypeAlias = Annotated[
+    str | None,
+    typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; the encoder's choice if not given."),
+]
+
+
+def chosen_policy(file: Path | None, scoring: Scoring | None) -> Policy:
+    """The policy of a file, or the shipped one, with the scoring replaced if one was given."""
+    policy = Policy.load(file) if file else Policy.default()
+    if scoring is None:
+        return policy
+    return policy.model_copy(update={"scoring": policy.scoring.model_copy(update={"method": scoring})})
+
+
+def chosen_encoder(name: str, device: str | None) -> Encoder:
+    """The encoder of a name.
+
+    Raises:
+        CommandError: The device cannot be used.
+        EncoderUnavailable: The name has none of the known forms.
+    """
+    # Read when the library is imported; its bars are drawn whether standard error is a terminal or not.
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    from guardalign_guardrails.detection.encoders import load_encoder
+
+    if device is not None:
+        _try(device)
+    return load_encoder(name, device=device)
+
+
+def chosen_guard(
+    encoder: str, policy: Path | None, profile: Path | None, scoring: Scoring | None, device: str | None
+) -> Guard:
+    """A guard that is ready to check, so that whatever is missing is said before the first image."""
+    chosen = chosen_policy(policy, scoring)
+    ready = chosen_encoder(encoder, device)
+    from guardalign_guardrails.guard import Guard
+
+    guard = Guard(chosen, ready, profile=profile)
+    guard.prepare()
+    _look_once(ready)
+    return guard
+
+
+def _look_once(encoder: Encoder) -> None:
+    """Load the picture side of an encoder, which `Guard.prepare` leaves out when anchors are cached."""
+    from PIL import Image
+
+    from guardalign_guardrails.detection.encoders import Crop
+
+    try:
+        encoder.encode_crops([Crop(Image.new("RGB", (32, 32)), (0.0, 0.0, 32.0, 32.0))])
+    except GuardAlignError:
+        raise
+    except Exception as error:
+        raise CommandError(
+            f"The encoder '{encoder.name}' fails on this machine ({type(error).__name__}); try --device cpu or another "
+            "--encoder."
+        ) from error
+
+
+def _try(device: str) -> None:
+    """Use a device once: encoders cache anchors, so a missing one would only show in the middle of a scan."""
+    import torch
+
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise CommandError(f"--device {device}: it cannot be used here; try --device cpu.") from error

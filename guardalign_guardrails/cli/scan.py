@@ -1,0 +1,166 @@
+"""``guardalign scan``: many pictures, a row each, as they are done.
+
+Memory holds one chunk of pictures, however many there are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from guardalign_guardrails.cli.console import printable, progress, report
+from guardalign_guardrails.cli.files import Found, OutputFolder, find
+from guardalign_guardrails.cli.options import (
+    DeviceOption,
+    EncoderOption,
+    PolicyOption,
+    ProfileOption,
+    ScoringOption,
+    SourceOption,
+    chosen_guard,
+)
+from guardalign_guardrails.cli.rows import row, rows_only
+from guardalign_guardrails.errors import ImageDecodeError
+from guardalign_guardrails.policy import Source
+from guardalign_guardrails.verdict import Verdict
+
+if TYPE_CHECKING:
+    from guardalign_guardrails.guard import Checked, Guard
+
+Show = Callable[[str, Verdict], None]
+
+ACTED: Final = 1
+_AT_ONCE: Final = 8
+_COLOURS: Final = {
+    "allow": "green",
+    "flag": "yellow",
+    "prefix": "yellow",
+    "mask": "red",
+    "route": "red",
+    "block": "red",
+}
+
+
+def scan(
+    paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Image files and folders.")],
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="DIR", help="Write heat maps and masked images below this folder.")
+    ] = None,
+    encoder: EncoderOption = "offline",
+    policy: PolicyOption = None,
+    profile: ProfileOption = None,
+    scoring: ScoringOption = None,
+    source: SourceOption = "user",
+    device: DeviceOption = None,
+) -> None:
+    """Check images and folders of images. Exits with 1 if any image gets another action than allow."""
+    with rows_only() if as_json else contextlib.nullcontext() as write:
+        found = find(paths, leave_out=out)
+        output = OutputFolder(out, [item.path for item in found]) if out else None
+        guard = chosen_guard(encoder, policy, profile, scoring, device)
+        actions: Counter[str] = Counter()
+        unread = 0
+        with (
+            _lines() if write is None else contextlib.nullcontext(_json(write)) as show,
+            progress("scanning", len(found)) as advance,
+        ):
+            for item, checked in _checked(guard, found, source, advance):
+                actions[checked.verdict.action] += 1
+                unread += checked.verdict.score is None
+                if output:
+                    _save(guard, output, item, checked, source)
+                show(item.path, checked.verdict)
+    if not as_json:
+        counts = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))
+        report(
+            f"{len(found)} images" + (f": {counts}" if counts else "") + (f"; {unread} not scored" if unread else "")
+        )
+    if set(actions) - {"allow"}:
+        raise typer.Exit(ACTED)
+
+
+def _checked(
+    guard: Guard, found: Sequence[Found], source: Source, advance: Callable[[int], None]
+) -> Iterator[tuple[Found, Checked]]:
+    # A time limit holds for a whole call, so a slow picture would take its neighbours with it.
+    size = 1 if guard.policy.failure.timeout_s else _AT_ONCE
+    remaining = iter(found)
+    while chunk := list(islice(remaining, size)):
+        results = guard.check_batch([Path(item.path) for item in chunk], source)
+        for item, checked in zip(chunk, results, strict=True):
+            yield item, checked
+            advance(1)
+
+
+def _save(guard: Guard, output: OutputFolder, item: Found, checked: Checked, source: Source) -> None:
+    """The heat map of a picture that was scored, and the picture that takes its place if there is one."""
+    from guardalign_guardrails.explain import heat_map, heat_scale, judged_view
+    from guardalign_guardrails.images import decode
+
+    verdict = checked.verdict
+    if checked.image is not None:
+        output.save(checked.image, item.place, "masked")
+    if verdict.score is None:
+        return
+    try:
+        # The guard keeps no pixels, so they are read again.
+        picture = judged_view(decode(Path(item.path), guard.limits), verdict)
+    except ImageDecodeError:
+        report(f"{item.path}: changed or gone since it was scored; no heat map.")
+        return
+    output.save(heat_map(picture, verdict, heat_scale(guard.policy, guard.profile, source)), item.place, "heat")
+
+
+def _json(write: Callable[[dict[str, object]], None]) -> Show:
+    return lambda path, verdict: write(row(path, verdict))
+
+
+@contextlib.contextmanager
+def _lines() -> Iterator[Show]:
+    """A table once all is done on a terminal; elsewhere tab-separated lines as they come."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        yield _print_line
+        return
+    table = Table("action", "score", "p-value", "category", "image", box=None, pad_edge=False)
+
+    def add(path: str, verdict: Verdict) -> None:
+        action, *others, name = _cells(path, verdict)
+        table.add_row(Text(action, style=_COLOURS[verdict.action]), *map(Text, others), Text(name, overflow="fold"))
+
+    try:
+        yield add
+    finally:
+        # Also what was done before an interruption.
+        if table.row_count:
+            console.print(table)
+
+
+def _print_line(path: str, verdict: Verdict) -> None:
+    sys.stdout.write("\t".join(_cells(path, verdict)) + "\n")
+    sys.stdout.flush()
+
+
+def _cells(path: str, verdict: Verdict) -> list[str]:
+    action: str = verdict.action
+    if verdict.proposed != verdict.action:
+        action += f" (monitoring; else {verdict.proposed})"
+    if verdict.uninspectable or verdict.failure:
+        why = f"cannot be opened: {verdict.uninspectable}" if verdict.uninspectable else f"failed: {verdict.failure}"
+    else:
+        why = verdict.category or "-"
+    score = "-" if verdict.score is None else f"{verdict.score:.3f}"
+    p_value = "-" if verdict.p_value is None else f"{verdict.p_value:.3g}"
+    return [action, score, p_value, why, printable(path)]

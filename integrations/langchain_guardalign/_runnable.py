@@ -1,0 +1,224 @@
+"""The guard as a LangChain runnable: model input in, sanitised model input out, to be put in front of any chat model.
+
+Its own run records no image: tracers get the messages with every image replaced by a few words. What an enclosing chain
+or the model itself records is theirs to decide.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, cast
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import AnyMessage
+from langchain_core.prompt_values import ChatPromptValueConcrete, StringPromptValue
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
+from langchain_core.runnables.base import RunnableLike
+from pydantic import ConfigDict, Field, PrivateAttr, model_validator
+from typing_extensions import Self
+
+from guardalign_guardrails import Guard, Policy, UnsafeContentError
+from langchain_guardalign._events import aannounce, announce
+from langchain_guardalign._guards import guard_for
+from langchain_guardalign._screening import GuardReport, ascreen, offender, screen, unpack, without_images
+
+
+class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
+    """Checks every image of a model input and passes the input on without what the policy forbids.
+
+    Takes what a chat model takes (a string, a list of message-likes, a prompt value) and returns the same type; the
+    very same object if nothing has to change. By the action of each image:
+
+    - ``allow``: nothing changes.
+    - ``flag``: only the verdict is put on record.
+    - ``prefix``: the policy's prefix goes to the head of the first system message (a new one if there is none), once.
+    - ``mask``: the masked picture, as PNG, takes the original's place in the same block.
+    - ``block``, ``route``: a short notice takes the image's place, or `UnsafeContentError` is raised, by ``on_block``.
+      To send such inputs elsewhere see `route`.
+
+    Verdicts are found in ``message.response_metadata["guardalign"]`` of messages with a finding (chat models do not
+    send it to a provider), in the custom event ``guardalign.verdict`` of every input with an image, and in what
+    `inspect` returns. None of them holds pixels.
+
+    ``batch`` checks the images of all its inputs together. Not serialisable by ``dumps``: a guard is made from a policy
+    file.
+
+    Attributes:
+        policy: What is unsafe and what to do; None for the policy that ships with the package.
+        encoder: Encoder name.
+        profile: Calibration profile; None for the one that fits among the user's and the shipped ones.
+        cache_dir: Folder for anchor features; None for the user's cache folder.
+        guard: A ready guard instead of the four above.
+        on_block: ``refuse`` puts a notice in the image's place, ``raise`` raises `UnsafeContentError`.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    policy: Policy | None = None
+    encoder: str = "offline"
+    profile: Path | None = None
+    cache_dir: Path | None = None
+    guard: Guard | None = Field(default=None, exclude=True, repr=False)
+    on_block: Literal["refuse", "raise"] = "refuse"
+
+    _made: Guard | None = PrivateAttr(default=None)
+
+    @model_validator(mode="after")
+    def _is_told_once(self) -> Self:
+        if self.guard is not None and (self.policy, self.encoder, self.profile, self.cache_dir) != (
+            None,
+            "offline",
+            None,
+            None,
+        ):
+            raise ValueError("a guard has its own policy, encoder, profile and cache folder: give either it or them")
+        return self
+
+    @classmethod
+    def from_guard(cls, guard: Guard, *, on_block: Literal["refuse", "raise"] = "refuse") -> Self:
+        """A runnable around a ready guard."""
+        return cls(guard=guard, on_block=on_block)
+
+    @property
+    def active_guard(self) -> Guard:
+        """The guard in use. Made on first access; runnables with equal settings share one."""
+        if self.guard is not None:
+            return self.guard
+        if self._made is None:
+            policy = self.policy or Policy.default()
+            self._made = guard_for(policy.to_json(), self.encoder, self.profile, self.cache_dir)
+        return self._made
+
+    @property
+    def InputType(self) -> TypeAlias:  # noqa: N802  LangChain's name
+        """What chat models take, with concrete message classes for a better schema."""
+        return str | StringPromptValue | ChatPromptValueConcrete | list[AnyMessage]
+
+    @property
+    def OutputType(self) -> TypeAlias:  # noqa: N802  LangChain's name
+        """The same as what comes in."""
+        return self.InputType
+
+    def inspect(self, input: LanguageModelInput) -> GuardReport:  # noqa: A002  LangChain's name
+        """Check one input and report; never raises for what it finds, whatever ``on_block`` says."""
+        return unpack(screen(self.active_guard, [input])[0])
+
+    async def ainspect(self, input: LanguageModelInput) -> GuardReport:  # noqa: A002  LangChain's name
+        """`inspect` without blocking the event loop."""
+        return unpack((await ascreen(self.active_guard, [input]))[0])
+
+    def route(
+        self, safe: RunnableLike[LanguageModelInput, Any], unsafe: RunnableLike[LanguageModelInput, Any]
+    ) -> Runnable[LanguageModelInput, Any]:
+        """Choose between two runnables, checking once.
+
+        Args:
+            safe: Gets the sanitised input if the severest action is milder than ``route``.
+            unsafe: Gets it otherwise. The images that led here are not in it, only notices in their place.
+
+        Returns:
+            A runnable from model input to what the chosen one returns; its streams are passed on as they come.
+        """
+        from langchain_guardalign._route import GuardedRoute
+
+        return GuardedRoute.of(self, safe, unsafe)
+
+    def invoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002  LangChain's name
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> LanguageModelInput:
+        """Sanitise one input; further keyword arguments, meant for a model, are ignored.
+
+        Raises:
+            UnsafeContentError: An image was blocked and ``on_block`` is ``raise``.
+        """
+        results: list[LanguageModelInput] = []
+
+        def run(_: Any, run_manager: Any, config: RunnableConfig) -> Any:
+            report = self.inspect(input)
+            announce(report, config)
+            results.append(_raised(self._result(report)))
+            return without_images(report.output)
+
+        self._call_with_config(run, without_images(input), config)
+        return results[0]
+
+    async def ainvoke(
+        self,
+        input: LanguageModelInput,  # noqa: A002  LangChain's name
+        config: RunnableConfig | None = None,
+        **kwargs: Any,
+    ) -> LanguageModelInput:
+        """`invoke` without blocking the event loop."""
+        results: list[LanguageModelInput] = []
+
+        async def run(_: Any, run_manager: Any, config: RunnableConfig) -> Any:
+            report = await self.ainspect(input)
+            await aannounce(report, config)
+            results.append(_raised(self._result(report)))
+            return without_images(report.output)
+
+        await self._acall_with_config(run, without_images(input), config)
+        return results[0]
+
+    def batch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[LanguageModelInput]:
+        """Sanitise several inputs; the images of all of them are checked in one batch."""
+        results: list[LanguageModelInput | Exception] = []
+
+        def run(_: Any, run_manager: Any, config: list[RunnableConfig]) -> list[Any]:
+            reports = screen(self.active_guard, inputs)
+            for report, own in zip(reports, config, strict=True):
+                announce(report, own)
+            results.extend(map(self._result, reports))
+            return [_traced(result) for result in results]
+
+        traced = [without_images(value) for value in inputs]
+        ended = self._batch_with_config(run, traced, config, return_exceptions=return_exceptions)
+        return cast("list[LanguageModelInput]", results or ended)
+
+    async def abatch(
+        self,
+        inputs: list[LanguageModelInput],
+        config: RunnableConfig | list[RunnableConfig] | None = None,
+        *,
+        return_exceptions: bool = False,
+        **kwargs: Any,
+    ) -> list[LanguageModelInput]:
+        """`batch` without blocking the event loop."""
+        results: list[LanguageModelInput | Exception] = []
+
+        async def run(_: Any, run_manager: Any, config: list[RunnableConfig]) -> list[Any]:
+            reports = await ascreen(self.active_guard, inputs)
+            for report, own in zip(reports, config, strict=True):
+                await aannounce(report, own)
+            results.extend(map(self._result, reports))
+            return [_traced(result) for result in results]
+
+        traced = [without_images(value) for value in inputs]
+        ended = await self._abatch_with_config(run, traced, config, return_exceptions=return_exceptions)
+        return cast("list[LanguageModelInput]", results or ended)
+
+    def _result(self, report: GuardReport | Exception) -> LanguageModelInput | Exception:
+        if isinstance(report, Exception):
+            return report
+        verdict = offender(report) if self.on_block == "raise" else None
+        return report.output if verdict is None else UnsafeContentError(verdict)
+
+
+def _raised(result: LanguageModelInput | Exception) -> LanguageModelInput:
+    if isinstance(result, Exception):
+        raise result
+    return result
+
+
+def _traced(result: LanguageModelInput | Exception) -> Any:
+    return result if isinstance(result, Exception) else without_images(result)

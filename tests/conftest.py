@@ -1,0 +1,25 @@
+"""What tests of several rooms share: the offline encoder, which takes seconds to load, once per run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from guardalign_guardrails import Guard, Policy
+
+SCORE_POLICY = "extends: default\nthresholds: {kind: score, flag: 0.35, prefix: null, mask: 0.65}\n"
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder for feature caches, so that no test reads or writes the user's."""
+    return tmp_path_factory.mktemp("guardalign-cache")
+
+
+@pytest.fixture(scope="session")
+def offline_guard(cache_dir: Path) -> Guard:
+    """A guard with the real offline encoder and raw-score thresholds, which need no calibration profile."""
+    from guardalign_guardrails.detection.encoders.offline import OfflineEncoder
+
+    return Guard(Policy.from_yaml(SCORE_POLICY), OfflineEncoder(cache_dir=cache_dir), cache_dir=cache_dir)

@@ -1,0 +1,62 @@
+"""Growing mask boxes from hot regions."""
+
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from guardalign_guardrails.detection.extent import unsafe_boxes
+from guardalign_guardrails.detection.regions import _layout
+from guardalign_guardrails.detection.scoring import ScoreMap
+
+
+def score_map(heat: torch.Tensor) -> ScoreMap:
+    rows, columns = heat.shape
+    return ScoreMap(_layout(((rows, columns, 1),)).cells, heat.reshape(-1, 1), (rows, columns))
+
+
+def test_a_picture_below_the_threshold_has_no_boxes():
+    assert unsafe_boxes(score_map(torch.rand(6, 6)), [2.0], 0.3) == []
+
+
+def test_a_box_spans_the_hot_patch_around_its_peak_and_not_the_warm_rest():
+    heat = torch.full((8, 8), 0.01)
+    heat[2:5, 3:7] = 0.6
+    heat[3, 4] = 0.9
+    heat[7, 0] = 0.2
+    assert unsafe_boxes(score_map(heat), [0.8], 0.5) == [(3 / 8, 2 / 8, 7 / 8, 5 / 8)]
+
+
+def test_two_hot_patches_get_a_box_each():
+    heat = torch.zeros(8, 8)
+    heat[0:2, 0:2] = 0.9
+    heat[5:8, 5:8] = 0.7
+    assert sorted(unsafe_boxes(score_map(heat), [0.5], 0.5)) == [(0, 0, 0.25, 0.25), (0.625, 0.625, 1, 1)]
+
+
+def test_every_category_is_covered_from_its_own_threshold():
+    heat = torch.zeros(4, 4, 2)
+    heat[0, 0, 0] = 0.9
+    heat[3, 3, 1] = 0.4
+    both = ScoreMap(_layout(((4, 4, 1),)).cells, heat.reshape(-1, 2), (4, 4))
+    assert len(unsafe_boxes(both, [0.5, 0.3], 0.5)) == 2
+    assert len(unsafe_boxes(both, [0.5, float("inf")], 0.5)) == 1
+
+
+def test_regions_that_do_not_tile_the_picture_are_covered_as_they_are():
+    boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 1.0, 1.0]])
+    loose = ScoreMap(boxes, torch.tensor([[0.9], [0.1]]), None)
+    assert unsafe_boxes(loose, [0.5], 0.3) == [(0.0, 0.0, 0.5, 0.5)]
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1), st.floats(0, 1), st.integers(0, 999))
+def test_every_region_above_the_threshold_lies_in_a_box_within_the_picture(rows, columns, extent, threshold, seed):
+    heat = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
+    found = score_map(heat)
+    boxes = unsafe_boxes(found, [threshold], extent)
+    assert all(0 <= l < r <= 1 and 0 <= t < b <= 1 for l, t, r, b in boxes)  # noqa: E741
+    for (left, top, right, bottom), value in zip(found.boxes.tolist(), heat.flatten().tolist(), strict=True):
+        x, y = (left + right) / 2, (top + bottom) / 2
+        assert value < threshold or any(l <= x < r and t <= y < b for l, t, r, b in boxes)  # noqa: E741

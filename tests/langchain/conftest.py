@@ -1,0 +1,22 @@
+"""Fixtures for tests of the LangChain integration."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from colour_encoder import colour_guard
+from langchain_guardalign import ImageGuard
+
+
+@pytest.fixture
+def guard(cache_dir) -> ImageGuard:
+    return ImageGuard.from_guard(colour_guard(cache_dir))
+
+
+@pytest.fixture(params=["sync", "async"])
+def call(request):
+    """Calls a runnable's method, or its async twin."""
+    if request.param == "sync":
+        return lambda runnable, method, *args, **kwargs: getattr(runnable, method)(*args, **kwargs)
+    return lambda runnable, method, *args, **kwargs: asyncio.run(getattr(runnable, f"a{method}")(*args, **kwargs))

@@ -1,0 +1,248 @@
+"""What a guard in front of a model lets through, and in what shape."""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import pytest
+from chat_images import (
+    MASKED,
+    RecordingModel,
+    ask,
+    blocks,
+    calls,
+    data_url,
+    openai,
+    picture_of,
+    text,
+    v1,
+)
+from colour_encoder import colour_guard, painted
+from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
+from langchain_core.prompt_values import ChatPromptValue, ImagePromptValue, StringPromptValue
+from langchain_guardalign import GuardReport, ImageGuard
+from langchain_guardalign._screening import NOTICE
+
+from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
+
+
+class TestWhatComesBack:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "plain words",
+            "",
+            [],
+            [HumanMessage("hello"), AIMessage("hi")],
+            [("system", "be brief"), ("human", "hello")],
+            [{"role": "user", "content": "hello"}],
+            ("hello", "there"),
+            StringPromptValue(text="hello"),
+            ChatPromptValue(messages=[HumanMessage("hello")]),
+            ask(painted()),
+            tuple(ask(painted("white"))),
+            ChatPromptValue(messages=ask(painted())),
+        ],
+    )
+    def test_an_input_without_findings_comes_back_as_the_very_same_object(self, guard, call, value):
+        assert call(guard, "invoke", value) is value
+
+    def test_a_list_comes_back_as_a_list_with_only_the_changed_message_new(self, guard, call):
+        messages = [SystemMessage("be brief"), *ask(painted()), AIMessage("white"), *ask(painted("red"))]
+        out = call(guard, "invoke", messages)
+        assert type(out) is list
+        assert [new is old for new, old in zip(out, messages, strict=True)] == [True, True, True, False]
+
+    def test_a_tuple_comes_back_as_a_tuple_and_message_likes_stay_as_they_were_written(self, guard):
+        value = (("human", "hello"), {"role": "user", "content": [v1(painted("red"))]})
+        out = guard.invoke(value)
+        assert type(out) is tuple
+        assert out[0] is value[0]
+        assert isinstance(out[1], HumanMessage)
+
+    def test_a_prompt_value_comes_back_as_a_prompt_value(self, guard, call):
+        value = ChatPromptValue(messages=ask(painted("red")))
+        out = call(guard, "invoke", value)
+        assert type(out) is ChatPromptValue
+        assert out.messages[0].content[1] != value.messages[0].content[1]
+
+    def test_an_image_prompt_value_is_not_taken_for_an_empty_one(self, guard):
+        out = guard.invoke(ImagePromptValue(image_url={"url": data_url(painted("red"))}))
+        assert blocks(out.to_messages()) == [text(NOTICE)]
+
+    def test_the_input_is_never_changed(self, guard, call):
+        messages = ask(*(painted(colour) for colour in ("red", "blue", "green", "magenta", "yellow")))
+        before = copy.deepcopy(messages)
+        call(guard, "invoke", messages)
+        assert messages == before
+
+    @pytest.mark.parametrize("value", [None, 5, {"image": "x"}, b"bytes", HumanMessage("alone")])
+    def test_anything_else_is_a_type_error(self, guard, call, value):
+        with pytest.raises(TypeError, match=type(value).__name__):
+            call(guard, "invoke", value)
+
+    def test_an_unreadable_message_is_an_error_that_quotes_nothing(self, guard):
+        with pytest.raises(ValueError, match="chat messages") as caught:
+            guard.invoke([{"rolle": "user", "content": "SECRET"}])
+        assert "SECRET" not in str(caught.value)
+        assert caught.value.__context__ is None
+
+
+class TestActions:
+    def test_an_unsafe_region_is_masked_to_the_pixel_in_its_own_dialect(self, guard, call):
+        first, second = v1(painted("red"), id="a"), openai(painted("red"), cache_control={"type": "ephemeral"})
+        out = call(guard, "invoke", [HumanMessage([text("look"), first, second], id="m", name="n")])
+        message = out[0]
+        assert (message.id, message.name, message.content[0]) == ("m", "n", text("look"))
+        assert message.content[1].keys() == first.keys()
+        assert message.content[2]["image_url"]["detail"] == "low"
+        assert message.content[2]["cache_control"] == {"type": "ephemeral"}
+        for block in message.content[1:]:
+            assert picture_of(block).tobytes() == MASKED.tobytes()
+
+    @pytest.mark.parametrize("colour", ["blue", "yellow"])
+    def test_a_blocked_or_unrouted_image_is_not_in_what_the_model_receives(self, guard, colour):
+        model = RecordingModel.make()
+        (guard | model).invoke(ask(painted(colour), painted()))
+        assert blocks(model.received[0]) == [text("What is this?"), text(NOTICE), v1(painted())]
+
+    def test_a_flagged_image_passes_and_is_put_on_record(self, guard):
+        messages = ask(painted("magenta"))
+        (out,) = guard.invoke(messages)
+        assert out.content is messages[0].content
+        assert out.response_metadata["guardalign"][0]["action"] == "flag"
+
+    def test_the_prefix_goes_into_a_new_system_message_or_to_the_head_of_the_first(self, guard):
+        assert guard.invoke(ask(painted("green")))[0] == SystemMessage("Be careful.")
+        out = guard.invoke([SystemMessage("Be brief."), *ask(painted("green"))])
+        assert [m.content for m in out[:-1]] == ["Be careful.\n\nBe brief."]
+        out = guard.invoke([SystemMessage([text("Be brief.")]), *ask(painted("green"))])
+        assert out[0].content == [text("Be careful."), text("Be brief.")]
+
+    @pytest.mark.parametrize("system", [[], [SystemMessage("Be brief.")], [SystemMessage([text("Be brief.")])]])
+    @pytest.mark.parametrize("colour", ["green", "red", "blue", "magenta"])
+    def test_guarding_the_output_again_changes_nothing(self, guard, call, system, colour):
+        once = call(guard, "invoke", [*system, *ask(painted(colour))])
+        assert call(guard, "invoke", once) is once
+
+    def test_the_prefix_is_not_repeated_over_the_turns_of_a_chat(self, guard):
+        turn = guard.invoke(ask(painted("green")))
+        turn = guard.invoke([*turn, AIMessage("green"), *ask(painted("green", shade=9))])
+        assert [m.content for m in turn if isinstance(m, SystemMessage)] == ["Be careful."]
+
+    def test_images_of_tools_models_and_earlier_turns_are_checked_by_their_source(self, cache_dir):
+        never = {"thresholds": {"kind": "score"}, "at_most": "flag"}
+        guard = ImageGuard.from_guard(colour_guard(cache_dir, sources={"history": never}))
+        image = [v1(painted("blue"))]
+        messages = [HumanMessage(image), AIMessage(image), ToolMessage(image, tool_call_id="t"), HumanMessage(image)]
+        report = guard.inspect(messages)
+        assert [v.source for v in report.verdicts] == ["history", "generated", "tool", "user"]
+        assert [v.action for v in report.verdicts] == ["flag", "block", "block", "block"]
+        assert blocks(report.output) == [*image, text(NOTICE), text(NOTICE), text(NOTICE)]
+
+    def test_a_nested_image_is_replaced_where_it_is(self, guard):
+        result = {"type": "tool_result", "tool_use_id": "t", "content": [text("shot"), v1(painted("blue"))]}
+        (out,) = guard.invoke([HumanMessage([result])])
+        assert out.content == [{**result, "content": [text("shot"), text(NOTICE)]}]
+
+    def test_monitor_mode_changes_no_content_and_records_what_would_have_been_done(self, cache_dir):
+        guard = ImageGuard.from_guard(colour_guard(cache_dir, mode="monitor"))
+        url = {"type": "image", "url": "https://example.org/a.png"}
+        messages = [HumanMessage([*map(v1, map(painted, ("blue", "red", "green"))), url])]
+        (out,) = guard.invoke(messages)
+        assert out.content is messages[0].content
+        record = out.response_metadata["guardalign"]
+        assert [(r["action"], r["proposed"]) for r in record] == [
+            ("allow", proposed) for proposed in ("block", "mask", "prefix", "block")
+        ]
+
+
+class TestRaising:
+    @pytest.mark.parametrize("colour", ["blue", "yellow"])
+    def test_a_block_can_be_an_error_that_carries_the_verdict(self, cache_dir, call, colour):
+        guard = ImageGuard(guard=colour_guard(cache_dir), on_block="raise")
+        with pytest.raises(UnsafeContentError) as caught:
+            call(guard, "invoke", ask(painted(colour)))
+        assert caught.value.verdict.category == f"{colour}_things"
+
+    def test_only_blocked_inputs_of_a_batch_are_errors(self, cache_dir, call):
+        guard = ImageGuard(guard=colour_guard(cache_dir), on_block="raise")
+        inputs = [ask(painted()), ask(painted("blue")), 5, "words"]
+        out = call(guard, "batch", inputs, return_exceptions=True)
+        assert out[0] is inputs[0]
+        assert [type(item) for item in out[1:]] == [UnsafeContentError, TypeError, str]
+        with pytest.raises(UnsafeContentError):
+            call(guard, "batch", inputs[:2])
+
+    def test_inspect_reports_and_never_raises(self, cache_dir, call):
+        guard = ImageGuard(guard=colour_guard(cache_dir), on_block="raise")
+        report = call(guard, "inspect", ask(painted("magenta"), painted("blue"), painted()))
+        assert isinstance(report, GuardReport)
+        assert report.action == "block"
+        assert [v.action for v in report.verdicts] == ["flag", "block", "allow"]
+
+    def test_a_guard_that_cannot_work_is_an_error_for_every_input(self, cache_dir, call):
+        guard = ImageGuard(encoder="transformers:/nowhere", cache_dir=cache_dir)
+        with pytest.raises(EncoderUnavailable):
+            call(guard, "invoke", ask(painted()))
+        out = call(guard, "batch", [ask(painted()), "words"], return_exceptions=True)
+        assert [type(item) for item in out] == [EncoderUnavailable] * 2
+
+    def test_words_alone_need_no_encoder(self, cache_dir):
+        assert ImageGuard(encoder="transformers:/nowhere", cache_dir=cache_dir).invoke("words") == "words"
+
+
+class TestFailures:
+    URL: ClassVar = {"type": "image_url", "image_url": {"url": "https://example.org/a.png", "detail": "low"}}
+
+    def test_a_picture_behind_a_url_is_blocked_unless_the_policy_says_otherwise(self, guard, call):
+        (out,) = call(guard, "invoke", [HumanMessage([text("look"), self.URL])])
+        assert out.content == [text("look"), text(NOTICE)]
+        assert out.response_metadata["guardalign"][0]["uninspectable"] == "remote_reference"
+
+    def test_it_passes_if_the_policy_allows_it(self, cache_dir):
+        guard = ImageGuard.from_guard(colour_guard(cache_dir, failure={"uninspectable": "allow"}))
+        messages = [HumanMessage([self.URL])]
+        assert guard.invoke(messages) is messages
+
+    def test_a_plain_picture_takes_its_place_if_the_policy_masks_it(self, cache_dir):
+        guard = ImageGuard.from_guard(colour_guard(cache_dir, failure={"uninspectable": "mask"}))
+        (out,) = guard.invoke([HumanMessage([self.URL, {"type": "input_image", "file_id": "f"}])])
+        assert out.content[0]["image_url"]["detail"] == "low"
+        assert picture_of(out.content[0]).getextrema() == ((0, 0),) * 3
+        assert out.content[1] == text(NOTICE)
+
+    def test_bytes_that_are_no_picture_are_blocked(self, guard):
+        (out,) = guard.invoke([HumanMessage([{"type": "image", "base64": "AAAA"}])])
+        assert out.content == [text(NOTICE)]
+
+    def test_an_encoder_that_fails_blocks(self, guard, call):
+        guard.active_guard.detector.encoder.failure = RuntimeError("out of memory")
+        report = call(guard, "inspect", ask(painted()))
+        guard.active_guard.detector.encoder.failure = None
+        assert (report.action, report.verdicts[0].failure) in [("block", "RuntimeError")]
+
+
+class TestBatching:
+    def test_all_images_of_all_inputs_of_a_batch_are_one_encoder_call(self, guard, call):
+        guard.active_guard.prepare()
+        inputs = [ask(painted(), painted(shade=1)), "words", ask(painted(shade=2)), ask(painted(shade=3))]
+        out = call(guard, "batch", inputs)
+        assert all(new is old for new, old in zip(out, inputs, strict=True))
+        assert len(calls(guard)) == 1
+
+    def test_so_are_they_inside_a_chain(self, guard, call):
+        model = RecordingModel.make()
+        call(guard | model, "batch", [ask(painted(shade=shade)) for shade in range(3)])
+        assert len(calls(guard)) == 1
+        assert len(model.received) == 3
+
+    def test_a_picture_of_an_earlier_turn_costs_no_encoder_call(self, guard):
+        turn = ask(painted())
+        guard.invoke(turn)
+        guard.invoke([*turn, AIMessage("white")])
+        assert len(calls(guard)) == 1
+
+    def test_an_empty_batch_is_empty(self, guard, call):
+        assert call(guard, "batch", []) == []

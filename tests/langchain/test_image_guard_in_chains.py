@@ -1,0 +1,147 @@
+"""A guard as a step of a chain: streaming, configuration, and what it leaves on record."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+from chat_images import (
+    MASKED,
+    Listener,
+    ask,
+    b64,
+    picture_of,
+    stream,
+    text,
+    v1,
+)
+from colour_encoder import CELL, SIDE, colour_guard, painted
+from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.load import dumps
+from langchain_core.messages import AIMessage
+from langchain_core.runnables import ConfigurableField, RunnableParallel, RunnablePassthrough
+from langchain_guardalign import ImageGuard
+from langchain_guardalign._screening import NOTICE
+from PIL import Image
+from pydantic import ValidationError
+
+from guardalign_guardrails import Guard, Policy, UnsafeContentError
+
+
+class TestInChains:
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_model_behind_a_guard_streams_its_tokens(self, guard, is_async):
+        model = GenericFakeChatModel(messages=iter([AIMessage("one two three")]))
+        chunks = [chunk.content for chunk in stream(guard | model, ask(painted("red")), is_async)]
+        assert [chunk for chunk in chunks if chunk] == ["one", " ", "two", " ", "three"]
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_guard_streams_its_one_result(self, guard, is_async):
+        messages = ask(painted())
+        assert stream(guard, messages, is_async) == [messages]
+
+    def test_it_works_in_a_parallel_step_and_with_config(self, guard, call):
+        listener = Listener()
+        named = guard.with_config(run_name="gate", tags=["safety"], callbacks=[listener])
+        chain = RunnableParallel(clean=named, raw=RunnablePassthrough())
+        messages = ask(painted("red"))
+        out = call(chain, "invoke", messages)
+        assert out["raw"] is messages
+        assert picture_of(out["clean"][0].content[1]).tobytes() == MASKED.tobytes()
+        assert len(listener.events) == 1
+
+    def test_keyword_arguments_meant_for_a_model_do_no_harm(self, guard):
+        assert guard.invoke("words", stop=["x"]) == "words"
+
+    def test_configurable_fields_do_not_load_an_encoder_again(self, cache_dir):
+        guard = ImageGuard(cache_dir=cache_dir)
+        other = ImageGuard(cache_dir=cache_dir, on_block="raise")
+        assert guard.active_guard is other.active_guard
+        assert guard.active_guard is not ImageGuard(cache_dir=cache_dir / "b").active_guard
+
+    def test_what_happens_on_a_block_can_be_chosen_per_call(self, cache_dir):
+        guard = ImageGuard.from_guard(colour_guard(cache_dir)).configurable_fields(
+            on_block=ConfigurableField(id="on_block")
+        )
+        assert guard.invoke(ask(painted("blue")))[0].content[1] == text(NOTICE)
+        with pytest.raises(UnsafeContentError):
+            guard.invoke(ask(painted("blue")), {"configurable": {"on_block": "raise"}})
+
+    def test_its_schemas_can_be_had(self, guard):
+        assert guard.get_input_jsonschema()
+        assert guard.get_output_jsonschema()
+        assert guard.get_name() == "ImageGuard"
+
+
+class TestWhatIsOnRecord:
+    def test_every_input_with_an_image_has_one_event(self, guard, call):
+        listener = Listener()
+        call(guard, "invoke", ask(painted("red"), painted()), {"callbacks": [listener]})
+        call(guard, "invoke", "words", {"callbacks": [listener]})
+        ((name, data),) = listener.events
+        assert name == "guardalign.verdict"
+        assert data["action"] == "mask"
+        assert [v["action"] for v in data["verdicts"]] == ["mask", "allow"]
+
+    def test_a_batch_tells_each_run_its_own(self, guard, call):
+        listeners = [Listener(), Listener()]
+        call(guard, "batch", [ask(painted("red")), ask(painted("blue"))], [{"callbacks": [each]} for each in listeners])
+        assert [each.events[0][1]["action"] for each in listeners] == ["mask", "block"]
+
+    def test_events_reach_astream_events(self, guard):
+        async def collect() -> list[Any]:
+            events = guard.astream_events(ask(painted("red")), version="v2")
+            return [event async for event in events if event["event"] == "on_custom_event"]
+
+        (event,) = asyncio.run(collect())
+        assert event["name"] == "guardalign.verdict"
+
+    def test_a_message_keeps_its_other_metadata(self, guard):
+        message = AIMessage([v1(painted("red"))], response_metadata={"model_name": "m"})
+        (out,) = guard.invoke([message])
+        assert out.response_metadata["model_name"] == "m"
+        assert out.response_metadata["guardalign"][0]["masks"] == [[0.0, 0.0, CELL, CELL]]
+        assert message.response_metadata == {"model_name": "m"}
+
+    @pytest.mark.parametrize("on_block", ["refuse", "raise"])
+    def test_no_pixel_reaches_a_log_an_event_an_exception_a_repr_or_the_guards_own_trace(
+        self, cache_dir, call, caplog, on_block
+    ):
+        caplog.set_level(logging.DEBUG)
+        guard = ImageGuard(guard=colour_guard(cache_dir), on_block=on_block)
+        listener, raised = Listener(), ""
+        messages = ask(painted("red"), painted("blue"), painted("green"))
+        messages[0].content.append({"type": "image_url", "image_url": {"url": "https://example.org/CANARY"}})
+        report = guard.inspect(messages)
+        try:
+            call(guard, "invoke", messages, {"callbacks": [listener]})
+            call(guard, "batch", [messages], {"callbacks": [listener]})
+        except UnsafeContentError as error:
+            raised = repr(error) + str(error) + repr(error.verdict)
+        said = "".join([caplog.text, *listener.heard, raised, repr(guard), dumps(guard), repr(report)])
+        assert len(listener.heard) >= 3
+        canaries = ["CANARY", *(b64(picture)[60:90] for picture in map(painted, ("red", "blue", "green")))]
+        canaries.append(b64(MASKED)[60:90])
+        assert [canary for canary in canaries if canary in said] == []
+
+    def test_it_is_not_serialisable_and_says_so(self, guard):
+        assert '"not_implemented"' in dumps(guard)
+
+
+class TestMakingOne:
+    def test_settings_and_a_ready_guard_exclude_each_other(self, cache_dir):
+        with pytest.raises(ValidationError, match="either it or them"):
+            ImageGuard(guard=colour_guard(cache_dir), encoder="offline:x")
+
+    def test_nothing_is_loaded_before_the_first_image(self):
+        assert ImageGuard(encoder="open_clip:ViT-L-14/openai").invoke("words") == "words"
+
+
+class TestWithTheRealEncoder:
+    def test_a_blank_picture_passes_a_real_guard(self, offline_guard: Guard):
+        guard = ImageGuard.from_guard(offline_guard)
+        messages = ask(Image.new("RGB", (SIDE, SIDE), (90, 140, 200)))
+        assert guard.invoke(messages) is messages
+        assert isinstance(guard.active_guard.policy, Policy)
