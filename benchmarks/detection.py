@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import json
 import random
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from scipy.stats import binomtest
 
 from guardalign_guardrails.detection.calibration import Profile, make_profile, profile_file_name
 from guardalign_guardrails.detection.config import RegionConfig, ScoringConfig
@@ -33,7 +35,6 @@ from guardalign_guardrails.policy import Policy
 
 FRACTIONS = (0.25, 0.10, 0.05)
 PASTES_PER_PHOTO = 2
-BATCH = 8
 
 SETTINGS: tuple[tuple[str, ScoringConfig, RegionConfig | None], ...] = (
     ("global-cosine", ScoringConfig(method="global-cosine"), None),
@@ -43,8 +44,6 @@ SETTINGS: tuple[tuple[str, ScoringConfig, RegionConfig | None], ...] = (
     ("joint", ScoringConfig(), None),
     ("joint, grid 1+2+4", ScoringConfig(), RegionConfig(method="grid", scales=(1, 2, 4))),
     ("joint, dense 448", ScoringConfig(), RegionConfig(method="dense", scales=(448,), windows=(1, 3, 5, 7))),
-    ("joint, dense 896", ScoringConfig(), RegionConfig(method="dense", scales=(896,), windows=(1, 3, 5, 7))),
-    ("joint, dense 448+896, cells only", ScoringConfig(), RegionConfig(method="dense", scales=(448, 896))),
 )
 
 
@@ -75,27 +74,35 @@ def main() -> None:
     policy = Policy.load(arguments.policy) if arguments.policy else Policy.default()
     calibration, samples = load_samples(arguments.data)
     print(f"{len(calibration)} benign images calibrate; {len(samples)} pictures are measured, {encoder.name} encoder.")
-    profiles = {}
-    print(f"\n{_HEADER}")
-    for name, scoring, regions in SETTINGS:
-        if arguments.only and name not in arguments.only:
-            continue
-        detector = Detector(policy.model_copy(update={"scoring": scoring, "regions": regions}), encoder)
-        result = measure(detector, calibration, samples)
-        print(row(name, result), flush=True)
+    wanted = [setting for setting in SETTINGS if not arguments.only or setting[0] in arguments.only]
+    detectors = {
+        name: Detector(policy.model_copy(update={"scoring": scoring, "regions": regions}), encoder)
+        for name, scoring, regions in wanted
+    }
+    results: dict[str, Result] = {}
+    for regions in {detector.regions: None for detector in detectors.values()}:
+        measured = measure({n: d for n, d in detectors.items() if d.regions == regions}, calibration, samples)
+        print(f"measured: {', '.join(measured)}", file=sys.stderr, flush=True)
+        results |= measured
+    print("\n" + "\n".join([_HEADER, *(row(name, results[name]) for name in detectors)]))
+    guards = {}
+    for name, scoring, regions in wanted:
         profile = make_profile(
-            result.calibration,
-            detector.profile_key,
+            results[name].calibration,
+            detectors[name].profile_key,
             name=f"{encoder.name}-{policy.name}-{scoring.method}",
             encoder_name=encoder.name,
             note="Scores of benign photos and documents; the images are research-only and not shipped.",
         )
-        profiles[name] = profile
+        print(f"\n{name}")
+        print_rates(profile, results[name])
         if regions is None and arguments.write_profiles:
             profile.save(arguments.write_profiles / profile_file_name(profile.key))
-        print_false_positives(profile, result)
-    if "joint" in profiles:
-        print_masks(Guard(policy, encoder, profile=profiles["joint"]), samples)
+        guards[name] = Guard(
+            policy.model_copy(update={"scoring": scoring, "regions": regions}), encoder, profile=profile
+        )
+    if "joint" in guards:
+        print_masks(guards["joint"], samples)
 
 
 def load_samples(data: Path) -> tuple[list[Image.Image], list[Sample]]:
@@ -138,28 +145,37 @@ def paste(
     return picture, (left, top, left + size[0], top + size[1])
 
 
-def measure(detector: Detector, calibration: Sequence[Image.Image], samples: Sequence[Sample]) -> Result:
-    """Score everything under one setting."""
-    result = Result()
-    detector.detect([samples[0].picture])
-    for first in range(0, len(calibration), BATCH):
-        maps, _ = detector.detect(calibration[first : first + BATCH])
-        result.calibration += [float(score_map.image_scores.max()) for score_map in maps]
+def measure(
+    detectors: dict[str, Detector], calibration: Sequence[Image.Image], samples: Sequence[Sample]
+) -> dict[str, Result]:
+    """Score everything under settings that cut pictures the same way; each picture is encoded once for all."""
+    results = {name: Result() for name in detectors}
+    encoder, config = (first := next(iter(detectors.values()))).encoder, first.regions
+    first.detect([samples[0].picture])
+    for picture in calibration:
+        (regions,) = cut(encoder, [picture], config)
+        for name, detector in detectors.items():
+            score_map = score(regions, detector.bank, detector.policy.scoring, encoder.logit_scale)
+            results[name].calibration.append(float(score_map.image_scores.max()))
     for sample in samples:
         started = time.perf_counter()
-        (regions,) = cut(detector.encoder, [sample.picture], detector.regions)
-        encoded = time.perf_counter()
-        score_map = score(regions, detector.bank, detector.policy.scoring, detector.encoder.logit_scale)
-        result.score_ms.append((time.perf_counter() - encoded) * 1e3)
-        result.encode_ms.append((encoded - started) * 1e3)
-        result.scores.setdefault(sample.kind, []).append(float(score_map.image_scores.max()))
-        if sample.box:
-            result.hits.setdefault(sample.kind, []).append(is_hit(score_map, sample))
-        if sample.kind == "benign":
-            result.scores.setdefault(sample.background, []).append(result.scores["benign"][-1])
-    backgrounds = {sample.background for sample in samples if sample.box}
-    result.scores["clean"] = [result.scores[path][0] for path in sorted(backgrounds)]
-    return result
+        (regions,) = cut(encoder, [sample.picture], config)
+        encode_ms = (time.perf_counter() - started) * 1e3
+        for name, detector in detectors.items():
+            result = results[name]
+            started = time.perf_counter()
+            score_map = score(regions, detector.bank, detector.policy.scoring, encoder.logit_scale)
+            result.score_ms.append((time.perf_counter() - started) * 1e3)
+            result.encode_ms.append(encode_ms)
+            result.scores.setdefault(sample.kind, []).append(float(score_map.image_scores.max()))
+            if sample.box:
+                result.hits.setdefault(sample.kind, []).append(is_hit(score_map, sample))
+            elif sample.kind == "benign":
+                result.scores[sample.background] = result.scores["benign"][-1:]
+    for result in results.values():
+        backgrounds = {sample.background for sample in samples if sample.box}
+        result.scores["clean"] = [result.scores[path][0] for path in sorted(backgrounds)]
+    return results
 
 
 def is_hit(score_map: ScoreMap, sample: Sample) -> bool:
@@ -193,22 +209,23 @@ def row(name: str, result: Result) -> str:
     return f"| {' | '.join(cells)} | {np.median(result.encode_ms):.0f} | {np.median(result.score_ms):.1f} |"
 
 
-def print_false_positives(profile: Profile, result: Result) -> None:
-    """Measured false-positive rates on the benign pictures that did not calibrate, and recall."""
-    parts = []
+def print_rates(profile: Profile, result: Result) -> None:
+    """Measured false-positive rates on the benign pictures that did not calibrate, with recall."""
     for rate in (0.05, 0.02, 0.01):
-        benign = [profile.p_value(score) <= rate for score in result.scores["benign"]]
+        acted = sum(profile.p_value(score) <= rate for score in result.scores["benign"])
+        total = len(result.scores["benign"])
+        low, high = binomtest(acted, total).proportion_ci()
         recall = " / ".join(
             f"{np.mean([profile.p_value(score) <= rate for score in result.scores[kind]]):.0%}"
             for kind in ("whole", *(f"{fraction:.0%}" for fraction in FRACTIONS))
         )
-        parts.append(f"at {rate:.0%}: {sum(benign)} of {len(benign)} benign, recall {recall}")
-    print("    " + "; ".join(parts))
+        print(f"    at {rate:.0%}: {acted} of {total} benign [{low:.1%}, {high:.1%}]; recall whole / pasted {recall}")
 
 
 def print_masks(guard: Guard, samples: Sequence[Sample]) -> None:
     """What the guard's masks cover, and what becomes of every picture."""
-    covered, wrong, actions = [], [], {}
+    covered, wrong = [], []
+    actions: dict[str, dict[str, int]] = {}
     for sample in samples:
         verdict = guard.check(sample.picture).verdict
         counts = actions.setdefault(sample.kind, {})
@@ -217,7 +234,14 @@ def print_masks(guard: Guard, samples: Sequence[Sample]) -> None:
             inside, outside = mask_shares(sample, verdict.masks)
             covered.append(inside)
             wrong.append(outside)
-    print(f"\nMasks at {FRACTIONS[0]:.0%}: {np.mean(covered):.0%} of the weapon covered, {np.mean(wrong):.0%} of the rest.")
+    print(
+        f"\nMasks at {FRACTIONS[0]:.0%}: {np.mean(covered):.0%} of the weapon covered, {np.mean(wrong):.0%} of the rest"
+    )
+    found = [(inside, outside) for inside, outside in zip(covered, wrong, strict=True) if inside + outside > 0]
+    print(
+        f"    in the {len(found)} of {len(covered)} that were masked: "
+        + " and ".join(f"{x:.0%}" for x in np.mean(found, 0))
+    )
     for kind, counts in actions.items():
         print(f"    {kind}: " + ", ".join(f"{action} {count}" for action, count in sorted(counts.items())))
 

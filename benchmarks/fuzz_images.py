@@ -1,4 +1,4 @@
-"""Throw damaged and hostile image files at the guard: each must end in a result or an ImageDecodeError.
+"""Throw damaged and hostile image files at the guard: each must end in a verdict with a score, or say why it cannot.
 
 Seeds of every accepted format are made in code, then cut, flipped, spliced and lied about. Files are checked in child
 processes, so that a crash, a hang or a swallowed gigabyte is seen and counted rather than suffered.
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import functools
 import io
 import itertools
 import multiprocessing
@@ -27,10 +28,12 @@ from multiprocessing.connection import Connection
 from typing import Any, Final
 
 import numpy as np
+import torch
 from PIL import Image
 
-from guardalign_guardrails.errors import ImageDecodeError
+from guardalign_guardrails import Guard, ImageDecodeError, Policy
 from guardalign_guardrails.images import decode
+from guardalign_guardrails.verdict_cache import VerdictCache
 
 MEMORY_LIMIT_MB: Final = 1500
 MAGIC: Final = (
@@ -40,12 +43,44 @@ MAGIC: Final = (
 )
 
 
-def check_one(data: bytes) -> str:
-    """Outcome of one file; any exception but ImageDecodeError escapes and counts as a crash."""
+def decode_one(data: bytes) -> str:
+    """Outcome of decoding alone; any exception but ImageDecodeError escapes."""
     try:
         return "decoded" if decode(data).views else "no views"
     except ImageDecodeError as error:
         return error.reason
+
+
+@functools.cache
+def _guard() -> Guard:
+    """The real guard on the real offline encoder, one region a picture so that ten thousand files take minutes."""
+    torch.set_num_threads(1)
+    policy = Policy.from_yaml(
+        "extends: default\n"
+        "thresholds: {kind: score, flag: 0.2, mask: 0.4}\n"
+        "regions: {method: grid, scales: [1, 2]}\n"
+        "masking: {max_coverage: 1.0}\n"
+    )
+    guard = Guard(policy, "offline", cache=VerdictCache(max_entries=0))
+    guard.prepare()
+    return guard
+
+
+def check_one(data: bytes) -> str:
+    """Outcome of one file: a verdict's action with a score behind it, or why it could not be opened.
+
+    Any exception escapes and counts as a crash, and so does a file that passes without having been scored.
+    """
+    verdict = _guard().check(data).verdict
+    if verdict.failure:
+        raise RuntimeError(f"detection failed: {verdict.failure}")
+    if verdict.uninspectable:
+        if verdict.action != "block":
+            raise RuntimeError(f"uninspectable but {verdict.action}")
+        return verdict.uninspectable
+    if verdict.score is None or not verdict.regions:
+        raise RuntimeError("passed without a score")
+    return f"scored: {verdict.action}"
 
 
 def mutations(seed: int) -> Iterator[tuple[str, bytes]]:
@@ -291,6 +326,7 @@ class Report:
 def _work(pipe: Connection) -> None:
     # libtiff writes its complaints to the descriptor itself.
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
+    _guard()
     while True:
         data = pipe.recv_bytes()
         # Time on the processor, so that a busy machine does not look like a slow decoder.
@@ -346,8 +382,8 @@ def run(count: int, seed: int, time_limit: float, workers: int = 2) -> Report:
                 except (EOFError, ConnectionError):
                     worker.process.join(5)
                     report.add(worker, f"CRASH exit {worker.process.exitcode}", seconds)
-            # A new interpreter needs a moment before it reads its first file.
-            elif seconds > time_limit + 20:
+            # A new interpreter needs a moment to load the guard before it reads its first file.
+            elif seconds > time_limit + 60:
                 busy.remove(worker)
                 worker.process.kill()
                 report.add(worker, "HANG", seconds)

@@ -44,7 +44,7 @@ def main() -> None:
     import open_clip
 
     torch.manual_seed(0)
-    model, _, preprocess = open_clip.create_model_and_transforms("ViT-B-32", pretrained=None)
+    model, _, _ = open_clip.create_model_and_transforms("ViT-B-32", pretrained=None)
     encoder = CountingEncoder.from_modules(
         model.eval(),
         open_clip.get_tokenizer("ViT-B-32"),

@@ -25,7 +25,6 @@ logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 
 from demo_model import ReportingModel  # noqa: E402
 from langchain_core.messages import BaseMessage, HumanMessage  # noqa: E402
-from langchain_guardalign import GuardReport, ImageGuard  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -33,6 +32,7 @@ from rich.table import Table  # noqa: E402
 from guardalign_guardrails import Policy, Verdict  # noqa: E402
 from guardalign_guardrails.explain import heat_map  # noqa: E402
 from guardalign_guardrails.images import decode  # noqa: E402
+from langchain_guardalign import GuardReport, ImageGuard  # noqa: E402
 
 HERE = Path(__file__).parent
 STYLES = {"allow": "green", "flag": "yellow", "prefix": "yellow", "mask": "cyan", "route": "magenta", "block": "red"}

@@ -61,7 +61,7 @@ def main(tools: Path) -> None:
     photo("camera.png").save(OUT / "photographer.jpg", quality=88)
     on_white(drawing(tools / "drill_peterm_.png")).save(OUT / "drill.png", optimize=True)
     with_object(photo("coffee.png"), pistol, 0.4, (0.9, 0.95)).save(OUT / "coffee_and_pistol.jpg", quality=88)
-    on_white(pistol).save(OUT / "pistol.png", optimize=True)
+    on_white(drawing(tools / "weapons" / "m16_02.png")).save(OUT / "rifle.png", optimize=True)
 
 
 if __name__ == "__main__":

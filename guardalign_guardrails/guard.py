@@ -32,13 +32,13 @@ from guardalign_guardrails.images import (
     DecodedImage,
     ImageLimits,
     ImageSource,
-    View,
     coverage,
     decode,
     mask_regions,
 )
-from guardalign_guardrails.policy import Action, FailureAction, Policy, Source
-from guardalign_guardrails.verdict import AfterMasking, Box, RegionVerdict, Verdict
+from guardalign_guardrails.outcome import Failure, Outcome, failed_verdict, in_pixels, scored_verdict
+from guardalign_guardrails.policy import Action, Policy, Source
+from guardalign_guardrails.verdict import AfterMasking, Box, Verdict
 from guardalign_guardrails.verdict_cache import VerdictCache
 
 logger = logging.getLogger(__name__)
@@ -59,41 +59,6 @@ class Checked:
 
     verdict: Verdict
     image: Image.Image | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class Outcome:
-    """What detection and policy say of one picture; what the verdict cache keeps.
-
-    Attributes:
-        worst: Scores of the worst view.
-        view: Name of that view.
-        judgement: What the policy says of it.
-        proposed: The action after masking and escalation.
-        masks: Boxes to cover, in pixels.
-        after: What the masked picture scored.
-        reasons: How it came about.
-        timings: Milliseconds by stage.
-    """
-
-    worst: ScoreMap
-    view: str
-    judgement: Judgement
-    proposed: Action
-    masks: tuple[Box, ...] = ()
-    after: AfterMasking | None = None
-    reasons: tuple[str, ...] = ()
-    timings: tuple[tuple[str, float], ...] = ()
-
-
-@dataclass(frozen=True)
-class _Failure:
-    """Why one image has no outcome."""
-
-    digest: str
-    action: FailureAction
-    uninspectable: str | None = None
-    failure: str | None = None
 
 
 class Guard:
@@ -210,6 +175,19 @@ class Guard:
         decoded = [self._decode(image) for image in images]
         return self._check_decoded(decoded, sources)
 
+    def uninspectable(self, reason: str, source: Source = "user") -> Checked:
+        """The result for something that is an image but whose pixels the caller cannot get at.
+
+        Args:
+            reason: Short code for the verdict, such as ``remote_reference``.
+            source: Where it came from.
+
+        Returns:
+            What the policy's rule for uninspectable images says; for ``mask`` with a plain picture.
+        """
+        failure = Failure("", self.policy.failure.uninspectable, uninspectable=reason)
+        return self._report_failure(self._blank("", source, 0.0), failure, (_PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE))
+
     def pairs(self, image: ImageSource, count: int = 8) -> list[Pair]:
         """The strongest pairs of region and unsafe anchor in the transport plan of an image's first view.
 
@@ -220,16 +198,16 @@ class Guard:
         return self.detector.pairs(decode(image, self.limits).flattened, count)
 
     def _check_decoded(
-        self, decoded: Sequence[tuple[DecodedImage | _Failure, float]], sources: Sequence[Source]
+        self, decoded: Sequence[tuple[DecodedImage | Failure, float]], sources: Sequence[Source]
     ) -> list[Checked]:
-        known: dict[tuple[str, ...], Outcome | _Failure] = {}
+        known: dict[tuple[str, ...], Outcome | Failure] = {}
         cached: set[tuple[str, ...]] = set()
         new: dict[tuple[str, ...], tuple[DecodedImage, Source]] = {}
         keys = []
         for (image, _), source in zip(decoded, sources, strict=True):
             key: tuple[str, ...] = (image.digest, source, self._identity)
             keys.append(key)
-            if isinstance(image, _Failure) or key in known or key in new:
+            if isinstance(image, Failure) or key in known or key in new:
                 continue
             hit = self.cache.get(key)
             if hit is None:
@@ -244,9 +222,9 @@ class Guard:
         results = []
         for (image, took), source, key in zip(decoded, sources, keys, strict=True):
             blank = self._blank(image.digest, source, took)
-            if isinstance(image, _Failure):
+            if isinstance(image, Failure):
                 results.append(self._report_failure(blank, image, (_PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE)))
-            elif isinstance(outcome := known[key], _Failure):
+            elif isinstance(outcome := known[key], Failure):
                 results.append(self._report_failure(blank, outcome, image.size))
             else:
                 results.append(self._report(blank, image, outcome, key in cached))
@@ -281,29 +259,29 @@ class Guard:
             )
         return profile
 
-    def _decode(self, image: ImageSource) -> tuple[DecodedImage | _Failure, float]:
+    def _decode(self, image: ImageSource) -> tuple[DecodedImage | Failure, float]:
         started = time.perf_counter()
-        result: DecodedImage | _Failure
+        result: DecodedImage | Failure
         try:
             result = decode(image, self.limits)
         except ImageDecodeError as error:
             digest = hashlib.sha256(image).hexdigest() if isinstance(image, bytes | bytearray | memoryview) else ""
-            result = _Failure(digest, self.policy.failure.uninspectable, uninspectable=error.reason)
+            result = Failure(digest, self.policy.failure.uninspectable, uninspectable=error.reason)
         return result, (time.perf_counter() - started) * 1e3
 
-    def _outcomes(self, images: Sequence[tuple[DecodedImage, Source]]) -> list[Outcome | _Failure]:
+    def _outcomes(self, images: Sequence[tuple[DecodedImage, Source]]) -> list[Outcome | Failure]:
         """Outcomes of new images; if the batch fails, each image has another try on its own."""
         if not images:
             return []
         try:
             return list(self._within_time(images))
         except FutureTimeoutError:
-            return [_Failure(image.digest, self.policy.failure.on_timeout, failure="timeout") for image, _ in images]
+            return [Failure(image.digest, self.policy.failure.on_timeout, failure="timeout") for image, _ in images]
         except Exception as error:  # noqa: BLE001  whatever fails in detection, the policy's failure rule decides
             if len(images) > 1:
                 return [outcome for image in images for outcome in self._outcomes([image])]
             logger.error("Detection failed on image %s: %s", images[0][0].digest[:12], type(error).__name__)
-            return [_Failure(images[0][0].digest, self.policy.failure.on_error, failure=type(error).__name__)]
+            return [Failure(images[0][0].digest, self.policy.failure.on_error, failure=type(error).__name__)]
 
     def _within_time(self, images: Sequence[tuple[DecodedImage, Source]]) -> list[Outcome]:
         if self._workers is None:
@@ -321,7 +299,12 @@ class Guard:
             view, worst = max(own, key=lambda pair: float(pair[1].image_scores.max()))
             judgement = judge(worst.image_scores.tolist(), self.policy, self._profile, source)
             outcome = Outcome(
-                worst, _view_name(view), judgement, judgement.action, reasons=judgement.reasons, timings=stages
+                worst,
+                f"frame {view.frame}, {view.backdrop}",
+                judgement,
+                judgement.action,
+                reasons=judgement.reasons,
+                timings=stages,
             )
             if judgement.action == "mask":
                 started = time.perf_counter()
@@ -338,7 +321,7 @@ class Guard:
         boxes: list[Box] = []
         for rounds in range(1, _MASK_ROUNDS + 1):  # noqa: B007  counted for the report
             for score_map in maps:
-                boxes += [_in_pixels(box, image.size) for box in unsafe_boxes(score_map, thresholds, rules.extent)]
+                boxes += [in_pixels(box, image.size) for box in unsafe_boxes(score_map, thresholds, rules.extent)]
             covered = coverage(boxes, image.size)
             again: Judgement | None = None
             if rules.rescore and covered <= rules.max_coverage:
@@ -382,59 +365,10 @@ class Guard:
         )
 
     def _report(self, blank: Verdict, image: DecodedImage, outcome: Outcome, is_cached: bool) -> Checked:
-        verdict = blank.model_copy(
-            update={
-                "action": self._enforced(outcome.proposed),
-                "proposed": outcome.proposed,
-                "score": outcome.judgement.score,
-                "p_value": outcome.judgement.p_value,
-                "category": outcome.judgement.category,
-                "categories": outcome.judgement.categories,
-                "regions": _regions(outcome, image.size),
-                "masks": outcome.masks,
-                "after_masking": outcome.after,
-                "reasons": outcome.reasons,
-                "view": outcome.view,
-                "timings": {**blank.timings, **({} if is_cached else dict(outcome.timings))},
-                "is_cached": is_cached,
-            }
-        )
+        verdict = scored_verdict(blank, outcome, image.size, is_cached=is_cached, mode=self.policy.mode)
         return Checked(verdict, self._draw(image, outcome.masks) if verdict.action == "mask" else None)
 
-    def _report_failure(self, blank: Verdict, failure: _Failure, size: tuple[int, int]) -> Checked:
-        what = f"uninspectable ({failure.uninspectable})" if failure.uninspectable else f"failed ({failure.failure})"
-        verdict = blank.model_copy(
-            update={
-                "action": self._enforced(failure.action),
-                "proposed": failure.action,
-                "uninspectable": failure.uninspectable,
-                "failure": failure.failure,
-                "reasons": (f"{what}: the policy says {failure.action}",),
-            }
-        )
+    def _report_failure(self, blank: Verdict, failure: Failure, size: tuple[int, int]) -> Checked:
+        verdict = failed_verdict(blank, failure, mode=self.policy.mode)
         plain = Image.new("RGB", size, self.policy.masking.colour) if verdict.action == "mask" else None
         return Checked(verdict, plain)
-
-    def _enforced(self, proposed: Action) -> Action:
-        return proposed if self.policy.mode == "enforce" else "allow"
-
-
-def _view_name(view: View) -> str:
-    return f"frame {view.frame}, {view.backdrop}"
-
-
-def _in_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> Box:
-    width, height = size
-    return box[0] * width, box[1] * height, box[2] * width, box[3] * height
-
-
-def _regions(outcome: Outcome, size: tuple[int, int]) -> tuple[RegionVerdict, ...]:
-    names = list(outcome.judgement.categories)
-    best, index = outcome.worst.scores.max(-1)
-    regions = []
-    for fractions, score, category in zip(outcome.worst.boxes.tolist(), best.tolist(), index.tolist(), strict=True):
-        box = _in_pixels(fractions, size)
-        x, y = (box[0] + box[2]) / 2, (box[1] + box[3]) / 2
-        is_masked = any(left <= x < right and top <= y < bottom for left, top, right, bottom in outcome.masks)
-        regions.append(RegionVerdict(box=box, score=score, category=names[category], is_masked=is_masked))
-    return tuple(regions)

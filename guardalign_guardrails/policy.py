@@ -6,7 +6,6 @@ integration. This module reads, checks, writes and fingerprints policies; it sco
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
@@ -22,13 +21,13 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
-    ValidationError,
     field_validator,
     model_validator,
 )
 
 from guardalign_guardrails.detection.config import RegionConfig, ScoringConfig
 from guardalign_guardrails.errors import PolicyError
+from guardalign_guardrails.policy_file import hint, parse
 
 Action = Literal["allow", "flag", "prefix", "mask", "route", "block"]
 Source = Literal["user", "history", "tool", "retrieved", "generated"]
@@ -220,7 +219,7 @@ class Masking(_Frozen):
     fill: Literal["solid", "blur", "pixelate"] = "solid"
     colour: tuple[int, int, int] = (0, 0, 0)
     feather: float = Field(default=0.04, ge=0, le=1)
-    extent: float = Field(default=0.3, gt=0, le=1)
+    extent: float = Field(default=0.12, gt=0, le=1)
     max_coverage: float = Field(default=0.9, gt=0, le=1)
     rescore: bool = True
     escalate_to: Literal["route", "block"] = "block"
@@ -290,7 +289,7 @@ class Policy(_Frozen):
         for source, rule in self.sources.items():
             for name in rule.categories:
                 if name not in self.categories:
-                    raise ValueError(f"sources.{source}.categories: no category {name!r}{_hint(name, self.categories)}")
+                    raise ValueError(f"sources.{source}.categories: no category {name!r}{hint(name, self.categories)}")
         return self
 
     def thresholds_for(self, category: str, source: Source) -> Thresholds:
@@ -366,24 +365,7 @@ class Policy(_Frozen):
         Raises:
             PolicyError: The text is no YAML, or no valid policy; the message names each field at fault.
         """
-        try:
-            data = yaml.safe_load(text)
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" at line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-            problem = getattr(error, "problem", None) or "cannot be parsed"
-            raise PolicyError(f"The policy is not valid YAML{where}: {problem}.") from error
-        if not isinstance(data, dict):
-            raise PolicyError("A policy is a mapping with keys such as 'categories' and 'benign'.")
-        base = data.pop("extends", None)
-        if base not in (None, "default"):
-            raise PolicyError(f"extends: only 'default' can be extended, got {base!r}.")
-        try:
-            if base:
-                data = _merged(cls.default().to_dict(), data)
-            return cls.model_validate(data)
-        except ValidationError as error:
-            raise PolicyError(_explain(error, cls)) from error
+        return parse(text, cls, lambda: cls.default().to_dict())
 
     def to_dict(self) -> dict[str, Any]:
         """The policy as plain data, without what is left at its default of None."""
@@ -400,51 +382,3 @@ class Policy(_Frozen):
 
 def _digest(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
-
-
-def _merged(base: dict[str, Any], change: dict[str, Any]) -> dict[str, Any]:
-    """``change`` laid over ``base``, mappings but ``thresholds`` key by key; neither is altered."""
-    merged = dict(base)
-    for key, value in change.items():
-        old = merged.get(key)
-        is_open = key != "thresholds" and isinstance(old, dict) and isinstance(value, dict)
-        merged[key] = _merged(old, value) if is_open else value
-    return merged
-
-
-def _hint(word: str, known: Mapping[str, Any] | list[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f", did you mean {near[0]!r}?" if near else ""
-
-
-def _explain(error: ValidationError, model: type[BaseModel]) -> str:
-    """One line for each field at fault, with the nearest known name for a misspelt one."""
-    lines = []
-    for item in error.errors(include_input=False, include_url=False):
-        where = ".".join(str(part) for part in item["loc"]) or "policy"
-        if item["type"] == "extra_forbidden":
-            lines.append(f"{where}: unknown key{_hint(str(item['loc'][-1]), _known_keys(model, item['loc'][:-1]))}")
-        elif item["type"] == "missing":
-            lines.append(f"{where}: missing (start from the shipped policy with 'extends: default')")
-        else:
-            lines.append(f"{where}: {item['msg'].removeprefix('Value error, ')}")
-    return "The policy is not valid: " + "; ".join(lines)
-
-
-def _known_keys(model: type[BaseModel], path: tuple[int | str, ...]) -> list[str]:
-    """Names that may stand at ``path``, from the JSON schema."""
-    schema = model.model_json_schema()
-    definitions = schema.get("$defs", {})
-    node: dict[str, Any] = schema
-    for part in path:
-        options = [node, *node.get("anyOf", [])]
-        found: dict[str, Any] = next(
-            (o for o in options if part in o.get("properties", {}) or "additionalProperties" in o), {}
-        )
-        node = found.get("properties", {}).get(part) or found.get("additionalProperties") or {}
-        node = node if isinstance(node, dict) else {}
-        refs = [node.get("$ref"), *(o.get("$ref") for o in [*node.get("anyOf", []), *node.get("allOf", [])])]
-        ref = next((r for r in refs if r), None)
-        if ref:
-            node = definitions[ref.rsplit("/", 1)[-1]]
-    return list(node.get("properties", {}))

@@ -82,7 +82,8 @@ class Verdict(_Record):
         regions: All regions of the worst view, in reading order.
         masks: Boxes that were covered, in pixels as displayed.
         after_masking: What the masked picture scored; None if nothing was masked.
-        uninspectable: Why the image could not be opened, a code of `ImageDecodeError.reason`; None if it could.
+        uninspectable: Why the image could not be opened, a code of `ImageDecodeError.reason` or of the integration that
+            found it (such as ``remote_reference``); None if it could.
         failure: Why detection failed, an error's class name or ``timeout``; None if it did not.
         reasons: Short sentences on how the action came about.
         view: Which of the pictures a viewer may see was the worst: frame number and backdrop.

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from guardalign_guardrails.policy import LADDER
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -34,22 +36,12 @@ def test_the_demo_masks_the_pistol_and_explains_every_picture(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     images = sorted(path for path in (ROOT / "examples" / "images").iterdir() if path.suffix != ".md")
-    rows = {
-        name: next(line for line in done.stdout.splitlines() if f" {name} " in line)
-        for name in (i.name for i in images)
-    }
-    actions = {
-        name: next(w for w in ("allow", "flag", "prefix", "mask", "route", "block") if f" {w} " in row)
-        for name, row in rows.items()
-    }
-    assert actions == {
-        "cat.jpg": "allow",
-        "coffee.jpg": "allow",
-        "coffee_and_pistol.jpg": "mask",
-        "drill.png": "flag",
-        "photographer.jpg": "prefix",
-        "pistol.png": "route",
-    }
+    lines = done.stdout.splitlines()
+    rows = {image.name: next(line.split() for line in lines if f" {image.name} " in line) for image in images}
+    actions = {name: next(action for action in LADDER if action in row) for name, row in rows.items()}
+    assert actions["cat.jpg"] == actions["coffee.jpg"] == "allow"
+    assert {actions["drill.png"], actions["photographer.jpg"]} <= {"allow", "flag", "prefix"}
+    assert (actions["coffee_and_pistol.jpg"], actions["rifle.png"]) == ("mask", "route")
     assert "(careful model) I was handed the words" in done.stdout
     assert {path.name for path in out.iterdir()} == {
         *(f"{image.stem}_heat.png" for image in images),

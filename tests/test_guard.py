@@ -11,9 +11,9 @@ import time
 
 import numpy as np
 import pytest
-from colour_encoder import COLOURS, ColourEncoder, colour_guard, colour_policy, painted
 from PIL import Image
 
+from colour_encoder import COLOURS, ColourEncoder, colour_guard, colour_policy, painted
 from guardalign_guardrails import Guard, Policy, ProfileMissing, Verdict
 from guardalign_guardrails.detection.calibration import make_profile
 from guardalign_guardrails.policy import SourceRule
@@ -237,9 +237,8 @@ def test_many_threads_get_their_own_verdicts(tmp_path):
 
     def work(index):
         colour, action = [("red", "mask"), ("blue", "block"), ("magenta", "flag"), ("white", "allow")][index % 4]
-        for shade in range(5):
-            if guard.check(painted("white", colour, shade=index * 5 + shade)).verdict.action != action:
-                wrong.append(index)
+        pictures = [painted("white", colour, shade=index * 5 + shade) for shade in range(5)]
+        wrong.extend(index for picture in pictures if guard.check(picture).verdict.action != action)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(12)]
     for thread in threads:

@@ -52,7 +52,7 @@ class _Commands(TyperGroup):
             if describe is None:
                 raise
             context = getattr(error, "ctx", None)
-            report(f"{describe()} Try '{context.command_path if context else PROGRAM} --help'.")
+            report(f"{describe().rstrip('.')}. Try '{context.command_path if context else PROGRAM} --help'.")
             code = FAILED
         code = code if isinstance(code, int) else 0
         if standalone_mode:

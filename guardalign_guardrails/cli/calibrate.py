@@ -187,7 +187,7 @@ def _print_rates(profile: Profile, unsafe: Sequence[float] | None) -> None:
     for rate in RATES:
         cells = [f"{rate:.1%}"]
         if rate < profile.resolution:
-            table.add_row(*cells, f"not resolved: needs {_needed(rate)} benign images")
+            table.add_row(*cells, f"needs {_needed(rate)} images")
             continue
         cells.append(f"{profile.threshold(rate):.4f}")
         if unsafe:

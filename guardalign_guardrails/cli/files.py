@@ -77,8 +77,16 @@ def _pictures(folder: str, leave_out: Path | None) -> Iterator[str]:
         if entry.is_dir(follow_symlinks=False):
             if not (leave_out and leave_out.exists() and leave_out.samefile(entry.path)):
                 pending += _listed(entry.path)
-        elif entry.is_file() and _looks_like_a_picture(entry.path):
+        elif _is_regular(entry) and _looks_like_a_picture(entry.path):
             yield entry.path
+
+
+def _is_regular(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:
+        # A link to itself.
+        return False
 
 
 def _listed(folder: str) -> list[os.DirEntry[str]]:

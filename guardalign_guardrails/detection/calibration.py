@@ -95,7 +95,7 @@ class Profile(BaseModel):
             return float("inf")
         if allowed >= len(self.scores):
             return float("-inf")
-        return round(self.scores[len(self.scores) - 1 - allowed] + 10**-_DIGITS, _DIGITS)
+        return round(self.scores[len(self.scores) - 1 - allowed] + 0.1**_DIGITS, _DIGITS)
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON; parent folders are made."""

@@ -81,7 +81,8 @@ _OPAQUE_KINDS: Final = frozenset(
 )
 _TEXT_KEYS: Final = frozenset({"text", "content"})
 _MAX_DEPTH: Final = 24
-_MAX_NODES: Final = 10_000
+# Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
+_MAX_NODES: Final = 100_000
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,9 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
     send it to a provider), in the custom event ``guardalign.verdict`` of every input with an image, and in what
     `inspect` returns. None of them holds pixels.
 
+    The guard's own run shows tracers words in place of every image. An enclosing chain records its raw input all the
+    same; keep it out of a trace with the tracer's settings (LangSmith: ``LANGSMITH_HIDE_INPUTS=true``).
+
     ``batch`` checks the images of all its inputs together. Not serialisable by ``dumps``: a guard is made from a policy
     file.
 

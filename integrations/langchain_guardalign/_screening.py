@@ -13,9 +13,8 @@ from typing import Any, Final
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage, convert_to_messages
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
-from PIL import Image
 
-from guardalign_guardrails import Action, Checked, Guard, Policy, Source, Verdict
+from guardalign_guardrails import Action, Checked, Guard, Source, Verdict
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.policy import severest
 from langchain_guardalign._data_url import Reason
@@ -26,7 +25,6 @@ NOTICE: Final = "[image removed by the safety policy]"
 """What a model reads where an image was blocked."""
 
 _OMITTED: Final = "[image omitted from the trace]"
-_PLACEHOLDER_SIDE: Final = 336
 
 Blocks = dict[int, dict[Path, dict[str, Any]]]
 """New blocks by message and place."""
@@ -129,7 +127,7 @@ def _close(guard: Guard, opened: _Opened, results: Iterator[Checked]) -> GuardRe
     if not opened.found:
         return GuardReport(opened.original, (), "allow")
     checked = [
-        next(results) if isinstance(payload, bytes) else _uninspectable(guard, payload, found.source)
+        next(results) if isinstance(payload, bytes) else guard.uninspectable(payload, found.source)
         for found, payload in zip(opened.found, opened.payloads, strict=True)
     ]
     blocks: Blocks = {}
@@ -156,24 +154,6 @@ def _replacement(old: Any, found: Found, result: Checked) -> dict[str, Any]:
     if result.verdict.action == "mask" and result.image is not None and found.write is not None:
         return found.write(encode_png(result.image))
     return text_in_place_of(old, NOTICE)
-
-
-def _uninspectable(guard: Guard, reason: Reason, source: Source) -> Checked:
-    """What the policy's failure rule makes of media that cannot even be handed to the guard."""
-    policy: Policy = guard.policy
-    due = policy.failure.uninspectable
-    action = due if policy.mode == "enforce" else "allow"
-    verdict = Verdict(
-        digest="",
-        source=source,
-        action=action,
-        proposed=due,
-        uninspectable=reason,
-        reasons=(f"uninspectable ({reason}): the policy says {due}",),
-        policy=policy.fingerprint,
-    )
-    side = (_PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE)
-    return Checked(verdict, Image.new("RGB", side, policy.masking.colour) if action == "mask" else None)
 
 
 def _messages(value: LanguageModelInput) -> list[BaseMessage]:

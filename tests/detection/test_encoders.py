@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from detection.encoder_contract import TEXTS, EncoderContract, crops, dense, picture, whole
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
+from detection.encoder_contract import TEXTS, EncoderContract, crops, dense, picture, whole
 from guardalign_guardrails.detection.encoders import Crop, OpenClipEncoder, TransformersEncoder, load_encoder
 from guardalign_guardrails.detection.encoders.pixels import batched, clip_box, crop_batch
 from guardalign_guardrails.errors import EncoderUnavailable

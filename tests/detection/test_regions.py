@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from colour_encoder import ColourEncoder, painted
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from colour_encoder import ColourEncoder, painted
 from guardalign_guardrails.detection.config import RegionConfig
 from guardalign_guardrails.detection.regions import cut, pool_windows, window_starts
 

@@ -121,9 +121,7 @@ def test_categories_of_unequal_size_are_not_mixed_up_by_filling():
     together = conditional_costs(regions, anchors, config, SCALE)
     weights = entropy_weights(entropy(SCALE * regions.features @ anchors.centroids.T), sign=-1.0)
     base = SCALE * regions.whole @ anchors.centroids.T
-    entropies = []
-    for own in SCALE * alone.features @ regions.whole:
-        entropies.append(entropy(torch.stack([own, base[1]])))
+    entropies = [entropy(torch.stack([own, base[1]])) for own in SCALE * alone.features @ regions.whole]
     columns = entropy_weights(torch.stack(entropies), sign=-1.0)
     plan = sinkhorn(cost, weights, columns, epsilon=0.1, tolerance=1e-9, max_iterations=5000)
     torch.testing.assert_close(together[:, 0], (plan * cost).sum(-1) / weights, rtol=1e-3, atol=1e-5)

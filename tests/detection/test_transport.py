@@ -54,7 +54,9 @@ def test_the_plan_has_the_marginals_it_was_given(case):
 @given(problem())
 def test_the_plan_is_the_entropic_plan_of_pot(case):
     cost, a, b = case
-    theirs = ot.sinkhorn(a.numpy(), b.numpy(), cost.numpy(), 0.1, method="sinkhorn_log", numItermax=20_000, stopThr=1e-13)
+    theirs = ot.sinkhorn(
+        a.numpy(), b.numpy(), cost.numpy(), 0.1, method="sinkhorn_log", numItermax=20_000, stopThr=1e-13
+    )
     np.testing.assert_allclose(converged(cost, a, b, 0.1).numpy(), theirs, atol=1e-8)
 
 
@@ -167,7 +169,14 @@ def test_a_relaxed_plan_keeps_its_rows_and_is_the_semi_relaxed_plan_of_pot(case,
     plan = converged(cost, a, b, 0.1, relaxation=relaxation)
     torch.testing.assert_close(plan.sum(-1), a, rtol=0, atol=1e-10)
     theirs = ot.unbalanced.sinkhorn_unbalanced(
-        a.numpy(), b.numpy(), cost.numpy(), 0.1, (float("inf"), relaxation), reg_type="kl", numItermax=50_000, stopThr=1e-14
+        a.numpy(),
+        b.numpy(),
+        cost.numpy(),
+        0.1,
+        (float("inf"), relaxation),
+        reg_type="kl",
+        numItermax=50_000,
+        stopThr=1e-14,
     )
     np.testing.assert_allclose(plan.numpy(), theirs, atol=1e-6)
 

@@ -487,14 +487,14 @@ _spec.loader.exec_module(fuzz_images)
 
 def test_two_hundred_damaged_files_end_in_a_result_or_our_error():
     files = (item for item in fuzz_images.mutations(7) if not item[0].startswith("bomb"))
-    outcomes = {fuzz_images.check_one(data) for (_, data), _ in zip(files, range(250), strict=False)}
+    outcomes = {fuzz_images.decode_one(data) for (_, data), _ in zip(files, range(250), strict=False)}
     assert {"decoded", "truncated", "corrupt", "unsupported_format"} <= outcomes
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(magic=st.sampled_from(fuzz_images.MAGIC), tail=st.binary(max_size=300))
 def test_random_bytes_after_a_valid_magic_never_raise_anything_else(magic, tail):
-    fuzz_images.check_one(magic + tail)
+    fuzz_images.decode_one(magic + tail)
 
 
 @settings(max_examples=40, deadline=None)

@@ -1,7 +1,7 @@
 """An encoder with no download: an ImageNet classifier and a sentence encoder from PyPI packages, joined by ConSE.
 
-A cell's feature is the mean of the sentence embeddings of its likeliest ImageNet classes, weighted by their
-probabilities (ConSE, Norouzi et al. 2014), so pictures and texts meet in the sentence encoder's space. It sees what
+A cell's feature is the mean of the sentence embeddings of the ImageNet classes, weighted by their probabilities
+(ConSE, Norouzi et al. 2014), so pictures and texts meet in the sentence encoder's space. It sees what
 1000 ImageNet classes can say and no more: right for trying things, tests and air-gapped demos on real images, no
 substitute for CLIP in a deployment.
 """
@@ -31,7 +31,6 @@ from guardalign_guardrails.errors import EncoderUnavailable
 _SIDE: Final = 224
 _MEAN: Final = (0.485, 0.456, 0.406)
 _STD: Final = (0.229, 0.224, 0.225)
-_LIKELIEST: Final = 10
 _CELL: Final = 32
 _REMEDY: Final = "pip install 'guardalign-guardrails[offline]'"
 
@@ -78,7 +77,7 @@ class OfflineEncoder:
             digest = hashlib.sha256()
             for path in (_classifier_path(), _sentence_path() / "model.safetensors"):
                 digest.update(hashlib.sha256(path.read_bytes()).digest())
-            digest.update(repr((_class_names(), _SIDE, _MEAN, _STD, _LIKELIEST, str(self._dtype))).encode())
+            digest.update(repr((_class_names(), _SIDE, _MEAN, _STD, str(self._dtype))).encode())
             self._fingerprint = digest.hexdigest()
         return self._fingerprint
 
@@ -120,9 +119,9 @@ class OfflineEncoder:
 
     def embed(self, map_features: Tensor) -> Tensor:
         """ConSE: class logits, shape [n, 1000], to unit rows in sentence space, shape [n, 384]."""
-        likeliest, index = map_features.topk(_LIKELIEST, dim=-1)
-        weights = torch.zeros_like(map_features).scatter_(-1, index, likeliest.softmax(-1))
-        return functional.normalize(weights @ self._classes(), dim=-1)
+        # ConSE keeps the ten likeliest classes; with all of them an undecided cell drifts to the centre of the space,
+        # near everyday things, instead of to whatever leads by a little.
+        return functional.normalize(map_features.softmax(-1) @ self._classes(), dim=-1)
 
     def _forward(self, crops: Sequence[Crop], side: int) -> Tensor:
         """Class logits of every cell, shape [len(crops), side / 32, side / 32, 1000], float32, on the CPU."""
@@ -221,6 +220,14 @@ def _open_sentences(device: torch.device) -> Any:
     folder = _sentence_path()
     try:
         from sentence_transformers import SentenceTransformer
+        from transformers.utils import logging
     except ImportError as error:
         raise EncoderUnavailable(f"The offline encoder needs {error.name}: {_REMEDY}") from error
-    return SentenceTransformer(str(folder), device=str(device), local_files_only=True)
+    # A hundred small tensors need no progress bar on somebody's terminal.
+    had_bars = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        return SentenceTransformer(str(folder), device=str(device), local_files_only=True)
+    finally:
+        if had_bars:
+            logging.enable_progress_bar()

@@ -18,13 +18,13 @@ from chat_images import (
     text,
     v1,
 )
-from colour_encoder import colour_guard, painted
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompt_values import ChatPromptValue, ImagePromptValue, StringPromptValue
+
+from colour_encoder import colour_guard, painted
+from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
 from langchain_guardalign import GuardReport, ImageGuard
 from langchain_guardalign._screening import NOTICE
-
-from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
 
 
 class TestWhatComesBack:

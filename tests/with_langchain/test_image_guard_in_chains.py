@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import logging
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
 from chat_images import (
@@ -17,17 +19,16 @@ from chat_images import (
     text,
     v1,
 )
-from colour_encoder import CELL, SIDE, colour_guard, painted
 from langchain_core.language_models import GenericFakeChatModel
 from langchain_core.load import dumps
-from langchain_core.messages import AIMessage
+from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import ConfigurableField, RunnableParallel, RunnablePassthrough
-from langchain_guardalign import ImageGuard
-from langchain_guardalign._screening import NOTICE
-from PIL import Image
 from pydantic import ValidationError
 
-from guardalign_guardrails import Guard, Policy, UnsafeContentError
+from colour_encoder import CELL, colour_guard, painted
+from guardalign_guardrails import UnsafeContentError
+from langchain_guardalign import ImageGuard
+from langchain_guardalign._screening import NOTICE
 
 
 class TestInChains:
@@ -139,9 +140,21 @@ class TestMakingOne:
         assert ImageGuard(encoder="open_clip:ViT-L-14/openai").invoke("words") == "words"
 
 
+@pytest.mark.slow
 class TestWithTheRealEncoder:
-    def test_a_blank_picture_passes_a_real_guard(self, offline_guard: Guard):
+    EXAMPLES: ClassVar = Path(__file__).parents[2] / "examples" / "images"
+
+    def question(self, name: str) -> list[HumanMessage]:
+        encoded = base64.b64encode((self.EXAMPLES / name).read_bytes()).decode()
+        return [HumanMessage([text("look"), {"type": "image", "base64": encoded, "mime_type": "image/jpeg"}])]
+
+    def test_a_photo_of_a_cat_passes_untouched_and_a_pistol_is_masked_where_it_is(self, offline_guard, call):
         guard = ImageGuard.from_guard(offline_guard)
-        messages = ask(Image.new("RGB", (SIDE, SIDE), (90, 140, 200)))
-        assert guard.invoke(messages) is messages
-        assert isinstance(guard.active_guard.policy, Policy)
+        cat, pistol = self.question("cat.jpg"), self.question("coffee_and_pistol.jpg")
+        first, second = call(guard, "batch", [cat, pistol])
+        assert first is cat
+        block = second[0].content[1]
+        assert block["mime_type"] == "image/png"
+        picture = picture_of(block)
+        assert picture.getpixel((450, 250)) == (0, 0, 0)
+        assert picture.getpixel((100, 100)) == picture_of(pistol[0].content[1]).getpixel((100, 100))

@@ -13,8 +13,9 @@ from chat_images import (
     stream,
     text,
 )
-from colour_encoder import colour_guard, painted
 from langchain_core.runnables import RunnablePassthrough
+
+from colour_encoder import colour_guard, painted
 from langchain_guardalign import ImageGuard
 from langchain_guardalign._screening import NOTICE
 

@@ -8,15 +8,15 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from colour_encoder import CELL, painted
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, HumanMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_guardalign import ImageGuard
 from PIL import Image
 
+from colour_encoder import CELL, painted
 from guardalign_guardrails.images import encode_png
+from langchain_guardalign import ImageGuard
 
 MASKED = painted()
 """What is left of ``painted("red")`` under the colour policy."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
+
 from colour_encoder import colour_guard
 from langchain_guardalign import ImageGuard
 
