@@ -99,7 +99,7 @@ def explanation(guard: Guard, image: ImageSource, source: Source = "user", *, co
 
 def judged_view(decoded: DecodedImage, verdict: Verdict) -> Image.Image:
     """The picture that a verdict's regions speak of: the worst frame and backdrop, in the size its boxes are in."""
-    views = (view.pixels for view in decoded.views if f"frame {view.frame}, {view.backdrop}" == verdict.view)
+    views = (view.pixels for view in decoded.views if view.name == verdict.view)
     picture = next(views, decoded.flattened)
     return picture if picture.size == decoded.size else picture.resize(decoded.size, Image.Resampling.LANCZOS)
 

@@ -25,9 +25,9 @@ from guardalign_guardrails.decision import Judgement, is_at_least_mask, judge, m
 from guardalign_guardrails.detection.calibration import Profile, find_profile
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import Encoder, load_encoder
-from guardalign_guardrails.detection.extent import unsafe_boxes
-from guardalign_guardrails.detection.scoring import Pair, ScoreMap
-from guardalign_guardrails.errors import ImageDecodeError, ProfileMissing
+from guardalign_guardrails.detection.extent import outermost, unsafe_boxes
+from guardalign_guardrails.detection.scoring import ScoreMap
+from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError, ProfileMissing
 from guardalign_guardrails.images import (
     DecodedImage,
     ImageLimits,
@@ -188,15 +188,6 @@ class Guard:
         failure = Failure("", self.policy.failure.uninspectable, uninspectable=reason)
         return self._report_failure(self._blank("", source, 0.0), failure, (_PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE))
 
-    def pairs(self, image: ImageSource, count: int = 8) -> list[Pair]:
-        """The strongest pairs of region and unsafe anchor in the transport plan of an image's first view.
-
-        Raises:
-            ImageDecodeError: The image cannot be opened.
-        """
-        self.prepare()
-        return self.detector.pairs(decode(image, self.limits).flattened, count)
-
     def _check_decoded(
         self, decoded: Sequence[tuple[DecodedImage | Failure, float]], sources: Sequence[Source]
     ) -> list[Checked]:
@@ -265,9 +256,20 @@ class Guard:
         try:
             result = decode(image, self.limits)
         except ImageDecodeError as error:
-            digest = hashlib.sha256(image).hexdigest() if isinstance(image, bytes | bytearray | memoryview) else ""
-            result = Failure(digest, self.policy.failure.uninspectable, uninspectable=error.reason)
+            result = Failure(self._raw_digest(image), self.policy.failure.uninspectable, uninspectable=error.reason)
         return result, (time.perf_counter() - started) * 1e3
+
+    def _raw_digest(self, image: ImageSource) -> str:
+        """Digest of an image that cannot be decoded; empty if its bytes cannot be had or are too many."""
+        if isinstance(image, Path):
+            try:
+                is_small = image.is_file() and image.stat().st_size <= self.limits.max_bytes
+                image = image.read_bytes() if is_small else b""
+            except OSError:
+                image = b""
+        if isinstance(image, bytes | bytearray | memoryview) and len(image) > 0:
+            return hashlib.sha256(image).hexdigest()
+        return ""
 
     def _outcomes(self, images: Sequence[tuple[DecodedImage, Source]]) -> list[Outcome | Failure]:
         """Outcomes of new images; if the batch fails, each image has another try on its own."""
@@ -277,6 +279,8 @@ class Guard:
             return list(self._within_time(images))
         except FutureTimeoutError:
             return [Failure(image.digest, self.policy.failure.on_timeout, failure="timeout") for image, _ in images]
+        except GuardAlignError:
+            raise
         except Exception as error:  # noqa: BLE001  whatever fails in detection, the policy's failure rule decides
             if len(images) > 1:
                 return [outcome for image in images for outcome in self._outcomes([image])]
@@ -296,11 +300,14 @@ class Guard:
         outcomes = []
         for image, source in images:
             own = [next(remaining) for _ in image.views]
+            if not all(bool(score_map.scores.isfinite().all()) for _, score_map in own):
+                # Compared with a threshold, a NaN would pass for safe.
+                raise ArithmeticError("scores are not finite")
             view, worst = max(own, key=lambda pair: float(pair[1].image_scores.max()))
             judgement = judge(worst.image_scores.tolist(), self.policy, self._profile, source)
             outcome = Outcome(
                 worst,
-                f"frame {view.frame}, {view.backdrop}",
+                view.name,
                 judgement,
                 judgement.action,
                 reasons=judgement.reasons,
@@ -322,6 +329,7 @@ class Guard:
         for rounds in range(1, _MASK_ROUNDS + 1):  # noqa: B007  counted for the report
             for score_map in maps:
                 boxes += [in_pixels(box, image.size) for box in unsafe_boxes(score_map, thresholds, rules.extent)]
+            boxes = outermost(boxes)
             covered = coverage(boxes, image.size)
             again: Judgement | None = None
             if rules.rescore and covered <= rules.max_coverage:

@@ -352,7 +352,9 @@ class Policy(_Frozen):
         try:
             text = path.read_text(encoding="utf-8")
         except (OSError, UnicodeDecodeError) as error:
-            raise PolicyError(f"Cannot read the policy file {path}: {type(error).__name__}.") from error
+            raise PolicyError(
+                f"Cannot read the policy file {path} ({type(error).__name__}); give the path of a YAML or JSON file."
+            ) from error
         return cls.from_yaml(text)
 
     @classmethod

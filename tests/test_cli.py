@@ -24,7 +24,7 @@ from guardalign_guardrails.cli.policy import file_schema
 from guardalign_guardrails.detection import encoders
 from guardalign_guardrails.detection.encoders.registry import FORMS
 from guardalign_guardrails.errors import EncoderUnavailable
-from guardalign_guardrails.guard import Guard, _view_name
+from guardalign_guardrails.guard import Guard
 from guardalign_guardrails.images import decode
 from guardalign_guardrails.policy import LADDER, Policy
 from guardalign_guardrails.verdict import Verdict
@@ -418,10 +418,13 @@ def test_explain_refuses_what_it_cannot_open_and_to_write_over_its_image():
     fails_with(run("explain", "a.png", "--out", "a.png", "--policy", policy()), "that is the image itself")
 
 
-def test_views_are_named_as_the_guard_names_them():
-    picture(Path("a.png"))
-    (view,) = decode(Path("a.png")).views
-    assert _view_name(view) == f"frame {view.frame}, {view.backdrop}"
+def test_the_frame_that_explain_draws_is_the_one_the_guard_judged(offline_encoder):
+    frames = [Image.open(picture(Path(f"{seed}.png"), seed)) for seed in range(3)]
+    frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
+    verdict = (
+        Guard(Policy.from_yaml(SMALL + "thresholds: {kind: score}"), offline_encoder).check(Path("moving.gif")).verdict
+    )
+    assert verdict.view in {f"frame {view.frame}, {view.backdrop}" for view in decode(Path("moving.gif")).views}
 
 
 # calibrate

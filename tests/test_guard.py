@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import json
 import logging
+import subprocess
+import sys
 import threading
 import time
 
@@ -159,6 +162,26 @@ def test_an_image_that_cannot_be_opened_is_a_finding_and_the_policy_decides(tmp_
         assert checked.image.getextrema() == ((0, 0), (0, 0), (0, 0))
 
 
+def test_an_unreadable_file_has_the_digest_of_its_bytes(tmp_path):
+    (tmp_path / "x.png").write_bytes(b"junk")
+    guard = colour_guard(tmp_path)
+    digest = hashlib.sha256(b"junk").hexdigest()
+    assert guard.check(tmp_path / "x.png").verdict.digest == guard.check(b"junk").verdict.digest == digest
+    assert guard.check(tmp_path / "missing.png").verdict.digest == ""
+
+
+def test_media_whose_pixels_cannot_be_had_follow_the_same_rule(tmp_path):
+    blocked = colour_guard(tmp_path).uninspectable("remote_reference", "tool")
+    assert (blocked.verdict.action, blocked.verdict.uninspectable, blocked.image) == ("block", "remote_reference", None)
+    masked = colour_guard(tmp_path, failure={"uninspectable": "mask"}).uninspectable("remote_reference")
+    assert masked.image.getextrema() == ((0, 0), (0, 0), (0, 0))
+
+
+def test_reading_a_policy_does_not_load_torch():
+    code = "import sys, guardalign_guardrails as g; g.Policy.default(); assert 'torch' not in sys.modules; g.Guard"
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
 def test_a_string_is_never_taken_for_a_path(tmp_path):
     assert colour_guard(tmp_path).check(str(tmp_path)).verdict.uninspectable == "wrong_type"
 
@@ -178,6 +201,15 @@ def test_an_encoder_that_fails_is_a_verdict_by_the_failure_rule(tmp_path, rule, 
     assert "secret" not in caplog.text + verdict.model_dump_json()
     guard.detector.encoder.failure = None
     assert guard.check(painted("red")).verdict.action == "mask", "a failure must not be remembered as a verdict"
+
+
+def test_scores_that_are_not_numbers_are_a_failure_and_never_pass_for_safe(tmp_path):
+    class Broken(ColourEncoder):
+        def encode_crops(self, crops):
+            return super().encode_crops(crops) * float("nan")
+
+    verdict = Guard(colour_policy(), Broken(), cache_dir=tmp_path).check(painted()).verdict
+    assert (verdict.action, verdict.failure) == ("block", "ArithmeticError")
 
 
 def test_detection_that_takes_too_long_is_a_verdict_by_the_timeout_rule(tmp_path):

@@ -11,6 +11,7 @@ import bisect
 import hashlib
 import itertools
 import json
+import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from importlib import resources
@@ -100,7 +101,10 @@ class Profile(BaseModel):
     def save(self, path: Path) -> None:
         """Write the profile as JSON; parent folders are made."""
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(self.model_dump(mode="json"), separators=(",", ":")) + "\n", encoding="utf-8")
+        # Beside the target and renamed, so that a guard that starts meanwhile never reads half a profile.
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(self.model_dump(mode="json"), separators=(",", ":")) + "\n", encoding="utf-8")
+        unfinished.replace(path)
 
     @classmethod
     def load(cls, path: Path | str) -> Profile:

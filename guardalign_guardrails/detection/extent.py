@@ -42,6 +42,16 @@ def unsafe_boxes(score_map: ScoreMap, thresholds: Sequence[float], extent: float
     return boxes
 
 
+def outermost(boxes: Sequence[FractionBox]) -> list[FractionBox]:
+    """The boxes that lie in no other one, each once, in order."""
+    distinct = list(dict.fromkeys(boxes))
+    return [box for box in distinct if not any(_contains(other, box) for other in distinct if other != box)]
+
+
+def _contains(outer: FractionBox, inner: FractionBox) -> bool:
+    return outer[0] <= inner[0] and outer[1] <= inner[1] and outer[2] >= inner[2] and outer[3] >= inner[3]
+
+
 def _grown(heat: np.ndarray, cell_boxes: np.ndarray, threshold: float, extent: float) -> list[FractionBox]:
     """Boxes grown around each peak, hottest first, until every region above the threshold is inside one."""
     columns = heat.shape[1]

@@ -64,6 +64,11 @@ class View:
     frame: int = 0
     backdrop: Backdrop = "plain"
 
+    @property
+    def name(self) -> str:
+        """What a verdict calls this view."""
+        return f"frame {self.frame}, {self.backdrop}"
+
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from guardalign_guardrails.detection.extent import unsafe_boxes
+from guardalign_guardrails.detection.extent import outermost, unsafe_boxes
 from guardalign_guardrails.detection.regions import _layout
 from guardalign_guardrails.detection.scoring import ScoreMap
 
@@ -48,6 +48,11 @@ def test_regions_that_do_not_tile_the_picture_are_covered_as_they_are():
     boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 1.0, 1.0]])
     loose = ScoreMap(boxes, torch.tensor([[0.9], [0.1]]), None)
     assert unsafe_boxes(loose, [0.5], 0.3) == [(0.0, 0.0, 0.5, 0.5)]
+
+
+def test_boxes_inside_others_and_repeats_are_dropped():
+    outer, inner, apart = (0.0, 0.0, 0.5, 0.5), (0.1, 0.1, 0.5, 0.4), (0.6, 0.6, 0.9, 0.9)
+    assert outermost([inner, outer, outer, apart, inner]) == [outer, apart]
 
 
 @settings(max_examples=60, deadline=None)
