@@ -74,6 +74,9 @@ def main() -> None:
     policy = Policy.load(arguments.policy) if arguments.policy else Policy.default()
     calibration, samples = load_samples(arguments.data)
     print(f"{len(calibration)} benign images calibrate; {len(samples)} pictures are measured, {encoder.name} encoder.")
+    if arguments.masks_only:
+        print_masks(Guard(policy, encoder), samples)
+        return
     wanted = [setting for setting in SETTINGS if not arguments.only or setting[0] in arguments.only]
     detectors = {
         name: Detector(policy.model_copy(update={"scoring": scoring, "regions": regions}), encoder)
@@ -263,6 +266,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--encoder", default="offline")
     parser.add_argument("--policy", type=Path)
     parser.add_argument("--only", nargs="*", help="settings to run, by name")
+    parser.add_argument("--masks-only", action="store_true", help="only what masks cover, with the profile in use")
     parser.add_argument("--write-profiles", type=Path, help="folder to write the default settings' profiles to")
     return parser.parse_args()
 

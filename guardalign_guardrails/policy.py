@@ -263,7 +263,7 @@ class Policy(_Frozen):
         Mapping[str, Category], AfterValidator(_freeze), PlainSerializer(dict, return_type=dict[str, Any])
     ]
     benign: Anchors
-    thresholds: Thresholds = Thresholds(flag=0.05, prefix=0.02, mask=0.01)
+    thresholds: Thresholds = Thresholds(flag=0.05, prefix=0.03, mask=0.02)
     sources: Annotated[
         Mapping[Source, SourceRule], AfterValidator(_freeze), PlainSerializer(dict, return_type=dict[str, Any])
     ] = Field(default_factory=dict)
