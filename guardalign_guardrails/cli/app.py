@@ -6,6 +6,7 @@ sees.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -99,7 +100,16 @@ def main() -> None:
         # A path may hold what the terminal's encoding cannot.
         if stream is not None and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    _quiet_libraries()
     app(prog_name=PROGRAM)
+
+
+def _quiet_libraries() -> None:
+    """Let our own warnings through, one line each; what model libraries say on the way to an error, we say better."""
+    logging.basicConfig(level=logging.CRITICAL, format=f"{PROGRAM}: %(message)s")
+    logging.getLogger("guardalign_guardrails").setLevel(logging.WARNING)
+    # Read when the library is imported.
+    os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
 
 
 def _forget_standard_output() -> None:

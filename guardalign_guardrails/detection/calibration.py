@@ -117,7 +117,9 @@ class Profile(BaseModel):
         try:
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise ProfileError(f"Cannot read the profile {path}: {type(error).__name__}.") from error
+            raise ProfileError(
+                f"Cannot read the profile {path} ({type(error).__name__}); make one with 'guardalign calibrate'."
+            ) from error
         except ValidationError as error:
             raise ProfileError(f"{path} is not a calibration profile; make one with 'guardalign calibrate'.") from error
 
