@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
+import math
 import os
 import pathlib
 import stat
@@ -45,6 +46,8 @@ _VIEWS_PER_FRAME: Final = 3
 # on top. The floor lets small custom limits still hold the first and the last frame.
 _HELD_FACTOR: Final = 3
 _HELD_FLOOR: Final = 48_000_000
+# Views that are only scored need no more; an encoder looks at less than one megapixel.
+_SCORED_PIXELS: Final = 4_000_000
 # A decoder of animations holds several canvases besides our views.
 _CANVAS_SHARE: Final = 4
 _CANVAS_FLOOR: Final = 10_000_000
@@ -55,7 +58,8 @@ class View:
     """One picture that a model might be shown.
 
     Attributes:
-        pixels: The picture, mode RGB.
+        pixels: The picture, mode RGB. Whole if it is the base of masks (`DecodedImage.flattened`); else reduced to at
+            most 4 megapixels, which is more than any encoder looks at.
         frame: Index of the frame or page it comes from, from 0.
         backdrop: ``plain`` with alpha dropped, as a processor's ``convert("RGB")`` does; else what lies underneath.
     """
@@ -195,9 +199,10 @@ class _Views:
 
     def __init__(self, limits: ImageLimits) -> None:
         self._views: list[View] = []
-        self._seen: set[bytes] = set()
+        self._places: dict[bytes, int] = {}
         self._digest = hashlib.sha256()
         self._room = max(_HELD_FACTOR * limits.max_pixels, _HELD_FLOOR)
+        self._size = (0, 0)
 
     def add(self, frame: int, image: Image.Image, clipped: Image.Image | None = None) -> None:
         """Add one frame: RGB or RGBA, and a second rendering of a deep picture if there is one."""
@@ -205,29 +210,40 @@ class _Views:
         if needed > self._room:
             raise refusal("too_many_pixels", "The frames are too large to hold; send a still or scale it down.")
         self._digest.update(struct.pack(">I", frame))
+        if not self._views:
+            self._size = image.size
         if image.mode == "RGBA":
             self._digest.update(fingerprint(image))
         for backdrop, picture in pictures(image):
-            key = self._keep(frame, backdrop, picture)
+            is_base = frame == 0 and (image.mode == "RGB" or backdrop == "white")
+            key = self._keep(frame, backdrop, picture, is_base=is_base)
             if image.mode == "RGB":
                 self._digest.update(key)
         if clipped is not None:
-            self._digest.update(self._keep(frame, "plain", clipped))
+            self._digest.update(self._keep(frame, "plain", clipped, is_base=False))
 
     def finish(self, name: str, frame_count: int) -> DecodedImage:
         return DecodedImage(
             views=tuple(self._views),
-            size=self._views[0].pixels.size,
+            size=self._size,
             format=name,
             frame_count=frame_count,
             digest=self._digest.hexdigest(),
         )
 
-    def _keep(self, frame: int, backdrop: Backdrop, picture: Image.Image) -> bytes:
+    def _keep(self, frame: int, backdrop: Backdrop, picture: Image.Image, *, is_base: bool) -> bytes:
         key = fingerprint(picture)
-        if key not in self._seen:
-            self._room -= picture.width * picture.height
-            self._seen.add(key)
+        place = self._places.setdefault(key, len(self._views))
+        if place < len(self._views) and not is_base:
+            return key
+        factor = math.ceil((picture.width * picture.height / _SCORED_PIXELS) ** 0.5)
+        if factor > 1 and not is_base:
+            picture = picture.reduce(factor)
+        self._room -= picture.width * picture.height
+        if place < len(self._views):
+            # Seen before, but masks need it whole.
+            self._views[place] = View(picture, frame, self._views[place].backdrop)
+        else:
             self._views.append(View(picture, frame, backdrop))
         return key
 

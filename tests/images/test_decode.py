@@ -504,3 +504,18 @@ def test_lossless_formats_give_back_the_very_pixels(width, height, data):
     image = Image.frombytes("RGB", (width, height), raw)
     name = data.draw(st.sampled_from(["PNG", "BMP", "TIFF"]))
     assert decode(saved(image, name)).flattened.tobytes() == raw
+
+
+def test_of_a_large_transparent_picture_only_the_base_of_masks_is_held_whole():
+    image = Image.new("RGBA", (3000, 2000), (200, 10, 10, 100))
+    decoded = decode(image)
+    sizes = {view.backdrop: view.pixels.size for view in decoded.views}
+    assert decoded.size == decoded.flattened.size == sizes["white"] == (3000, 2000)
+    assert sizes["plain"] == sizes["black"] == (1500, 1000)
+
+
+def test_the_base_of_masks_is_whole_also_when_another_view_looks_the_same():
+    image = Image.new("RGBA", (3000, 2000), (255, 255, 255, 0))
+    decoded = decode(image)
+    assert {view.backdrop for view in decoded.views} == {"plain", "black"}
+    assert decoded.flattened.size == decoded.size == (3000, 2000)
