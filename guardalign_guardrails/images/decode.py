@@ -46,6 +46,7 @@ _VIEWS_PER_FRAME: Final = 3
 # on top. The floor lets small custom limits still hold the first and the last frame.
 _HELD_FACTOR: Final = 3
 _HELD_FLOOR: Final = 48_000_000
+_ORDER: Final = ("plain", "white", "black")
 # Views that are only scored need no more; an encoder looks at less than one megapixel.
 _SCORED_PIXELS: Final = 4_000_000
 # A decoder of animations holds several canvases besides our views.
@@ -217,6 +218,7 @@ class _Views:
         for backdrop, picture in pictures(image):
             is_base = frame == 0 and (image.mode == "RGB" or backdrop == "white")
             key = self._keep(frame, backdrop, picture, is_base=is_base)
+            del picture
             if image.mode == "RGB":
                 self._digest.update(key)
         if clipped is not None:
@@ -224,7 +226,7 @@ class _Views:
 
     def finish(self, name: str, frame_count: int) -> DecodedImage:
         return DecodedImage(
-            views=tuple(self._views),
+            views=tuple(sorted(self._views, key=lambda view: (view.frame, _ORDER.index(view.backdrop)))),
             size=self._size,
             format=name,
             frame_count=frame_count,

@@ -59,11 +59,14 @@ def to_eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
 
 
 def pictures(image: Image.Image) -> Iterator[tuple[Backdrop, Image.Image]]:
-    """The RGB pictures that an RGB or RGBA picture may be shown as, made one at a time."""
+    """The RGB pictures that an RGB or RGBA picture may be shown as, made one at a time, the base of masks last.
+
+    A caller that lets go of each before it asks for the next never holds two of them.
+    """
     yield "plain", image if image.mode == "RGB" else image.convert("RGB")
     if image.mode == "RGBA":
-        yield "white", _over(image, (255, 255, 255))
         yield "black", _over(image, (0, 0, 0))
+        yield "white", _over(image, (255, 255, 255))
 
 
 def fingerprint(image: Image.Image) -> bytes:
