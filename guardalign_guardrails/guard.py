@@ -45,6 +45,7 @@ logger = logging.getLogger(__name__)
 
 _PLACEHOLDER_SIDE = 336
 _MASK_ROUNDS = 3
+_IMAGES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -152,7 +153,7 @@ class Guard:
         return await asyncio.to_thread(self.check_batch, images, source)
 
     def check_batch(self, images: Sequence[ImageSource], source: Source | Sequence[Source] = "user") -> list[Checked]:
-        """Check images together: all that are new go through the encoder in one batch.
+        """Check images together: all that are new go through the encoder in one batch (16 at once, to bound memory).
 
         Args:
             images: See `check`.
@@ -172,8 +173,11 @@ class Guard:
         if not images:
             return []
         self.prepare()
-        decoded = [self._decode(image) for image in images]
-        return self._check_decoded(decoded, sources)
+        results: list[Checked] = []
+        for first in range(0, len(images), _IMAGES_AT_ONCE):
+            decoded = [self._decode(image) for image in images[first : first + _IMAGES_AT_ONCE]]
+            results += self._check_decoded(decoded, sources[first : first + _IMAGES_AT_ONCE])
+        return results
 
     def uninspectable(self, reason: str, source: Source = "user") -> Checked:
         """The result for something that is an image but whose pixels the caller cannot get at.

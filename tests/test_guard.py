@@ -104,6 +104,13 @@ def test_a_batch_is_one_encoder_call_and_keeps_its_order(tmp_path):
     assert len(guard.detector.encoder.calls) == 1
 
 
+def test_many_images_come_back_in_order_with_their_own_sources(tmp_path):
+    guard = colour_guard(tmp_path, sources={"tool": SourceRule(at_least="route")})
+    sources = ["tool" if index % 3 == 0 else "user" for index in range(40)]
+    checked = guard.check_batch([painted("magenta", shade=index) for index in range(40)], sources)
+    assert [result.verdict.action for result in checked] == ["route" if s == "tool" else "flag" for s in sources]
+
+
 def test_the_same_pixels_are_scored_once_whatever_file_they_come_in(tmp_path):
     guard = colour_guard(tmp_path)
     picture = painted("red")
