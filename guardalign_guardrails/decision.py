@@ -58,7 +58,7 @@ def judge(scores: Sequence[float], policy: Policy, profile: Profile | None, sour
         f"{name} calls for {finding.action}" for name, finding in categories.items() if finding.action != "allow"
     ]
     if action != due:
-        reasons.append(f"source {source} makes it {action}")
+        reasons.append(f"the rule for its source makes it {action}")
     top = categories[best]
     return Judgement(top.score, top.p_value, best, categories, action, tuple(reasons))
 

@@ -22,7 +22,7 @@ import platformdirs
 from PIL import Image
 
 from guardalign_guardrails.decision import Judgement, is_at_least_mask, judge, mask_thresholds
-from guardalign_guardrails.detection.calibration import Profile, find_profile
+from guardalign_guardrails.detection.calibration import Profile, ProfileKey, find_profile
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import Encoder, load_encoder
 from guardalign_guardrails.detection.extent import outermost, unsafe_boxes
@@ -37,7 +37,7 @@ from guardalign_guardrails.images import (
     mask_regions,
 )
 from guardalign_guardrails.outcome import Failure, Outcome, failed_verdict, in_pixels, scored_verdict
-from guardalign_guardrails.policy import Action, Policy, Source
+from guardalign_guardrails.policy import SOURCES, Action, Policy, Source, SourceRule
 from guardalign_guardrails.verdict import AfterMasking, Box, Verdict
 from guardalign_guardrails.verdict_cache import VerdictCache
 
@@ -97,6 +97,11 @@ class Guard:
         self._given_profile = Profile.load(profile) if isinstance(profile, Path) else profile
         self._profile: Profile | None = None
         self._policy_fingerprint = self.policy.fingerprint
+        # Sources under the same rule share outcomes: today's picture of a user is history in the next turn.
+        self._rules = {
+            source: self.policy.sources.get(source, SourceRule()).model_dump_json(exclude_none=True)
+            for source in SOURCES
+        }
         self._identity = ""
         self._preparing = threading.Lock()
         self._workers = ThreadPoolExecutor(thread_name_prefix="guardalign") if self.policy.failure.timeout_s else None
@@ -121,7 +126,7 @@ class Guard:
             if self._identity:
                 return
             key = self.detector.profile_key
-            self._profile = self._fitting_profile()
+            self._profile = self._fitting_profile(key)
             _ = self.detector.bank
             parts = (self._policy_fingerprint, key.digest, str(self._profile and self._profile.scores))
             self._identity = hashlib.sha256("|".join(parts).encode()).hexdigest()
@@ -200,7 +205,7 @@ class Guard:
         new: dict[tuple[str, ...], tuple[DecodedImage, Source]] = {}
         keys = []
         for (image, _), source in zip(decoded, sources, strict=True):
-            key: tuple[str, ...] = (image.digest, source, self._identity)
+            key = self._key(image.digest, source)
             keys.append(key)
             if isinstance(image, Failure) or key in known or key in new:
                 continue
@@ -225,8 +230,7 @@ class Guard:
                 results.append(self._report(blank, image, outcome, key in cached))
         return results
 
-    def _fitting_profile(self) -> Profile | None:
-        key = self.detector.profile_key
+    def _fitting_profile(self, key: ProfileKey) -> Profile | None:
         if self._given_profile is not None:
             if self._given_profile.key.digest != key.digest:
                 raise ProfileMissing(
@@ -262,6 +266,9 @@ class Guard:
         except ImageDecodeError as error:
             result = Failure(self._raw_digest(image), self.policy.failure.uninspectable, uninspectable=error.reason)
         return result, (time.perf_counter() - started) * 1e3
+
+    def _key(self, digest: str, source: Source) -> tuple[str, ...]:
+        return digest, self._rules[source], self._identity
 
     def _raw_digest(self, image: ImageSource) -> str:
         """Digest of an image that cannot be decoded; empty if its bytes cannot be had or are too many."""
@@ -304,9 +311,6 @@ class Guard:
         outcomes = []
         for image, source in images:
             own = [next(remaining) for _ in image.views]
-            if not all(bool(score_map.scores.isfinite().all()) for _, score_map in own):
-                # Compared with a threshold, a NaN would pass for safe.
-                raise ArithmeticError("scores are not finite")
             view, worst = max(own, key=lambda pair: float(pair[1].image_scores.max()))
             judgement = judge(worst.image_scores.tolist(), self.policy, self._profile, source)
             outcome = Outcome(
@@ -337,7 +341,8 @@ class Guard:
             covered = coverage(boxes, image.size)
             again: Judgement | None = None
             if rules.rescore and covered <= rules.max_coverage:
-                maps, _ = self.detector.detect([self._draw(image, boxes)])
+                drawn = self._draw(image, boxes)
+                maps, _ = self.detector.detect([drawn])
                 again = judge(maps[0].image_scores.tolist(), self.policy, self._profile, source)
             is_clean = covered <= rules.max_coverage and (again is None or not is_at_least_mask(again.action))
             if is_clean or covered > rules.max_coverage:
@@ -349,6 +354,11 @@ class Guard:
             rounds=rounds,
             is_clean=is_clean,
         )
+        if is_clean and again is not None:
+            # The next turn of a chat brings the masked picture; what was just found of it need not be found again.
+            masked = decode(drawn, self.limits)
+            known = Outcome(maps[0], masked.views[0].name, again, again.action, reasons=again.reasons)
+            self.cache.put(self._key(masked.digest, source), known)
         reasons = outcome.reasons
         if not is_clean:
             why = (

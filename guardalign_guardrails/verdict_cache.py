@@ -15,8 +15,8 @@ V = TypeVar("V")
 class VerdictCache(Generic[V]):
     """A thread-safe least-recently-used map.
 
-    Keys are (pixel digest, source, identity of policy, encoder and profile), so that one cache may serve several
-    guards. Values hold scores and boxes, about 50 kB each, never pixels.
+    Keys are (pixel digest, rule of the source, identity of policy, encoder and profile), so that one cache may serve
+    several guards. Values hold scores and boxes, about 50 kB each, never pixels.
 
     Args:
         max_entries: Entries kept at most; 0 keeps none.

@@ -40,7 +40,7 @@ def test_source_limits_are_said_in_the_reasons():
     capped = policy("sources: {history: {at_most: flag}}")
     judgement = judge([0.999, 0], capped, PROFILE, "history")
     assert judgement.action == "flag"
-    assert "source history makes it flag" in judgement.reasons
+    assert "the rule for its source makes it flag" in judgement.reasons
 
 
 def test_the_paper_scoring_masks_at_tau_and_asks_no_profile():

@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from colour_encoder import COLOURS, ColourEncoder, colour_guard, colour_policy, painted
 from guardalign_guardrails import Guard, Policy, ProfileMissing, Verdict
 from guardalign_guardrails.detection.calibration import make_profile
+from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.policy import SourceRule
+from guardalign_guardrails.testing.colours import COLOURS, ColourEncoder, colour_guard, colour_policy, painted
 
 
 def png(image: Image.Image) -> bytes:
@@ -217,6 +218,33 @@ def test_scores_that_are_not_numbers_are_a_failure_and_never_pass_for_safe(tmp_p
 
     verdict = Guard(colour_policy(), Broken(), cache_dir=tmp_path).check(painted()).verdict
     assert (verdict.action, verdict.failure) == ("block", "ArithmeticError")
+
+
+def test_scores_of_a_masked_picture_that_are_not_numbers_are_a_failure_too(tmp_path):
+    class BrokenOnTheMasked(ColourEncoder):
+        def encode_crops(self, crops):
+            return super().encode_crops(crops) * (float("nan") if len(self.calls) == 2 else 1.0)
+
+    verdict = Guard(colour_policy(), BrokenOnTheMasked(), cache_dir=tmp_path).check(painted("red")).verdict
+    assert (verdict.action, verdict.failure) == ("block", "ArithmeticError")
+
+
+def test_a_picture_seen_as_a_users_is_known_when_it_comes_back_as_history(tmp_path):
+    guard = colour_guard(tmp_path, sources={"tool": {"at_least": "mask"}})
+    guard.check(painted("green"))
+    again = guard.check(painted("green"), "history").verdict
+    assert (again.is_cached, again.source, again.action) == (True, "history", "prefix")
+    other = guard.check(painted("green"), "tool").verdict
+    assert not other.is_cached, "another rule, another outcome"
+
+
+def test_a_masked_picture_that_comes_back_costs_no_encoder_pass(tmp_path):
+    guard = colour_guard(tmp_path)
+    masked = guard.check(painted("red")).image
+    passes = len(guard.detector.encoder.calls)
+    again = guard.check(encode_png(masked), "history").verdict
+    assert (again.is_cached, again.action) == (True, "allow")
+    assert len(guard.detector.encoder.calls) == passes
 
 
 def test_detection_that_takes_too_long_is_a_verdict_by_the_timeout_rule(tmp_path):

@@ -171,11 +171,7 @@ def _add(detector: Detector, images: Sequence[DecodedImage], result: Scored) -> 
         return
     scores = iter([float(score_map.image_scores.max()) for score_map in maps])
     for image in images:
-        worst = max(next(scores) for _ in image.views)
-        if math.isfinite(worst):
-            result.scores.append(worst)
-        else:
-            result.skipped["without a score"] += 1
+        result.scores.append(max(next(scores) for _ in image.views))
 
 
 def _print_rates(profile: Profile, unsafe: Sequence[float] | None) -> None:

@@ -86,6 +86,9 @@ class Detector:
 
         Returns:
             One `ScoreMap` per picture, in order, and the time it took.
+
+        Raises:
+            ArithmeticError: A score is not finite. Compared with a threshold, a NaN would pass for safe.
         """
         maps: list[scoring.ScoreMap] = []
         encode = score = 0.0
@@ -99,6 +102,8 @@ class Detector:
             ]
             encode += encoded - started
             score += time.perf_counter() - encoded
+        if not all(bool(score_map.scores.isfinite().all()) for score_map in maps):
+            raise ArithmeticError("scores are not finite")
         return maps, Timings(encode * 1e3, score * 1e3)
 
     def pairs(self, picture: Image.Image, count: int) -> list[scoring.Pair]:

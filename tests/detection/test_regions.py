@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from colour_encoder import ColourEncoder, painted
 from guardalign_guardrails.detection.config import RegionConfig
 from guardalign_guardrails.detection.regions import cut, pool_windows, window_starts
+from guardalign_guardrails.testing.colours import ColourEncoder, painted
 
 
 class MapEncoder(ColourEncoder):

@@ -14,8 +14,8 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, Huma
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from PIL import Image
 
-from colour_encoder import CELL, painted
 from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.testing.colours import CELL, painted
 from langchain_guardalign import ImageGuard
 
 MASKED = painted()

@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from colour_encoder import colour_guard
+from guardalign_guardrails.testing.colours import colour_guard
 from langchain_guardalign import ImageGuard
 
 

@@ -21,8 +21,8 @@ from chat_images import (
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompt_values import ChatPromptValue, ImagePromptValue, StringPromptValue
 
-from colour_encoder import colour_guard, painted
 from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
+from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign import GuardReport, ImageGuard
 from langchain_guardalign._screening import NOTICE
 

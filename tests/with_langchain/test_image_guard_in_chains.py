@@ -25,8 +25,8 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import ConfigurableField, RunnableParallel, RunnablePassthrough
 from pydantic import ValidationError
 
-from colour_encoder import CELL, colour_guard, painted
 from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails.testing.colours import CELL, colour_guard, painted
 from langchain_guardalign import ImageGuard
 from langchain_guardalign._screening import NOTICE
 

@@ -15,7 +15,7 @@ from chat_images import (
 )
 from langchain_core.runnables import RunnablePassthrough
 
-from colour_encoder import colour_guard, painted
+from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign import ImageGuard
 from langchain_guardalign._screening import NOTICE
 

@@ -9,8 +9,8 @@ import pytest
 from chat_images import data_url, openai, text, v1
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
-from colour_encoder import painted
 from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.testing.colours import painted
 from langchain_guardalign._data_url import is_data_url, read_base64, read_data_url
 from langchain_guardalign._media import find_media
 

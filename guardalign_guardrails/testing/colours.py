@@ -31,10 +31,16 @@ COLOURS = {
 ACTION_COLOURS = {"flag": "magenta", "prefix": "green", "mask": "red", "route": "yellow", "block": "blue"}
 SIDE = 64
 CELL = SIDE // 4
+_GRID = 4
 
 
 class ColourEncoder:
-    """One axis per colour. ``calls`` holds the number of crops of each call."""
+    """One axis per colour.
+
+    Attributes:
+        calls: Number of crops or pictures of each call, to count encoder passes.
+        failure: Raised by the next calls if it is set.
+    """
 
     name = "colour"
     fingerprint = "c0" * 32
@@ -46,25 +52,41 @@ class ColourEncoder:
         self.failure: Exception | None = None
 
     def encode_texts(self, texts: Sequence[str]) -> Tensor:
+        """One-hot rows of the colour words in each text."""
         rows = [[float(colour in text) for colour in COLOURS] for text in texts]
         return functional.normalize(torch.tensor(rows), dim=-1)
 
     def encode_crops(self, crops: Sequence[Crop]) -> Tensor:
+        """Share of each colour's pixels in each crop, as unit rows; `failure` is raised if there is one."""
         self.calls.append(len(crops))
         if self.failure is not None:
             raise self.failure
-        palette = np.array(list(COLOURS.values()), dtype=np.float32)
-        rows = []
-        for image, box in crops:
-            pixels = np.asarray(image.crop(tuple(round(side) for side in box)), dtype=np.float32).reshape(-1, 3)
-            nearest = ((pixels[:, None] - palette) ** 2).sum(-1).argmin(-1)
-            rows.append(np.bincount(nearest, minlength=len(palette)) / len(nearest))
-        return functional.normalize(torch.tensor(np.array(rows), dtype=torch.float32), dim=-1)
+        return self.embed(torch.stack([_shares(image.crop(_whole_pixels(box))) for image, box in crops]))
 
     def encode_map(self, images: Sequence[Image.Image], resolution: int | None = None) -> list[Tensor]:
-        raise NotImplementedError
+        """Share of each colour's pixels in 4 x 4 cells of each picture; ``resolution`` changes nothing."""
+        self.calls.append(len(images))
+        maps = []
+        for image in images:
+            edges = [(row, column) for row in range(_GRID) for column in range(_GRID)]
+            cells = [
+                image.crop(
+                    _whole_pixels(
+                        (
+                            column * image.width / _GRID,
+                            row * image.height / _GRID,
+                            (column + 1) * image.width / _GRID,
+                            (row + 1) * image.height / _GRID,
+                        )
+                    )
+                )
+                for row, column in edges
+            ]
+            maps.append(torch.stack([_shares(cell) for cell in cells]).reshape(_GRID, _GRID, -1))
+        return maps
 
     def embed(self, map_features: Tensor) -> Tensor:
+        """Unit rows."""
         return functional.normalize(map_features, dim=-1)
 
 
@@ -86,6 +108,7 @@ def colour_policy(**changes: Any) -> Policy:
 
 
 def colour_guard(cache_dir: Path, **changes: Any) -> Guard:
+    """A guard that sees colours; ``changes`` are fields of `colour_policy`."""
     return Guard(colour_policy(**changes), ColourEncoder(), cache_dir=cache_dir)
 
 
@@ -96,3 +119,16 @@ def painted(*colours: str, shade: int = 0) -> Image.Image:
     for place, colour in enumerate(colours):
         image.paste(COLOURS[colour], (CELL * place, CELL * place, CELL * (place + 1), CELL * (place + 1)))
     return image
+
+
+def _whole_pixels(box: tuple[float, float, float, float]) -> tuple[int, int, int, int]:
+    left, top, right, bottom = (round(side) for side in box)
+    return left, top, right, bottom
+
+
+def _shares(picture: Image.Image) -> Tensor:
+    """Share of the pixels that are nearest to each colour, shape [colours]."""
+    palette = np.array(list(COLOURS.values()), dtype=np.float32)
+    pixels = np.asarray(picture, dtype=np.float32).reshape(-1, 3)
+    nearest = ((pixels[:, None] - palette) ** 2).sum(-1).argmin(-1)
+    return torch.tensor(np.bincount(nearest, minlength=len(palette)) / len(nearest), dtype=torch.float32)
