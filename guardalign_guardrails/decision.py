@@ -84,6 +84,22 @@ def mask_thresholds(policy: Policy, profile: Profile | None, source: Source) -> 
     return levels
 
 
+def is_prefix_due(policy: Policy, actions: Sequence[Action]) -> bool:
+    """Whether a chat is to be given the safety prefix.
+
+    A masked picture asks for it too: the method's two halves work together. One that is not passed on asks for nothing.
+
+    Args:
+        policy: Its ``prefix_when`` decides; in monitor mode nothing is given.
+        actions: What was done about each image of the chat.
+    """
+    if policy.mode == "monitor" or not policy.prefix.strip():
+        return False
+    if policy.prefix_when == "finding":
+        return "prefix" in actions or "mask" in actions
+    return policy.prefix_when == "always" or bool(actions)
+
+
 def is_at_least_mask(action: Action) -> bool:
     """Whether an action keeps the original picture from passing."""
     return LADDER.index(action) >= LADDER.index("mask")

@@ -45,6 +45,24 @@ class ImageDecodeError(GuardAlignError):
         self.reason = reason
 
 
+class FetchUnavailable(GuardAlignError):
+    """The packages that fetch image URLs are not here."""
+
+
+class FetchRefused(GuardAlignError):
+    """An image URL was not fetched, or what came back cannot be taken.
+
+    Attributes:
+        reason: Stable machine-readable code: ``url_scheme``, ``url_malformed``, ``url_host``, ``url_port``,
+            ``url_address``, ``url_unreachable``, ``url_status``, ``url_redirects``, ``url_encoding``, ``url_empty``,
+            ``url_timeout``, ``too_large`` or ``too_many_urls``.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+
 class UnsafeContentError(GuardAlignError):
     """The policy blocked an image and the caller asked for an exception.
 

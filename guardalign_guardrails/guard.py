@@ -28,6 +28,7 @@ from guardalign_guardrails.detection.encoders import Encoder, load_encoder
 from guardalign_guardrails.detection.extent import outermost, unsafe_boxes
 from guardalign_guardrails.detection.scoring import ScoreMap
 from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError, ProfileMissing
+from guardalign_guardrails.fetch import Fetcher
 from guardalign_guardrails.images import (
     DecodedImage,
     ImageLimits,
@@ -74,6 +75,11 @@ class Guard:
         limits: What an image may cost to decode.
         cache_dir: Folder for anchor features; None for the user's cache folder.
         cache: Verdict cache, possibly shared with other guards; None for one of its own.
+        fetcher: Fetches image URLs for those who find some (the guard itself fetches nothing); None for what the
+            policy's ``fetch`` rules say, which is none by default.
+
+    Raises:
+        FetchUnavailable: The policy wants URLs fetched and httpcore is not installed.
     """
 
     def __init__(
@@ -85,6 +91,7 @@ class Guard:
         limits: ImageLimits | None = None,
         cache_dir: Path | None = None,
         cache: VerdictCache[Outcome] | None = None,
+        fetcher: Fetcher | None = None,
     ) -> None:
         self.policy = Policy.load(policy) if isinstance(policy, Path) else policy or Policy.default()
         self.limits = limits or ImageLimits()
@@ -94,6 +101,7 @@ class Guard:
             load_encoder(encoder) if isinstance(encoder, str) else encoder,
             cache_dir or platformdirs.user_cache_path("guardalign"),
         )
+        self.fetcher = Fetcher(self.policy.fetch) if fetcher is None and self.policy.fetch is not None else fetcher
         self._given_profile = Profile.load(profile) if isinstance(profile, Path) else profile
         self._profile: Profile | None = None
         self._policy_fingerprint = self.policy.fingerprint

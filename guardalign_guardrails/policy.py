@@ -27,6 +27,7 @@ from pydantic import (
 
 from guardalign_guardrails.detection.config import RegionConfig, ScoringConfig
 from guardalign_guardrails.errors import PolicyError
+from guardalign_guardrails.fetch.rules import FetchRules
 from guardalign_guardrails.policy_file import hint, parse
 
 Action = Literal["allow", "flag", "prefix", "mask", "route", "block"]
@@ -239,13 +240,17 @@ class Policy(_Frozen):
         name: For reports.
         version: For reports; the fingerprint, not the version, decides whether two policies are the same.
         mode: ``enforce`` acts; ``monitor`` finds and reports but lets everything pass.
-        prefix: Safety prefix that the ``prefix`` action gives to the model.
+        prefix: Safety prefix that the actions ``prefix`` and ``mask`` give to the model.
+        prefix_when: ``finding`` gives the prefix with these actions only, ``image`` whenever an image is in the chat,
+            ``always`` to text-only chats too.
+        refusal: Answer of components that refuse instead of a model.
         templates: Sentences with one ``{}`` into which concepts are written.
         categories: Unsafe categories by key.
         benign: Anchors of harmless content.
         thresholds: For categories and sources that have none of their own.
         sources: Rules of single sources.
         failure: Failure rules.
+        fetch: From where images given as URLs are fetched to be checked; None never fetches.
         masking: Masking rules.
         regions: How to cut pictures; None for what suits the encoder.
         scoring: How to score.
@@ -258,6 +263,8 @@ class Policy(_Frozen):
     version: str = "1"
     mode: Literal["enforce", "monitor"] = "enforce"
     prefix: str = "As an AI assistant, "
+    prefix_when: Literal["finding", "image", "always"] = "finding"
+    refusal: str = "I can't help with this: an image in it was blocked by the safety policy."
     templates: tuple[str, ...] = ("{}", "a photo of {}")
     categories: Annotated[
         Mapping[str, Category], AfterValidator(_freeze), PlainSerializer(dict, return_type=dict[str, Any])
@@ -268,6 +275,7 @@ class Policy(_Frozen):
         Mapping[Source, SourceRule], AfterValidator(_freeze), PlainSerializer(dict, return_type=dict[str, Any])
     ] = Field(default_factory=dict)
     failure: FailureRules = FailureRules()
+    fetch: FetchRules | None = None
     masking: Masking = Masking()
     regions: RegionConfig | None = None
     scoring: ScoringConfig = ScoringConfig()

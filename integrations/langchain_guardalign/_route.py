@@ -17,7 +17,7 @@ from typing_extensions import Self
 
 from langchain_guardalign._events import aannounce, announce
 from langchain_guardalign._runnable import ImageGuard
-from langchain_guardalign._screening import GuardReport, ascreen, offender, screen, without_images
+from langchain_guardalign._screening import GuardReport, offender, without_images
 
 Branch = Runnable[LanguageModelInput, Any]
 
@@ -26,7 +26,7 @@ class GuardedRoute(RunnableSerializable[LanguageModelInput, Any]):
     """See `ImageGuard.route`, which makes it.
 
     Attributes:
-        guard: Checks and sanitises. Its ``on_block`` does not count here: a blocked input is routed.
+        guard: Checks and sanitises. Its ``on_violation`` does not count here: a blocked input is routed.
         safe: Gets inputs whose severest action is milder than ``route``.
         unsafe: Gets the others.
     """
@@ -123,7 +123,7 @@ class GuardedRoute(RunnableSerializable[LanguageModelInput, Any]):
         """Check all inputs in one batch, then run the batch of each of the two runnables."""
 
         def run(_: Any, run_manager: Any, config: list[RunnableConfig]) -> list[Any]:
-            reports = screen(self.guard.active_guard, inputs)
+            reports = self.guard.inspect_batch(inputs)
             for report, own in zip(reports, config, strict=True):
                 announce(report, own)
             outputs: list[Any] = list(reports)
@@ -146,7 +146,7 @@ class GuardedRoute(RunnableSerializable[LanguageModelInput, Any]):
         """`batch` without blocking the event loop; the two runnables run at the same time."""
 
         async def run(_: Any, run_manager: Any, config: list[RunnableConfig]) -> list[Any]:
-            reports = await ascreen(self.guard.active_guard, inputs)
+            reports = await self.guard.ainspect_batch(inputs)
             for report, own in zip(reports, config, strict=True):
                 await aannounce(report, own)
             outputs: list[Any] = list(reports)
@@ -165,7 +165,7 @@ class GuardedRoute(RunnableSerializable[LanguageModelInput, Any]):
         return await self._abatch_with_config(run, traced, config, return_exceptions=return_exceptions)
 
     def _branch(self, report: GuardReport) -> Branch:
-        return self.safe if offender(report) is None else self.unsafe
+        return self.safe if offender(report.verdicts) is None else self.unsafe
 
     def _shares(self, reports: Sequence[GuardReport | Exception]) -> list[tuple[Branch, list[int]]]:
         """Which inputs go where; unreadable ones go nowhere."""
@@ -173,7 +173,7 @@ class GuardedRoute(RunnableSerializable[LanguageModelInput, Any]):
         unsafe: list[int] = []
         for place, report in enumerate(reports):
             if isinstance(report, GuardReport):
-                (safe if offender(report) is None else unsafe).append(place)
+                (safe if offender(report.verdicts) is None else unsafe).append(place)
         return [(branch, places) for branch, places in ((self.safe, safe), (self.unsafe, unsafe)) if places]
 
 

@@ -6,10 +6,12 @@ or the model itself records is theirs to decide.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 from langchain_core.language_models import LanguageModelInput
+from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import AnyMessage
 from langchain_core.prompt_values import ChatPromptValueConcrete, StringPromptValue
 from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
@@ -20,6 +22,7 @@ from typing_extensions import Self
 from guardalign_guardrails import Guard, Policy, UnsafeContentError
 from langchain_guardalign._events import aannounce, announce
 from langchain_guardalign._guards import guard_for
+from langchain_guardalign._rewrite import Placement
 from langchain_guardalign._screening import GuardReport, ascreen, offender, screen, unpack, without_images
 
 
@@ -32,9 +35,13 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
     - ``allow``: nothing changes.
     - ``flag``: only the verdict is put on record.
     - ``prefix``: the policy's prefix goes to the head of the first system message (a new one if there is none), once.
-    - ``mask``: the masked picture, as PNG, takes the original's place in the same block.
-    - ``block``, ``route``: a short notice takes the image's place, or `UnsafeContentError` is raised, by ``on_block``.
-      To send such inputs elsewhere see `route`.
+    - ``mask``: the masked picture, as PNG, takes the original's place in the same block; the prefix too.
+    - ``block``, ``route``: a short notice takes the image's place, or `UnsafeContentError` is raised, by
+      ``on_violation``. To send such inputs elsewhere see `route`; to refuse without asking the model,
+      `GuardedChatModel`.
+
+    An image given as a URL that the policy lets be fetched is inlined, so that the model sees the bytes that were
+    checked.
 
     Verdicts are found in ``message.response_metadata["guardalign"]`` of messages with a finding (chat models do not
     send it to a provider), in the custom event ``guardalign.verdict`` of every input with an image, and in what
@@ -43,8 +50,8 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
     The guard's own run shows tracers words in place of every image. An enclosing chain records its raw input all the
     same; keep it out of a trace with the tracer's settings (LangSmith: ``LANGSMITH_HIDE_INPUTS=true``).
 
-    ``batch`` checks the images of all its inputs together. Not serialisable by ``dumps``: a guard is made from a policy
-    file.
+    ``batch`` checks the images of all its inputs together, or of ``max_concurrency`` of them at a time if the config
+    says so. ``dumps`` and ``load`` work unless it was made around a ready guard.
 
     Attributes:
         policy: What is unsafe and what to do; None for the policy that ships with the package.
@@ -52,17 +59,23 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         profile: Calibration profile; None for the one that fits among the user's and the shipped ones.
         cache_dir: Folder for anchor features; None for the user's cache folder.
         guard: A ready guard instead of the four above.
-        on_block: ``refuse`` puts a notice in the image's place, ``raise`` raises `UnsafeContentError`.
+        on_violation: What happens with what the policy blocks: ``notice`` puts a short text in the image's place,
+            ``raise`` raises `UnsafeContentError`. Everything else (masks, prefix, flags) is in the policy.
+        artifacts: Whether pictures in the ``artifact`` of tool messages are checked and replaced too. Models are not
+            given artifacts, but apps put them back into chats.
+        placement: Where the prefix goes: ``system``, or ``user`` for models that know no system message.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
+    model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     policy: Policy | None = None
     encoder: str = "offline"
     profile: Path | None = None
     cache_dir: Path | None = None
     guard: Guard | None = Field(default=None, exclude=True, repr=False)
-    on_block: Literal["refuse", "raise"] = "refuse"
+    on_violation: Literal["notice", "raise"] = "notice"
+    artifacts: bool = False
+    placement: Placement = "system"
 
     _made: Guard | None = PrivateAttr(default=None)
 
@@ -78,9 +91,31 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         return self
 
     @classmethod
-    def from_guard(cls, guard: Guard, *, on_block: Literal["refuse", "raise"] = "refuse") -> Self:
-        """A runnable around a ready guard."""
-        return cls(guard=guard, on_block=on_block)
+    def from_guard(cls, guard: Guard, **settings: Any) -> Self:
+        """A runnable around a ready guard; ``settings`` are ``on_violation``, ``artifacts`` and ``placement``."""
+        return cls(guard=guard, **settings)
+
+    @classmethod
+    def is_lc_serializable(cls) -> bool:
+        """True; one made around a ready guard dumps as not implemented all the same."""
+        return True
+
+    @classmethod
+    def get_lc_namespace(cls) -> list[str]:
+        """Where `langchain_core.load.load` finds the class, whatever module it is in."""
+        return ["langchain_guardalign"]
+
+    @property
+    def lc_attributes(self) -> dict[str, Any]:
+        """The fields that are not JSON, as JSON."""
+        return {
+            **({"policy": self.policy.to_dict()} if self.policy else {}),
+            **{name: str(path) for name in ("profile", "cache_dir") if (path := getattr(self, name))},
+        }
+
+    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
+        """What ``dumps`` writes. A ready guard holds weights, which are no text."""
+        return self.to_json_not_implemented() if self.guard is not None else super().to_json()
 
     @property
     def active_guard(self) -> Guard:
@@ -103,12 +138,38 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         return self.InputType
 
     def inspect(self, input: LanguageModelInput) -> GuardReport:  # noqa: A002  LangChain's name
-        """Check one input and report; never raises for what it finds, whatever ``on_block`` says."""
-        return unpack(screen(self.active_guard, [input])[0])
+        """Check one input and report; never raises for what it finds, whatever ``on_violation`` says."""
+        return unpack(self.inspect_batch([input])[0])
 
     async def ainspect(self, input: LanguageModelInput) -> GuardReport:  # noqa: A002  LangChain's name
         """`inspect` without blocking the event loop."""
-        return unpack((await ascreen(self.active_guard, [input]))[0])
+        return unpack((await self.ainspect_batch([input]))[0])
+
+    def inspect_batch(
+        self, inputs: Sequence[LanguageModelInput], *, at_once: int | None = None
+    ) -> list[GuardReport | Exception]:
+        """Check inputs together.
+
+        Args:
+            inputs: Model inputs.
+            at_once: Most inputs whose images are checked together; None for all.
+
+        Returns:
+            One report per input, or the error that makes an input unreadable.
+        """
+        reports: list[GuardReport | Exception] = []
+        for part in _parts(inputs, at_once):
+            reports += screen(self.active_guard, part, artifacts=self.artifacts, placement=self.placement)
+        return reports
+
+    async def ainspect_batch(
+        self, inputs: Sequence[LanguageModelInput], *, at_once: int | None = None
+    ) -> list[GuardReport | Exception]:
+        """`inspect_batch` without blocking the event loop."""
+        reports: list[GuardReport | Exception] = []
+        for part in _parts(inputs, at_once):
+            reports += await ascreen(self.active_guard, part, artifacts=self.artifacts, placement=self.placement)
+        return reports
 
     def route(
         self, safe: RunnableLike[LanguageModelInput, Any], unsafe: RunnableLike[LanguageModelInput, Any]
@@ -135,7 +196,7 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         """Sanitise one input; further keyword arguments, meant for a model, are ignored.
 
         Raises:
-            UnsafeContentError: An image was blocked and ``on_block`` is ``raise``.
+            UnsafeContentError: An image was blocked and ``on_violation`` is ``raise``.
         """
         results: list[LanguageModelInput] = []
 
@@ -178,7 +239,7 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         results: list[LanguageModelInput | Exception] = []
 
         def run(_: Any, run_manager: Any, config: list[RunnableConfig]) -> list[Any]:
-            reports = screen(self.active_guard, inputs)
+            reports = self.inspect_batch(inputs, at_once=_max_concurrency(config))
             for report, own in zip(reports, config, strict=True):
                 announce(report, own)
             results.extend(map(self._result, reports))
@@ -200,7 +261,7 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         results: list[LanguageModelInput | Exception] = []
 
         async def run(_: Any, run_manager: Any, config: list[RunnableConfig]) -> list[Any]:
-            reports = await ascreen(self.active_guard, inputs)
+            reports = await self.ainspect_batch(inputs, at_once=_max_concurrency(config))
             for report, own in zip(reports, config, strict=True):
                 await aannounce(report, own)
             results.extend(map(self._result, reports))
@@ -213,8 +274,18 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
     def _result(self, report: GuardReport | Exception) -> LanguageModelInput | Exception:
         if isinstance(report, Exception):
             return report
-        verdict = offender(report) if self.on_block == "raise" else None
+        verdict = offender(report.verdicts) if self.on_violation == "raise" else None
         return report.output if verdict is None else UnsafeContentError(verdict)
+
+
+def _parts(inputs: Sequence[LanguageModelInput], at_once: int | None) -> Iterator[Sequence[LanguageModelInput]]:
+    size = at_once or max(len(inputs), 1)
+    return (inputs[first : first + size] for first in range(0, len(inputs), size))
+
+
+def _max_concurrency(config: Sequence[RunnableConfig]) -> int | None:
+    """As LangChain's own batches do, the first input's config decides for all."""
+    return config[0].get("max_concurrency") if config else None
 
 
 def _raised(result: LanguageModelInput | Exception) -> LanguageModelInput:

@@ -1,33 +1,43 @@
-"""From model inputs to reports: open, check all images of all inputs in one batch, put results back.
+"""From chats to sanitised chats, and from model inputs to reports; several of either make one batch of images.
 
-Knows no runnable and no callback. Sync and async differ in one line, the call to the guard; the rest is shared.
+Knows no runnable and no callback. Sync and async differ in one line, the call to the core; the rest is shared.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any
 
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import BaseMessage, convert_to_messages
-from langchain_core.prompt_values import ChatPromptValue, PromptValue
+from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.prompt_values import StringPromptValue
 
-from guardalign_guardrails import Action, Checked, Guard, Source, Verdict
-from guardalign_guardrails.images import encode_png
+from guardalign_guardrails import Action, Guard, Verdict
+from guardalign_guardrails.content import screen as core
+from guardalign_guardrails.content.screen import Screened, Turn
+from guardalign_guardrails.decision import is_prefix_due
 from guardalign_guardrails.policy import severest
-from langchain_guardalign._data_url import Reason
-from langchain_guardalign._media import Found, Path, find_media
-from langchain_guardalign._rewrite import block_at, text_in_place_of, with_blocks, with_prefix, with_verdicts
+from langchain_guardalign._messages import like, messages_of, sources
+from langchain_guardalign._rewrite import Placement, prefixed, with_prefix, with_verdicts
 
-NOTICE: Final = "[image removed by the safety policy]"
-"""What a model reads where an image was blocked."""
 
-_OMITTED: Final = "[image omitted from the trace]"
+@dataclass(frozen=True)
+class ScreenedChat:
+    """What became of a list of messages.
 
-Blocks = dict[int, dict[Path, dict[str, Any]]]
-"""New blocks by message and place."""
+    Attributes:
+        messages: One for each that came in; the very same object if nothing changed.
+        by_message: The verdicts of each, in reading order; empty for a message without media.
+    """
+
+    messages: list[BaseMessage] = field(repr=False)
+    by_message: list[tuple[Verdict, ...]]
+
+    @property
+    def verdicts(self) -> tuple[Verdict, ...]:
+        """All verdicts in reading order."""
+        return tuple(verdict for own in self.by_message for verdict in own)
 
 
 @dataclass(frozen=True)
@@ -46,25 +56,45 @@ class GuardReport:
 
     def event(self) -> dict[str, Any]:
         """The report as plain data without pixels, regions or text."""
-        return {"action": self.action, "verdicts": [verdict.summary() for verdict in self.verdicts]}
+        return event_of(self.verdicts)
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """One input with its images' bytes, or the reasons why there are none."""
-
-    original: LanguageModelInput
-    messages: list[BaseMessage]
-    found: list[Found]
-    payloads: list[bytes | Reason]
-
-    def images(self) -> Iterator[tuple[bytes, Source]]:
-        for found, payload in zip(self.found, self.payloads, strict=True):
-            if isinstance(payload, bytes):
-                yield payload, found.source
+def event_of(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Verdicts as the data of an event: plain, without pixels, regions or text."""
+    return {
+        "action": severest(*(verdict.action for verdict in verdicts)),
+        "verdicts": [verdict.summary() for verdict in verdicts],
+    }
 
 
-def screen(guard: Guard, inputs: Sequence[LanguageModelInput]) -> list[GuardReport | Exception]:
+def screen_chats(
+    guard: Guard, chats: Sequence[Sequence[BaseMessage]], *, artifacts: bool = False
+) -> list[ScreenedChat]:
+    """Check chats; all images of all of them make one batch.
+
+    Args:
+        guard: What checks.
+        chats: Message lists. Nothing is added to them: the prefix is the caller's (`with_prefix`).
+        artifacts: Whether pictures in the artifacts of tool messages are checked and replaced too.
+
+    Raises:
+        GuardAlignError: The guard cannot work: no encoder, no profile.
+    """
+    turns = _turns(chats, artifacts=artifacts)
+    return _chats(chats, turns, core.screen(guard, [turn for _, turn in turns]))
+
+
+async def ascreen_chats(
+    guard: Guard, chats: Sequence[Sequence[BaseMessage]], *, artifacts: bool = False
+) -> list[ScreenedChat]:
+    """`screen_chats` without blocking the event loop."""
+    turns = _turns(chats, artifacts=artifacts)
+    return _chats(chats, turns, await core.ascreen(guard, [turn for _, turn in turns]))
+
+
+def screen(
+    guard: Guard, inputs: Sequence[LanguageModelInput], *, artifacts: bool = False, placement: Placement = "system"
+) -> list[GuardReport | Exception]:
     """Check model inputs; all images of all of them make one batch.
 
     Returns:
@@ -73,122 +103,36 @@ def screen(guard: Guard, inputs: Sequence[LanguageModelInput]) -> list[GuardRepo
     Raises:
         GuardAlignError: The guard cannot work: no encoder, no profile.
     """
-    opened = _open_all(guard, inputs)
-    images, sources = _batch(opened)
-    return _close_all(guard, opened, guard.check_batch(images, sources))
+    read = [_read(value) for value in inputs]
+    chats = screen_chats(guard, [messages for messages in read if isinstance(messages, list)], artifacts=artifacts)
+    return _reports(guard, inputs, read, iter(chats), placement)
 
 
-async def ascreen(guard: Guard, inputs: Sequence[LanguageModelInput]) -> list[GuardReport | Exception]:
+async def ascreen(
+    guard: Guard, inputs: Sequence[LanguageModelInput], *, artifacts: bool = False, placement: Placement = "system"
+) -> list[GuardReport | Exception]:
     """`screen` without blocking the event loop."""
-    opened = await asyncio.to_thread(_open_all, guard, inputs)
-    images, sources = _batch(opened)
-    return await asyncio.to_thread(_close_all, guard, opened, await guard.acheck_batch(images, sources))
+    read = [_read(value) for value in inputs]
+    messages = [messages for messages in read if isinstance(messages, list)]
+    return _reports(guard, inputs, read, iter(await ascreen_chats(guard, messages, artifacts=artifacts)), placement)
 
 
 def without_images(value: Any) -> Any:
     """A model input as it may be traced: every image, looked at or not, is a few words."""
-    try:
-        messages = _messages(value)
-    except (TypeError, ValueError):
+    messages = _read(value)
+    if isinstance(messages, Exception):
         return f"[{type(value).__name__}]"
-    blocks: Blocks = {}
-    for found in find_media(messages):
-        old = block_at(messages[found.message], found.path)
-        blocks.setdefault(found.message, {})[found.path] = text_in_place_of(old, _OMITTED)
-    return _like(value, messages, [with_blocks(m, blocks.get(i, {})) for i, m in enumerate(messages)])
+    return like(value, messages, [traced(message) for message in messages])
 
 
-def _open_all(guard: Guard, inputs: Sequence[LanguageModelInput]) -> list[_Opened | Exception]:
-    opened: list[_Opened | Exception] = []
-    for value in inputs:
-        try:
-            messages = _messages(value)
-        except (TypeError, ValueError) as error:
-            opened.append(error)
-            continue
-        found = find_media(messages)
-        opened.append(_Opened(value, messages, found, [place.read(guard.limits.max_bytes) for place in found]))
-    return opened
-
-
-def _batch(opened: Sequence[_Opened | Exception]) -> tuple[list[bytes], list[Source]]:
-    pairs = [pair for item in opened if isinstance(item, _Opened) for pair in item.images()]
-    return [image for image, _ in pairs], [source for _, source in pairs]
-
-
-def _close_all(
-    guard: Guard, opened: Sequence[_Opened | Exception], checked: Sequence[Checked]
-) -> list[GuardReport | Exception]:
-    results = iter(checked)
-    return [_close(guard, item, results) if isinstance(item, _Opened) else item for item in opened]
-
-
-def _close(guard: Guard, opened: _Opened, results: Iterator[Checked]) -> GuardReport:
-    if not opened.found:
-        return GuardReport(opened.original, (), "allow")
-    checked = [
-        next(results) if isinstance(payload, bytes) else guard.uninspectable(payload, found.source)
-        for found, payload in zip(opened.found, opened.payloads, strict=True)
-    ]
-    blocks: Blocks = {}
-    verdicts: dict[int, list[Verdict]] = {}
-    for found, result in zip(opened.found, checked, strict=True):
-        verdicts.setdefault(found.message, []).append(result.verdict)
-        if result.verdict.action in ("mask", "route", "block"):
-            old = block_at(opened.messages[found.message], found.path)
-            blocks.setdefault(found.message, {})[found.path] = _replacement(old, found, result)
-    messages = [
-        with_verdicts(with_blocks(message, blocks.get(index, {})), verdicts.get(index, []))
-        for index, message in enumerate(opened.messages)
-    ]
-    if any(result.verdict.action == "prefix" for result in checked):
-        messages = with_prefix(messages, guard.policy.prefix)
-    return GuardReport(
-        _like(opened.original, opened.messages, messages),
-        tuple(result.verdict for result in checked),
-        severest(*(result.verdict.action for result in checked)),
-    )
-
-
-def _replacement(old: Any, found: Found, result: Checked) -> dict[str, Any]:
-    if result.verdict.action == "mask" and result.image is not None and found.write is not None:
-        return found.write(encode_png(result.image))
-    return text_in_place_of(old, NOTICE)
-
-
-def _messages(value: LanguageModelInput) -> list[BaseMessage]:
-    """The messages a chat model would make of an input; none for plain text, which holds no image.
-
-    Raises:
-        TypeError: The input is not of a type that chat models take.
-        ValueError: An element cannot be read as a message.
-    """
-    if isinstance(value, str):
-        return []
-    if isinstance(value, PromptValue):
-        return value.to_messages()
-    if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray | memoryview):
-        raise TypeError(f"A guard takes a string, a prompt value or a list of messages, not {type(value).__name__}.")
-    try:
-        return convert_to_messages(value)
-    except Exception as error:  # noqa: BLE001  whatever it is, its text quotes the message
-        kind = type(error).__name__
-    raise ValueError(f"The input cannot be read as chat messages ({kind}); pass messages or (role, content) pairs.")
-
-
-def _like(value: Any, before: Sequence[BaseMessage], after: Sequence[BaseMessage]) -> Any:
-    """``after`` as what the input was; the input itself if no message changed."""
-    if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
-        return value
-    if isinstance(value, ChatPromptValue):
-        return value.model_copy(update={"messages": list(after)})
-    if isinstance(value, PromptValue):
-        return ChatPromptValue(messages=list(after))
-    # What did not change stays as it was written, be it a tuple or a dict.
-    added = len(after) - len(before)
-    kept = [old if new is message else new for old, message, new in zip(value, before, after[added:], strict=True)]
-    elements: list[Any] = [*after[:added], *kept]
-    return tuple(elements) if isinstance(value, tuple) else elements
+def traced(message: BaseMessage) -> BaseMessage:
+    """A message as it may be traced; itself if there is no image in it. An artifact is no part of a trace."""
+    update: dict[str, Any] = {}
+    if (content := core.without_images(message.content)) is not message.content:
+        update["content"] = content
+    if isinstance(message, ToolMessage) and message.artifact is not None:
+        update["artifact"] = None
+    return message.model_copy(update=update) if update else message
 
 
 def unpack(report: GuardReport | Exception) -> GuardReport:
@@ -198,6 +142,75 @@ def unpack(report: GuardReport | Exception) -> GuardReport:
     return report
 
 
-def offender(report: GuardReport) -> Verdict | None:
+def offender(verdicts: Sequence[Verdict]) -> Verdict | None:
     """The verdict that keeps an input from a model that was not made for it; None if there is none."""
-    return next((v for action in ("block", "route") for v in report.verdicts if v.action == action), None)
+    return next((v for action in ("block", "route") for v in verdicts if v.action == action), None)
+
+
+def _turns(chats: Sequence[Sequence[BaseMessage]], *, artifacts: bool) -> list[tuple[tuple[int, int, str], Turn]]:
+    """All contents and artifacts, each with chat, message and attribute it belongs to."""
+    turns = []
+    for number, chat in enumerate(chats):
+        for index, (message, source) in enumerate(zip(chat, sources(chat), strict=True)):
+            turns.append(((number, index, "content"), Turn(message.content, source)))
+            if artifacts and isinstance(message, ToolMessage) and message.artifact is not None:
+                turns.append(((number, index, "artifact"), Turn(message.artifact, source, is_loose=True)))
+    return turns
+
+
+def _chats(
+    chats: Sequence[Sequence[BaseMessage]],
+    turns: Sequence[tuple[tuple[int, int, str], Turn]],
+    screened: Sequence[Screened],
+) -> list[ScreenedChat]:
+    results = [ScreenedChat(list(chat), [()] * len(chat)) for chat in chats]
+    for ((number, index, attribute), turn), result in zip(turns, screened, strict=True):
+        if not result.verdicts:
+            continue
+        chat = results[number]
+        if result.content is not turn.content:
+            chat.messages[index] = chat.messages[index].model_copy(update={attribute: result.content})
+        chat.by_message[index] += result.verdicts
+    for chat in results:
+        for index, verdicts in enumerate(chat.by_message):
+            chat.messages[index] = with_verdicts(chat.messages[index], verdicts)
+    return results
+
+
+def _read(value: LanguageModelInput) -> list[BaseMessage] | Exception:
+    try:
+        return messages_of(value)
+    except (TypeError, ValueError) as error:
+        return error
+
+
+def _reports(
+    guard: Guard,
+    inputs: Sequence[LanguageModelInput],
+    read: Sequence[list[BaseMessage] | Exception],
+    chats: Iterator[ScreenedChat],
+    placement: Placement,
+) -> list[GuardReport | Exception]:
+    return [
+        before if isinstance(before, Exception) else _report(guard, value, before, next(chats), placement)
+        for value, before in zip(inputs, read, strict=True)
+    ]
+
+
+def _report(
+    guard: Guard,
+    value: LanguageModelInput,
+    before: Sequence[BaseMessage],
+    chat: ScreenedChat,
+    placement: Placement,
+) -> GuardReport:
+    actions = [verdict.action for verdict in chat.verdicts]
+    if not is_prefix_due(guard.policy, actions):
+        output = like(value, before, chat.messages)
+    elif isinstance(value, str):
+        output = prefixed(value, guard.policy.prefix.strip())
+    elif isinstance(value, StringPromptValue):
+        output = value.model_copy(update={"text": prefixed(value.text, guard.policy.prefix.strip())})
+    else:
+        output = like(value, before, with_prefix(chat.messages, guard.policy.prefix, placement))
+    return GuardReport(output, chat.verdicts, severest(*actions))

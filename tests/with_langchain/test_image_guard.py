@@ -22,9 +22,9 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.prompt_values import ChatPromptValue, ImagePromptValue, StringPromptValue
 
 from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
+from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign import GuardReport, ImageGuard
-from langchain_guardalign._screening import NOTICE
 
 
 class TestWhatComesBack:
@@ -49,13 +49,13 @@ class TestWhatComesBack:
         assert call(guard, "invoke", value) is value
 
     def test_a_list_comes_back_as_a_list_with_only_the_changed_message_new(self, guard, call):
-        messages = [SystemMessage("be brief"), *ask(painted()), AIMessage("white"), *ask(painted("red"))]
+        messages = [SystemMessage("Be careful."), *ask(painted()), AIMessage("white"), *ask(painted("red"))]
         out = call(guard, "invoke", messages)
         assert type(out) is list
         assert [new is old for new, old in zip(out, messages, strict=True)] == [True, True, True, False]
 
     def test_a_tuple_comes_back_as_a_tuple_and_message_likes_stay_as_they_were_written(self, guard):
-        value = (("human", "hello"), {"role": "user", "content": [v1(painted("red"))]})
+        value = (("human", "hello"), {"role": "user", "content": [v1(painted("blue"))]})
         out = guard.invoke(value)
         assert type(out) is tuple
         assert out[0] is value[0]
@@ -65,11 +65,13 @@ class TestWhatComesBack:
         value = ChatPromptValue(messages=ask(painted("red")))
         out = call(guard, "invoke", value)
         assert type(out) is ChatPromptValue
-        assert out.messages[0].content[1] != value.messages[0].content[1]
+        assert out.messages[1].content[1] != value.messages[0].content[1]
 
     def test_an_image_prompt_value_is_not_taken_for_an_empty_one(self, guard):
-        out = guard.invoke(ImagePromptValue(image_url={"url": data_url(painted("red"))}))
-        assert blocks(out.to_messages()) == [text(NOTICE)]
+        out = guard.invoke(ImagePromptValue(image_url={"url": data_url(painted("red")), "detail": "low"}))
+        prefix, block = blocks(out.to_messages())
+        assert (prefix, block["detail"], block.keys()) == ("Be careful.", "low", {"url", "detail"})
+        assert picture_of({"image_url": block}).tobytes() == MASKED.tobytes()
 
     def test_the_input_is_never_changed(self, guard, call):
         messages = ask(*(painted(colour) for colour in ("red", "blue", "green", "magenta", "yellow")))
@@ -93,7 +95,8 @@ class TestActions:
     def test_an_unsafe_region_is_masked_to_the_pixel_in_its_own_dialect(self, guard, call):
         first, second = v1(painted("red"), id="a"), openai(painted("red"), cache_control={"type": "ephemeral"})
         out = call(guard, "invoke", [HumanMessage([text("look"), first, second], id="m", name="n")])
-        message = out[0]
+        prefix, message = out
+        assert prefix == SystemMessage("Be careful.")
         assert (message.id, message.name, message.content[0]) == ("m", "n", text("look"))
         assert message.content[1].keys() == first.keys()
         assert message.content[2]["image_url"]["detail"] == "low"
@@ -161,13 +164,13 @@ class TestActions:
 class TestRaising:
     @pytest.mark.parametrize("colour", ["blue", "yellow"])
     def test_a_block_can_be_an_error_that_carries_the_verdict(self, cache_dir, call, colour):
-        guard = ImageGuard(guard=colour_guard(cache_dir), on_block="raise")
+        guard = ImageGuard(guard=colour_guard(cache_dir), on_violation="raise")
         with pytest.raises(UnsafeContentError) as caught:
             call(guard, "invoke", ask(painted(colour)))
         assert caught.value.verdict.category == f"{colour}_things"
 
     def test_only_blocked_inputs_of_a_batch_are_errors(self, cache_dir, call):
-        guard = ImageGuard(guard=colour_guard(cache_dir), on_block="raise")
+        guard = ImageGuard(guard=colour_guard(cache_dir), on_violation="raise")
         inputs = [ask(painted()), ask(painted("blue")), 5, "words"]
         out = call(guard, "batch", inputs, return_exceptions=True)
         assert out[0] is inputs[0]
@@ -176,7 +179,7 @@ class TestRaising:
             call(guard, "batch", inputs[:2])
 
     def test_inspect_reports_and_never_raises(self, cache_dir, call):
-        guard = ImageGuard(guard=colour_guard(cache_dir), on_block="raise")
+        guard = ImageGuard(guard=colour_guard(cache_dir), on_violation="raise")
         report = call(guard, "inspect", ask(painted("magenta"), painted("blue"), painted()))
         assert isinstance(report, GuardReport)
         assert report.action == "block"
@@ -208,7 +211,7 @@ class TestFailures:
 
     def test_a_plain_picture_takes_its_place_if_the_policy_masks_it(self, cache_dir):
         guard = ImageGuard.from_guard(colour_guard(cache_dir, failure={"uninspectable": "mask"}))
-        (out,) = guard.invoke([HumanMessage([self.URL, {"type": "input_image", "file_id": "f"}])])
+        _, out = guard.invoke([HumanMessage([self.URL, {"type": "video_url", "video_url": {"url": "https://a.b"}}])])
         assert out.content[0]["image_url"]["detail"] == "low"
         assert picture_of(out.content[0]).getextrema() == ((0, 0),) * 3
         assert out.content[1] == text(NOTICE)

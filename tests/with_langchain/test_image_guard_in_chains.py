@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
 import logging
 from pathlib import Path
 from typing import Any, ClassVar
@@ -20,15 +21,15 @@ from chat_images import (
     v1,
 )
 from langchain_core.language_models import GenericFakeChatModel
-from langchain_core.load import dumps
+from langchain_core.load import dumps, load
 from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import ConfigurableField, RunnableParallel, RunnablePassthrough
 from pydantic import ValidationError
 
 from guardalign_guardrails import UnsafeContentError
-from guardalign_guardrails.testing.colours import CELL, colour_guard, painted
+from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.testing.colours import CELL, colour_guard, colour_policy, painted
 from langchain_guardalign import ImageGuard
-from langchain_guardalign._screening import NOTICE
 
 
 class TestInChains:
@@ -50,7 +51,7 @@ class TestInChains:
         messages = ask(painted("red"))
         out = call(chain, "invoke", messages)
         assert out["raw"] is messages
-        assert picture_of(out["clean"][0].content[1]).tobytes() == MASKED.tobytes()
+        assert picture_of(out["clean"][-1].content[1]).tobytes() == MASKED.tobytes()
         assert len(listener.events) == 1
 
     def test_keyword_arguments_meant_for_a_model_do_no_harm(self, guard):
@@ -58,17 +59,17 @@ class TestInChains:
 
     def test_configurable_fields_do_not_load_an_encoder_again(self, cache_dir):
         guard = ImageGuard(cache_dir=cache_dir)
-        other = ImageGuard(cache_dir=cache_dir, on_block="raise")
+        other = ImageGuard(cache_dir=cache_dir, on_violation="raise")
         assert guard.active_guard is other.active_guard
         assert guard.active_guard is not ImageGuard(cache_dir=cache_dir / "b").active_guard
 
     def test_what_happens_on_a_block_can_be_chosen_per_call(self, cache_dir):
         guard = ImageGuard.from_guard(colour_guard(cache_dir)).configurable_fields(
-            on_block=ConfigurableField(id="on_block")
+            on_violation=ConfigurableField(id="on_violation")
         )
         assert guard.invoke(ask(painted("blue")))[0].content[1] == text(NOTICE)
         with pytest.raises(UnsafeContentError):
-            guard.invoke(ask(painted("blue")), {"configurable": {"on_block": "raise"}})
+            guard.invoke(ask(painted("blue")), {"configurable": {"on_violation": "raise"}})
 
     def test_its_schemas_can_be_had(self, guard):
         assert guard.get_input_jsonschema()
@@ -101,17 +102,17 @@ class TestWhatIsOnRecord:
 
     def test_a_message_keeps_its_other_metadata(self, guard):
         message = AIMessage([v1(painted("red"))], response_metadata={"model_name": "m"})
-        (out,) = guard.invoke([message])
+        _, out = guard.invoke([message])
         assert out.response_metadata["model_name"] == "m"
         assert out.response_metadata["guardalign"][0]["masks"] == [[0.0, 0.0, CELL, CELL]]
         assert message.response_metadata == {"model_name": "m"}
 
-    @pytest.mark.parametrize("on_block", ["refuse", "raise"])
+    @pytest.mark.parametrize("on_violation", ["notice", "raise"])
     def test_no_pixel_reaches_a_log_an_event_an_exception_a_repr_or_the_guards_own_trace(
-        self, cache_dir, call, caplog, on_block
+        self, cache_dir, call, caplog, on_violation
     ):
         caplog.set_level(logging.DEBUG)
-        guard = ImageGuard(guard=colour_guard(cache_dir), on_block=on_block)
+        guard = ImageGuard(guard=colour_guard(cache_dir), on_violation=on_violation)
         listener, raised = Listener(), ""
         messages = ask(painted("red"), painted("blue"), painted("green"))
         messages[0].content.append({"type": "image_url", "image_url": {"url": "https://example.org/CANARY"}})
@@ -127,8 +128,14 @@ class TestWhatIsOnRecord:
         canaries.append(b64(MASKED)[60:90])
         assert [canary for canary in canaries if canary in said] == []
 
-    def test_it_is_not_serialisable_and_says_so(self, guard):
+    def test_one_around_a_ready_guard_is_not_serialisable_and_says_so(self, guard):
         assert '"not_implemented"' in dumps(guard)
+
+    def test_one_made_from_settings_can_be_dumped_and_loaded(self, cache_dir):
+        guard = ImageGuard(policy=colour_policy(), encoder="open_clip:x/y", cache_dir=cache_dir, on_violation="raise")
+        again = load(json.loads(dumps(guard)), allowed_objects=[ImageGuard], valid_namespaces=["langchain_guardalign"])
+        assert again == guard
+        assert again.policy.fingerprint == guard.policy.fingerprint
 
 
 class TestMakingOne:
@@ -153,7 +160,7 @@ class TestWithTheRealEncoder:
         cat, pistol = self.question("cat.jpg"), self.question("coffee_and_pistol.jpg")
         first, second = call(guard, "batch", [cat, pistol])
         assert first is cat
-        block = second[0].content[1]
+        block = second[-1].content[1]
         assert block["mime_type"] == "image/png"
         picture = picture_of(block)
         assert picture.getpixel((450, 250)) == (0, 0, 0)

@@ -15,9 +15,9 @@ from chat_images import (
 )
 from langchain_core.runnables import RunnablePassthrough
 
+from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign import ImageGuard
-from langchain_guardalign._screening import NOTICE
 
 
 class TestRoute:
@@ -50,9 +50,9 @@ class TestRoute:
         route = guard.route(safe, unsafe)
         route.invoke(ask(painted("red")))
         route.invoke(ask(painted("yellow"), painted("red")))
-        assert picture_of(safe.received[0][0].content[1]).tobytes() == MASKED.tobytes()
-        assert unsafe.received[0][0].content[1] == text(NOTICE)
-        assert picture_of(unsafe.received[0][0].content[2]).tobytes() == MASKED.tobytes()
+        assert picture_of(safe.received[0][-1].content[1]).tobytes() == MASKED.tobytes()
+        assert unsafe.received[0][-1].content[1] == text(NOTICE)
+        assert picture_of(unsafe.received[0][-1].content[2]).tobytes() == MASKED.tobytes()
 
     @pytest.mark.parametrize("is_async", [False, True])
     def test_the_chosen_branch_streams(self, guard, safe, unsafe, is_async):
@@ -73,7 +73,7 @@ class TestRoute:
         assert len(calls(guard)) == 1
 
     def test_a_blocked_input_is_routed_even_if_blocks_are_errors_elsewhere(self, cache_dir, safe, unsafe):
-        guard = ImageGuard(guard=colour_guard(cache_dir), on_block="raise")
+        guard = ImageGuard(guard=colour_guard(cache_dir), on_violation="raise")
         assert guard.route(safe, unsafe).invoke(ask(painted("blue"))).content == "rather not"
 
     def test_a_plain_function_can_be_a_branch(self, guard, safe):

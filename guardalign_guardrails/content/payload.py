@@ -1,7 +1,8 @@
-"""Text that carries a picture to its bytes, with a cap on size before anything is decoded.
+"""What stands in an image's place in a chat, and text that carries a picture to its bytes.
 
-Lenient where providers are lenient (case, white space, percent-encoding, missing padding), because what a provider
-would open must be opened here too. Nothing is fetched, and no text is ever taken for a local path.
+Size is capped before anything is decoded. Lenient where providers are lenient (case, white space, percent-encoding,
+missing padding), because what a provider would open must be opened here too. Nothing is fetched, and no text is ever
+taken for a local path.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from typing import Final, Literal
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeAlias
 from urllib.parse import unquote, unquote_to_bytes
+
+from PIL import Image
 
 Reason = Literal[
     "file_reference",
@@ -22,11 +26,26 @@ Reason = Literal[
     "too_large",
     "unsupported_block",
 ]
-"""Why a block that stands for media cannot be opened here.
+"""Why what stands for media cannot be opened here.
 
 ``file_reference`` and ``remote_reference`` point to bytes that are elsewhere; ``no_locator`` and ``several_locators``
 leave open which picture a model would see; ``unsupported_block`` is a dialect or medium this package does not read.
 """
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A picture that is elsewhere.
+
+    Attributes:
+        url: Where; as the sender wrote it, of any scheme.
+    """
+
+    url: str = field(repr=False)
+
+
+Payload: TypeAlias = bytes | Image.Image | Remote | Reason
+"""An encoded picture, a decoded one, where it is, or why there is none."""
 
 _HEAD: Final = re.compile(r"\s*data:([^,]{0,1024}),", re.IGNORECASE)
 _PERCENT_GROWTH: Final = 3
@@ -36,6 +55,11 @@ _SLACK: Final = 1024
 def is_data_url(text: str) -> bool:
     """Whether a text is, or tries to be, a data URL."""
     return text[:64].lstrip()[:5].lower() == "data:"
+
+
+def read_url(url: str, max_bytes: int) -> Payload:
+    """What a URL stands for: the bytes of a data URL, else where the picture is."""
+    return read_data_url(url, max_bytes) if is_data_url(url) else Remote(url)
 
 
 def read_data_url(url: str, max_bytes: int) -> bytes | Reason:
@@ -74,6 +98,21 @@ def read_base64(text: str, max_bytes: int) -> bytes | Reason:
         return "malformed"
 
 
-def png_data_url(png: bytes) -> str:
-    """PNG bytes as a data URL."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode('ascii')}"
+def read_bytes(value: object, max_bytes: int) -> bytes | Reason:
+    """The bytes of a value that holds them: bytes, base64 text or a data URL."""
+    if isinstance(value, bytes | bytearray | memoryview):
+        data = bytes(value)
+        return data if len(data) <= max_bytes else "too_large"
+    if not isinstance(value, str):
+        return "malformed"
+    return read_data_url(value, max_bytes) if is_data_url(value) else read_base64(value, max_bytes)
+
+
+def to_base64(data: bytes) -> str:
+    """Bytes as standard base64 text."""
+    return base64.b64encode(data).decode("ascii")
+
+
+def to_data_url(data: bytes, mime: str) -> str:
+    """Bytes as a base64 data URL."""
+    return f"data:{mime};base64,{to_base64(data)}"

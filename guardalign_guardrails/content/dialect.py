@@ -1,0 +1,148 @@
+"""What a dialect is, and the few moves that dialects are made of.
+
+A dialect looks at one block only. Nearly all of them have the same shape: somewhere in the block is a *holder*, a
+mapping in which one of several *locators* says where the picture is. They differ in the names.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, TypeAlias
+
+from PIL import Image
+
+from guardalign_guardrails.content.payload import (
+    Payload,
+    is_data_url,
+    read_bytes,
+    read_url,
+    to_base64,
+    to_data_url,
+)
+
+Block: TypeAlias = Mapping[Any, Any]
+
+Kind = Literal["data", "url", "any", "reference"]
+"""What a locator holds: bytes, base64 text or a data URL; a URL; either of them or a decoded picture; the name of a
+file that is elsewhere."""
+
+LOCATORS: Final = frozenset(
+    {
+        "base64",
+        "blob",
+        "bytes",
+        "data",
+        "file",
+        "file_data",
+        "fileData",
+        "file_id",
+        "file_uri",
+        "fileUri",
+        "file_url",
+        "image",
+        "image_path",
+        "image_url",
+        "inline_data",
+        "inlineData",
+        "path",
+        "s3Location",
+        "source",
+        "source_type",
+        "uri",
+        "url",
+    }
+)
+"""Keys by which some provider finds the pixels of an image block."""
+
+MIME_KEYS: Final = ("mime_type", "mimeType", "media_type", "mimetype", "image_mimetype")
+"""Keys that say what kind of file a block holds."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What a dialect makes of a block.
+
+    Attributes:
+        read: Given the most bytes to accept, what stands in the picture's place.
+        write: Given an encoded picture and its media type, the same block with it as its only picture; None if the
+            dialect cannot be written.
+    """
+
+    read: Callable[[int], Payload] = field(repr=False)
+    write: Callable[[bytes, str], object] | None = field(default=None, repr=False)
+
+
+Dialect: TypeAlias = Callable[[Block], Reading | None]
+"""A block to its reading, None if the block is written in another dialect."""
+
+
+def located(block: Block) -> set[str]:
+    """The locators of a block that locate something."""
+    return {key for key in LOCATORS.intersection(block) if block[key] is not None}
+
+
+def mime_of(block: Block) -> str:
+    """The media type a block states, in lower case; empty if it states none."""
+    stated = next((block[key] for key in MIME_KEYS if isinstance(block.get(key), str)), "")
+    return str(stated).strip().lower()
+
+
+def read_one(holder: Block, kinds: Mapping[str, Kind], max_bytes: int) -> Payload:
+    """What the only locator of a holder stands for.
+
+    Args:
+        holder: The mapping with the locator.
+        kinds: The locators that the dialect knows. Any other one, or a second one, leaves open which picture a model
+            would see.
+        max_bytes: Most bytes to accept.
+    """
+    keys = located(holder)
+    if len(keys) != 1 or not keys <= kinds.keys():
+        return "several_locators" if keys else "no_locator"
+    (key,) = keys
+    return read_value(holder[key], kinds[key], max_bytes)
+
+
+def read_value(value: object, kind: Kind, max_bytes: int) -> Payload:
+    """What a locator's value stands for."""
+    if kind == "reference":
+        return "file_reference"
+    if isinstance(value, Image.Image):
+        return value if kind == "any" else "malformed"
+    if kind == "data":
+        return read_bytes(value, max_bytes)
+    if not isinstance(value, str):
+        return read_bytes(value, max_bytes) if kind == "any" else "malformed"
+    if kind == "any" and not is_data_url(value) and "://" not in value[:64]:
+        return read_bytes(value, max_bytes)
+    return read_url(value, max_bytes)
+
+
+def written(old: object, data: bytes, mime: str) -> object:
+    """A picture in the form its place had before: a PIL image, bytes, a data URL, else base64 text."""
+    if isinstance(old, Image.Image):
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+        return picture
+    if isinstance(old, bytes | bytearray | memoryview):
+        return data
+    if isinstance(old, str) and (is_data_url(old) or "://" in old[:64]):
+        return to_data_url(data, mime)
+    return to_base64(data)
+
+
+def replaced(block: Block, value: object, mime: str, *, key: str, over: str | None = None) -> dict[Any, Any]:
+    """The block, in its order, with ``value`` at ``key`` as its only locator; media types, if given, become ``mime``.
+
+    Args:
+        block: Any mapping.
+        value: The new locator's value.
+        mime: Media type of the new picture.
+        key: The new locator.
+        over: The old locator whose place in the order it takes; None to take that of any locator.
+    """
+    home = key if key in block else over if over in block else next((name for name in block if name in LOCATORS), key)
+    kept = {(key if name == home else name): old for name, old in block.items() if name == home or name not in LOCATORS}
+    return {**kept, **{name: mime for name in MIME_KEYS if name in kept}, key: value}

@@ -1,0 +1,182 @@
+"""From contents to sanitised contents: open, fetch, check all images of all of them in one batch, put results back.
+
+What every integration shares. It knows content as plain data and the guard; messages, callbacks, prefixes and refusals
+are the integrations' own. Sync and async differ in one line, the call to the guard.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from PIL import Image
+
+from guardalign_guardrails.content.payload import Payload, Remote
+from guardalign_guardrails.content.rewrite import block_at, text_in_place_of, with_blocks
+from guardalign_guardrails.content.walk import Slot, find, find_loose
+from guardalign_guardrails.errors import FetchRefused
+from guardalign_guardrails.guard import Checked, Guard
+from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.images.containers import sniff
+from guardalign_guardrails.policy import Source
+from guardalign_guardrails.verdict import Verdict
+
+NOTICE: Final = "[image removed by the safety policy]"
+"""What a model reads where an image was blocked."""
+
+OMITTED: Final = "[image omitted from the trace]"
+"""What a trace shows in place of an image."""
+
+
+@dataclass(frozen=True)
+class Turn:
+    """The content of one message.
+
+    Attributes:
+        content: Text, a list of blocks, or a block: plain data as a provider takes it.
+        source: Where it came from.
+        is_loose: Whether it is a value of an app's own making, with bare pictures in it, rather than chat content.
+    """
+
+    content: Any = field(repr=False)
+    source: Source = "user"
+    is_loose: bool = False
+
+    def find(self) -> list[Slot]:
+        """Where in it there is media."""
+        return find_loose(self.content) if self.is_loose else find(self.content)
+
+
+@dataclass(frozen=True)
+class Screened:
+    """What became of one turn.
+
+    Attributes:
+        content: The sanitised content; the very same object if nothing changed.
+        verdicts: One for each place that stands for an image or other media, in reading order.
+    """
+
+    content: Any = field(repr=False)
+    verdicts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One slot of one turn, with what was found in it."""
+
+    turn: int
+    slot: Slot
+    source: Source
+    payload: bytes | Image.Image | str
+    is_fetched: bool = False
+
+
+def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
+    """Check turns; all images of all of them make one batch.
+
+    An image is masked in its own dialect, replaced by a notice (``route``, ``block``), or stays. A fetched image that
+    may stay is inlined, so that a model sees the very bytes that were checked.
+
+    Args:
+        guard: Checks, and fetches if its policy says so.
+        turns: Contents with their sources, of one chat or of several.
+
+    Returns:
+        One result per turn, in order.
+
+    Raises:
+        GuardAlignError: The guard cannot work: no encoder, no profile, a package is missing.
+    """
+    slots = [turn.find() for turn in turns]
+    if not any(slots):
+        return [Screened(turn.content) for turn in turns]
+    places = _open(guard, turns, slots)
+    checked = guard.check_batch(*_images(places))
+    return _close(guard, turns, places, checked)
+
+
+async def ascreen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
+    """`screen` without blocking the event loop."""
+    slots = [turn.find() for turn in turns]
+    if not any(slots):
+        return [Screened(turn.content) for turn in turns]
+    places = await asyncio.to_thread(_open, guard, turns, slots)
+    checked = await guard.acheck_batch(*_images(places))
+    return await asyncio.to_thread(_close, guard, turns, places, checked)
+
+
+def without_images(content: Any, text: str = OMITTED) -> Any:
+    """Content as it may be traced: every image, looked at or not, is a few words; itself if there is none."""
+    return with_blocks(
+        content, {slot.path: text_in_place_of(block_at(content, slot.path), text) for slot in find(content)}
+    )
+
+
+def _open(guard: Guard, turns: Sequence[Turn], slots: Sequence[Sequence[Slot]]) -> list[_Place]:
+    read = [(index, slot, slot.reading.read(guard.limits.max_bytes)) for index, own in enumerate(slots) for slot in own]
+    fetched = _fetch(guard, [payload for _, _, payload in read])
+    return [_place(index, turns[index].source, slot, payload, fetched) for index, slot, payload in read]
+
+
+def _place(
+    turn: int, source: Source, slot: Slot, payload: Payload, fetched: Mapping[str, bytes | FetchRefused]
+) -> _Place:
+    if not isinstance(payload, Remote):
+        return _Place(turn, slot, source, payload)
+    answer = fetched.get(payload.url)
+    if isinstance(answer, bytes) and slot.reading.write is not None:
+        return _Place(turn, slot, source, answer, is_fetched=True)
+    return _Place(turn, slot, source, answer.reason if isinstance(answer, FetchRefused) else "remote_reference")
+
+
+def _fetch(guard: Guard, payloads: Sequence[Payload]) -> Mapping[str, bytes | FetchRefused]:
+    urls = [payload.url for payload in payloads if isinstance(payload, Remote)]
+    if not urls or guard.fetcher is None:
+        return {}
+    return guard.fetcher.fetch_all(urls, guard.limits.max_bytes)
+
+
+def _images(places: Sequence[_Place]) -> tuple[list[bytes | Image.Image], list[Source]]:
+    pairs = [(place.payload, place.source) for place in places if not isinstance(place.payload, str)]
+    return [image for image, _ in pairs], [source for _, source in pairs]
+
+
+def _close(guard: Guard, turns: Sequence[Turn], places: Sequence[_Place], checked: Sequence[Checked]) -> list[Screened]:
+    results = iter(checked)
+    blocks: list[dict[tuple[Any, ...], object]] = [{} for _ in turns]
+    verdicts: list[list[Verdict]] = [[] for _ in turns]
+    for place, result in zip(places, _in_order(guard, places, results), strict=True):
+        verdicts[place.turn].append(result.verdict)
+        old = block_at(turns[place.turn].content, place.slot.path)
+        new = _replacement(old, place, result, is_enforced=guard.policy.mode == "enforce")
+        if new is not None:
+            blocks[place.turn][place.slot.path] = new
+    return [
+        Screened(with_blocks(turn.content, new), tuple(own))
+        for turn, new, own in zip(turns, blocks, verdicts, strict=True)
+    ]
+
+
+def _in_order(guard: Guard, places: Sequence[_Place], results: Iterator[Checked]) -> Iterator[Checked]:
+    for place in places:
+        if isinstance(place.payload, str):
+            yield guard.uninspectable(place.payload, place.source)
+        else:
+            yield next(results)
+
+
+def _replacement(block: Any, place: _Place, result: Checked, *, is_enforced: bool) -> object:
+    """What takes a block's place; None if it stays."""
+    verdict, write = result.verdict, place.slot.reading.write
+    if verdict.action in ("route", "block") or (verdict.action == "mask" and (write is None or result.image is None)):
+        return text_in_place_of(block, NOTICE)
+    if write is None:
+        return None
+    if verdict.action == "mask" and result.image is not None:
+        return write(encode_png(result.image), "image/png")
+    if place.is_fetched and isinstance(place.payload, bytes) and is_enforced:
+        mime = Image.MIME.get(sniff(place.payload) or "")
+        return write(place.payload, mime) if mime else None
+    return None

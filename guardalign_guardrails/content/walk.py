@@ -1,0 +1,235 @@
+"""Finds everything in a message's raw content that stands for media.
+
+Content is plain data: text, or mappings and lists of whatever a provider takes. What no dialect reads but looks like
+media is found as well, with a reason: "no image" and "an image nobody looked at" must not look the same. To support
+another provider, add a dialect; nothing changes here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from PIL import Image
+
+from guardalign_guardrails.content.dialect import MIME_KEYS, Reading, mime_of, read_value, written
+from guardalign_guardrails.content.dialects import DIALECTS, WHOLE_BLOCK_DIALECTS
+from guardalign_guardrails.content.payload import Reason
+from guardalign_guardrails.images.containers import sniff
+
+Path = tuple[Any, ...]
+"""Keys and indices that lead from a message's content to a block."""
+
+_MEDIA_KINDS: Final = re.compile("image|video|audio|media|file|document|screenshot|pdf|blob|resource_link")
+_MEDIA_MIMES: Final = re.compile("image/|video/|audio/|application/pdf", re.IGNORECASE)
+# Stricter than what a URL field may hold: a sentence may begin with "Data:".
+_MEDIA_URL: Final = re.compile(r"\s*data:((image|video|audio|application)/|[^,\s]*;\s*base64\s*,)", re.IGNORECASE)
+# Some chat templates take a block for an image by one of these keys, whatever its type says.
+_MEDIA_KEYS: Final = frozenset(
+    {
+        "audio",
+        "blob",
+        "file_data",
+        "fileData",
+        "file_id",
+        "file_uri",
+        "fileUri",
+        "image",
+        "image_bytes",
+        "image_url",
+        "images",
+        "inline_data",
+        "inlineData",
+        "input_audio",
+        "input_image",
+        "media",
+        "pixel_values",
+        "s3Location",
+        "screenshot",
+        "video",
+        "video_url",
+    }
+)
+# Bedrock and OpenAI nest a file under these; as plain words they are everyday keys of a tool's JSON.
+_MEDIA_KEYS_OF_MAPPINGS: Final = frozenset({"document", "file"})
+# Their inner values are words of a model or of a caller's schema, not content blocks.
+_OPAQUE_KINDS: Final = frozenset(
+    {
+        "custom_tool_call",
+        "file_search_call",
+        "function_call",
+        "input_text",
+        "invalid_tool_call",
+        "mcp_call",
+        "output_text",
+        "reasoning",
+        "reasoning_content",
+        "redacted_thinking",
+        "refusal",
+        "server_tool_call",
+        "server_tool_call_chunk",
+        "server_tool_use",
+        "text",
+        "thinking",
+        "tool_call",
+        "tool_call_chunk",
+        "tool_use",
+        "web_search_call",
+    }
+)
+_TEXT_KEYS: Final = frozenset({"text", "content"})
+_MAX_DEPTH: Final = 24
+# Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
+_MAX_NODES: Final = 100_000
+_WORDS_MIMES: Final = ("text/", "application/json", "application/yaml")
+_MOST_WORDS: Final = 4 * 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Slot:
+    """One place in a message's content that stands for media.
+
+    Attributes:
+        path: Where in the content the block is.
+        reading: How to read and write it.
+    """
+
+    path: Path
+    reading: Reading = field(repr=False)
+
+
+class _TooComplex(Exception):
+    """A block is nested too deeply, or without end."""
+
+
+def find(content: object) -> list[Slot]:
+    """Everything in a message's content that stands for media, in reading order; nothing is decoded yet.
+
+    Args:
+        content: Text, in which there is no image, a list of blocks, or a single block.
+    """
+    if content is None or isinstance(content, str):
+        return []
+    if isinstance(content, list | tuple):
+        return [slot for place, block in enumerate(content) for slot in _in_block(block, (place,), is_loose=False)]
+    return _in_block(content, (), is_loose=False)
+
+
+def find_loose(value: object) -> list[Slot]:
+    """Everything that is an image in a value of an app's own making, such as a tool's artifact.
+
+    Besides blocks, bare pictures are found: PIL images, encoded bytes, data URLs. Objects that are neither plain data
+    nor a picture are left alone, since no model is given them.
+    """
+    return _in_block(value, (), is_loose=True)
+
+
+def _in_block(block: object, path: Path, *, is_loose: bool) -> list[Slot]:
+    if isinstance(block, Mapping):
+        for dialect in WHOLE_BLOCK_DIALECTS:
+            if (whole := dialect(block)) is not None:
+                return [Slot(path, whole)]
+    nodes = iter(range(_MAX_NODES))
+    try:
+        hits = dict(_walk(block, path, None if is_loose else path, nodes))
+    except _TooComplex:
+        return [Slot(path, _unread("too_complex"))]
+    # A place inside another that is replaced as a whole needs no treatment of its own.
+    return [
+        Slot(where, hit) for where, hit in hits.items() if not any(where[:size] in hits for size in range(len(where)))
+    ]
+
+
+def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) -> Iterator[tuple[Path, Reading]]:
+    """Findings at and below a value.
+
+    Args:
+        value: Any value.
+        path: Leads to it.
+        home: Leads to the nearest mapping, which is what can be replaced; None where bare pictures are looked for.
+        nodes: Ends when too many values have been looked at.
+    """
+    if next(nodes, None) is None or len(path) > _MAX_DEPTH:
+        raise _TooComplex
+    if isinstance(value, Mapping):
+        yield from _walk_mapping(value, path, nodes, is_loose=home is None)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _walk(item, (*path, index), home, nodes)
+    elif home is None:
+        if (bare := _bare(value)) is not None:
+            yield path, bare
+    elif isinstance(value, str):
+        if len(path) > 1 and path[-1] not in _TEXT_KEYS and _MEDIA_URL.match(value):
+            yield home, _unread("unsupported_block")
+    elif not isinstance(value, bool | int | float | None):
+        # Bytes, a PIL image, an array: whatever it is, it is not text.
+        yield home, _unread("unsupported_block")
+
+
+def _walk_mapping(
+    block: Mapping[Any, Any], path: Path, nodes: Iterator[int], *, is_loose: bool
+) -> Iterator[tuple[Path, Reading]]:
+    reading = next((hit for dialect in DIALECTS if (hit := dialect(block)) is not None), None)
+    if reading is None and _looks_like_media(block):
+        reading = _unread("unsupported_block")
+    if reading is not None:
+        if not _is_words(block, reading):
+            yield path, reading
+    elif _kind(block) not in _OPAQUE_KINDS:
+        for key, item in block.items():
+            yield from _walk(item, (*path, key), None if is_loose else path, nodes)
+
+
+def _bare(value: object) -> Reading | None:
+    """A picture that stands alone, without a block around it."""
+    is_picture = (
+        isinstance(value, Image.Image)
+        or (isinstance(value, bytes | bytearray) and sniff(bytes(value[:16])) is not None)
+        or (isinstance(value, str) and _MEDIA_URL.match(value) is not None)
+    )
+    if not is_picture:
+        return None
+    return Reading(lambda limit: read_value(value, "any", limit), lambda data, mime: written(value, data, mime))
+
+
+def _looks_like_media(block: Mapping[Any, Any]) -> bool:
+    if any(block[key] is not None for key in _MEDIA_KEYS.intersection(block)):
+        return True
+    if any(isinstance(block[key], Mapping) for key in _MEDIA_KEYS_OF_MAPPINGS.intersection(block)):
+        return True
+    mimes = (block.get(key) for key in MIME_KEYS)
+    if any(isinstance(mime, str) and _MEDIA_MIMES.match(mime.strip()) for mime in mimes):
+        return True
+    kind = _kind(block)
+    if kind in _OPAQUE_KINDS or not _MEDIA_KINDS.search(kind):
+        return False
+    source = block.get("source")
+    # Anthropic's documents may be plain text, or a list of blocks that are walked like any others.
+    is_text = isinstance(source, Mapping) and source.get("type") in ("text", "content")
+    return not (kind == "document" and is_text)
+
+
+def _is_words(block: Mapping[Any, Any], reading: Reading) -> bool:
+    """Whether an attached file says that it is text, and is."""
+    if not mime_of(block).startswith(_WORDS_MIMES):
+        return False
+    data = reading.read(_MOST_WORDS)
+    if not isinstance(data, bytes) or sniff(data) is not None or b"\0" in data:
+        return False
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _kind(block: Mapping[Any, Any]) -> str:
+    kind = block.get("type")
+    return kind.lower() if isinstance(kind, str) else ""
+
+
+def _unread(reason: Reason) -> Reading:
+    return Reading(lambda _: reason)

@@ -1,0 +1,82 @@
+"""What a chat model's input is made of, and back: messages from inputs, their sources, inputs from messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    HumanMessage,
+    ToolMessage,
+    convert_to_messages,
+)
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
+
+from guardalign_guardrails import Source
+
+
+def messages_of(value: LanguageModelInput) -> list[BaseMessage]:
+    """The messages a chat model would make of an input; none for plain text, which holds no image.
+
+    Raises:
+        TypeError: The input is not of a type that chat models take.
+        ValueError: An element cannot be read as a message.
+    """
+    if isinstance(value, str):
+        return []
+    if isinstance(value, PromptValue):
+        return value.to_messages()
+    if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"A guard takes a string, a prompt value or a list of messages, not {type(value).__name__}.")
+    try:
+        return convert_to_messages(value)
+    except Exception as error:  # noqa: BLE001  whatever it is, its text quotes the message
+        kind = type(error).__name__
+    raise ValueError(f"The input cannot be read as chat messages ({kind}); pass messages or (role, content) pairs.")
+
+
+def like(value: Any, before: Sequence[BaseMessage], after: Sequence[BaseMessage]) -> Any:
+    """``after`` as what the input was; the input itself if no message changed.
+
+    Args:
+        value: The input.
+        before: Its messages.
+        after: Messages in their place, perhaps with new ones in front.
+    """
+    if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
+        return value
+    if isinstance(value, ChatPromptValue):
+        return value.model_copy(update={"messages": list(after)})
+    if isinstance(value, PromptValue):
+        return ChatPromptValue(messages=list(after))
+    # What did not change stays as it was written, be it a tuple or a dict.
+    added = len(after) - len(before)
+    kept = [old if new is message else new for old, message, new in zip(value, before, after[added:], strict=True)]
+    elements: list[Any] = [*after[:added], *kept]
+    return tuple(elements) if isinstance(value, tuple) else elements
+
+
+def sources(messages: Sequence[BaseMessage]) -> list[Source]:
+    """Where the content of each message came from.
+
+    The last unbroken run of human messages is what the ``user`` says now, earlier ones are ``history``; tools and
+    models are ``tool`` and ``generated`` wherever they stand; everything else counts as ``user``.
+    """
+    last = next((i for i in reversed(range(len(messages))) if isinstance(messages[i], HumanMessage)), 0)
+    first = last
+    while first > 0 and isinstance(messages[first - 1], HumanMessage):
+        first -= 1
+    return [_source(message, is_past=index < first) for index, message in enumerate(messages)]
+
+
+def _source(message: BaseMessage, *, is_past: bool) -> Source:
+    if isinstance(message, ToolMessage | FunctionMessage):
+        return "tool"
+    if isinstance(message, AIMessage) or (isinstance(message, ChatMessage) and message.role == "assistant"):
+        return "generated"
+    return "history" if is_past and isinstance(message, HumanMessage) else "user"

@@ -1,0 +1,278 @@
+"""Every way of writing an image into a chat that is known to be in use, as data for tests of every layer.
+
+Each row of `READABLE` makes a block around an encoded picture, so that a round trip can be compared as a whole: what is
+written over one picture must equal the block made around the other.
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Callable
+from typing import Any
+
+from PIL import Image
+
+Make = Callable[[bytes], Any]
+
+
+def b64(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def url(data: bytes) -> str:
+    return f"data:image/png;base64,{b64(data)}"
+
+
+def pil(data: bytes) -> Image.Image:
+    picture = Image.open(io.BytesIO(data))
+    picture.load()
+    return picture
+
+
+READABLE: dict[str, Make] = {
+    "OpenAI image_url": lambda p: {"type": "image_url", "image_url": {"url": url(p)}},
+    "OpenAI image_url with detail": lambda p: {"type": "image_url", "image_url": {"url": url(p), "detail": "high"}},
+    "OpenAI image_url as a bare string": lambda p: {"type": "image_url", "image_url": url(p)},
+    "OpenAI image_url with extra keys": lambda p: {
+        "id": "a",
+        "type": "image_url",
+        "image_url": {"url": url(p), "extra": 1},
+        "cache_control": {"type": "ephemeral"},
+    },
+    "OpenAI file": lambda p: {"type": "file", "file": {"filename": "a.png", "file_data": url(p)}},
+    "ImagePromptValue's": lambda p: {"url": url(p), "detail": "low"},
+    "ImagePromptValue's without detail": lambda p: {"url": url(p)},
+    "Responses input_image": lambda p: {"type": "input_image", "image_url": url(p), "detail": "auto"},
+    "Responses input_file": lambda p: {"type": "input_file", "filename": "a.png", "file_data": url(p)},
+    "Responses image_generation_call": lambda p: {"type": "image_generation_call", "id": "ig", "result": b64(p)},
+    "Responses computer screenshot": lambda p: {
+        "type": "computer_call_output",
+        "call_id": "c",
+        "output": {"type": "computer_screenshot", "image_url": url(p)},
+    },
+    "v0 base64": lambda p: {
+        "type": "image",
+        "source_type": "base64",
+        "data": b64(p),
+        "mime_type": "image/png",
+        "cache_control": {"type": "ephemeral"},
+    },
+    "v0 url": lambda p: {"type": "image", "source_type": "url", "url": url(p)},
+    "v0 file": lambda p: {"type": "file", "source_type": "base64", "data": b64(p), "mime_type": "image/png"},
+    "v1 base64": lambda p: {
+        "type": "image",
+        "id": "b",
+        "base64": b64(p),
+        "mime_type": "image/png",
+        "extras": {"detail": "low"},
+        "index": 0,
+    },
+    "v1 url": lambda p: {"type": "image", "url": url(p), "index": 3},
+    "v1 file": lambda p: {"type": "file", "base64": b64(p), "mime_type": "image/png"},
+    "v1 file without a media type": lambda p: {"type": "file", "url": url(p)},
+    "Anthropic base64": lambda p: {
+        "type": "image",
+        "source": {"type": "base64", "media_type": "image/png", "data": b64(p)},
+        "cache_control": {"type": "ephemeral"},
+    },
+    "Anthropic document with a list": lambda p: {
+        "type": "document",
+        "title": "t",
+        "source": {"type": "content", "content": [{"type": "text", "text": "a"}, READABLE["Anthropic base64"](p)]},
+    },
+    "Anthropic tool_result": lambda p: {
+        "type": "tool_result",
+        "tool_use_id": "t",
+        "content": [{"type": "text", "text": "shot"}, READABLE["Anthropic base64"](p)],
+        "is_error": False,
+    },
+    "Gemini media as text": lambda p: {"type": "media", "mime_type": "image/png", "data": b64(p)},
+    "Gemini media as bytes": lambda p: {"type": "media", "mime_type": "image/png", "data": p},
+    "Gemini inline_data": lambda p: {"inline_data": {"mime_type": "image/png", "data": b64(p)}},
+    "Gemini inlineData": lambda p: {"inlineData": {"mimeType": "image/png", "data": b64(p)}, "thought": False},
+    "Gemini inline_data as bytes": lambda p: {"inline_data": {"mime_type": "image/png", "data": p}},
+    "Bedrock bytes": lambda p: {"image": {"format": "png", "source": {"bytes": p}}},
+    "Bedrock base64": lambda p: {"image": {"format": "png", "source": {"bytes": b64(p)}}},
+    "Bedrock toolResult": lambda p: {
+        "toolResult": {"toolUseId": "t", "content": [{"text": "a"}, READABLE["Bedrock bytes"](p)], "status": "success"}
+    },
+    "MCP image": lambda p: {"type": "image", "data": b64(p), "mimeType": "image/png", "annotations": {"priority": 1}},
+    "MCP resource": lambda p: {
+        "type": "resource",
+        "resource": {"uri": "shots://1", "mimeType": "image/png", "blob": b64(p)},
+    },
+    "Hugging Face picture": lambda p: {"type": "image", "image": pil(p)},
+    "Hugging Face data URL": lambda p: {"type": "image", "image": url(p)},
+    "Hugging Face base64": lambda p: {"type": "image", "image": b64(p)},
+    "wrapped non_standard": lambda p: {
+        "type": "non_standard",
+        "value": READABLE["OpenAI image_url as a bare string"](p),
+    },
+    "server_tool_result": lambda p: {
+        "type": "server_tool_result",
+        "tool_call_id": "s",
+        "output": [{"log": "ok"}, READABLE["v1 base64"](p)],
+    },
+    "Responses function_call_output": lambda p: {
+        "type": "function_call_output",
+        "call_id": "f",
+        "output": [{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": url(p)}],
+    },
+}
+"""Blocks whose picture can be opened here."""
+
+HTTP = "https://pictures.example/a.png"
+
+ELSEWHERE: dict[str, tuple[dict[str, Any], str, Make]] = {
+    "OpenAI image_url": (
+        {"type": "image_url", "image_url": {"url": HTTP, "detail": "low"}},
+        HTTP,
+        lambda p: {"type": "image_url", "image_url": {"url": url(p), "detail": "low"}},
+    ),
+    "OpenAI image_url as a bare string": (
+        {"type": "image_url", "image_url": HTTP},
+        HTTP,
+        lambda p: {"type": "image_url", "image_url": url(p)},
+    ),
+    "OpenAI image_url with LiteLLM's format": (
+        {"type": "image_url", "image_url": {"url": HTTP, "format": "image/webp"}},
+        HTTP,
+        lambda p: {"type": "image_url", "image_url": {"url": url(p), "format": "image/png"}},
+    ),
+    "OpenAI file id": (
+        {"type": "file", "file": {"file_id": "file-1"}},
+        "file_reference",
+        lambda p: {"type": "file", "file": {"file_data": url(p)}},
+    ),
+    "ImagePromptValue's": ({"url": HTTP, "detail": "low"}, HTTP, lambda p: {"url": url(p), "detail": "low"}),
+    "Responses input_image URL": (
+        {"type": "input_image", "image_url": HTTP, "detail": "auto"},
+        HTTP,
+        lambda p: {"type": "input_image", "image_url": url(p), "detail": "auto"},
+    ),
+    "Responses input_image file id": (
+        {"type": "input_image", "file_id": "file-1", "detail": "auto"},
+        "file_reference",
+        lambda p: {"type": "input_image", "image_url": url(p), "detail": "auto"},
+    ),
+    "Responses input_file URL": (
+        {"type": "input_file", "file_url": HTTP},
+        HTTP,
+        lambda p: {"type": "input_file", "file_data": url(p)},
+    ),
+    "Responses input_file id": (
+        {"type": "input_file", "file_id": "file-1"},
+        "file_reference",
+        lambda p: {"type": "input_file", "file_data": url(p)},
+    ),
+    "v0 url": (
+        {"type": "image", "source_type": "url", "url": HTTP, "metadata": {"a": 1}},
+        HTTP,
+        lambda p: {
+            "type": "image",
+            "source_type": "base64",
+            "data": b64(p),
+            "metadata": {"a": 1},
+            "mime_type": "image/png",
+        },
+    ),
+    "v0 id": (
+        {"type": "image", "source_type": "id", "id": "file-1"},
+        "file_reference",
+        lambda p: {"type": "image", "source_type": "base64", "data": b64(p), "mime_type": "image/png"},
+    ),
+    "v1 url": (
+        {"type": "image", "id": "b", "url": HTTP, "extras": {"detail": "low"}},
+        HTTP,
+        lambda p: {"type": "image", "id": "b", "base64": b64(p), "extras": {"detail": "low"}, "mime_type": "image/png"},
+    ),
+    "v1 url of another medium type": (
+        {"type": "image", "url": "https://pictures.example/a.jpg", "mime_type": "image/jpeg"},
+        "https://pictures.example/a.jpg",
+        lambda p: {"type": "image", "base64": b64(p), "mime_type": "image/png"},
+    ),
+    "v1 file_id": (
+        {"type": "image", "file_id": "file-1", "index": 1},
+        "file_reference",
+        lambda p: {"type": "image", "base64": b64(p), "index": 1, "mime_type": "image/png"},
+    ),
+    "Anthropic url": (
+        {"type": "image", "source": {"type": "url", "url": HTTP}},
+        HTTP,
+        lambda p: {"type": "image", "source": {"type": "base64", "data": b64(p), "media_type": "image/png"}},
+    ),
+    "Anthropic file": (
+        {"type": "image", "source": {"type": "file", "file_id": "file-1"}},
+        "file_reference",
+        lambda p: {"type": "image", "source": {"type": "base64", "data": b64(p), "media_type": "image/png"}},
+    ),
+    "Anthropic document URL": (
+        {"type": "document", "source": {"type": "url", "url": HTTP}, "title": "t"},
+        HTTP,
+        lambda p: {
+            "type": "image",
+            "source": {"type": "base64", "data": b64(p), "media_type": "image/png"},
+            "title": "t",
+        },
+    ),
+    "Gemini media file_uri": (
+        {"type": "media", "mime_type": "image/png", "file_uri": "gs://bucket/a.png"},
+        "gs://bucket/a.png",
+        lambda p: {"type": "media", "mime_type": "image/png", "data": b64(p)},
+    ),
+    "Gemini file_data": (
+        {"file_data": {"mime_type": "image/png", "file_uri": HTTP}},
+        HTTP,
+        lambda p: {"inline_data": {"mime_type": "image/png", "data": b64(p)}},
+    ),
+    "Gemini fileData": (
+        {"fileData": {"mimeType": "image/jpeg", "fileUri": HTTP}},
+        HTTP,
+        lambda p: {"inlineData": {"mimeType": "image/png", "data": b64(p)}},
+    ),
+    "Bedrock s3Location": (
+        {"image": {"format": "jpeg", "source": {"s3Location": {"uri": "s3://bucket/a"}}}},
+        "file_reference",
+        lambda p: {"image": {"format": "png", "source": {"bytes": p}}},
+    ),
+    "MCP resource_link": (
+        {"type": "resource_link", "name": "a", "uri": HTTP, "mimeType": "image/png"},
+        HTTP,
+        lambda p: {"type": "image", "data": b64(p), "mimeType": "image/png"},
+    ),
+    "Hugging Face URL": ({"type": "image", "image": HTTP}, HTTP, lambda p: {"type": "image", "image": url(p)}),
+    "Hugging Face path": (
+        {"type": "image", "path": "/etc/passwd"},
+        "file_reference",
+        lambda p: {"type": "image", "image": b64(p)},
+    ),
+    "a local path where a URL belongs": (
+        {"type": "image_url", "image_url": {"url": "/etc/passwd"}},
+        "/etc/passwd",
+        lambda p: {"type": "image_url", "image_url": {"url": url(p)}},
+    ),
+}
+"""Blocks whose picture is elsewhere: the block, its URL or the reason, and the block with a picture in its place."""
+
+UNREADABLE: dict[str, dict[str, Any]] = {
+    "v1 audio": {"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"},
+    "v1 video": {"type": "video", "url": "https://pictures.example/a.mp4"},
+    "OpenAI input_audio": {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
+    "OpenAI video_url": {"type": "video_url", "video_url": {"url": "https://pictures.example/a.mp4"}},
+    "Gemini media, a film": {"type": "media", "mime_type": "video/mp4", "data": "AAAA"},
+    "Gemini file_data, a film": {"file_data": {"mime_type": "video/mp4", "file_uri": "gs://bucket/a"}},
+    "Bedrock document": {"document": {"format": "pdf", "source": {"bytes": b"%PDF"}}},
+    "Bedrock video": {"video": {"format": "mp4", "source": {"bytes": b"AAAA"}}},
+    "MCP resource_link without a media type": {"type": "resource_link", "uri": "https://pictures.example/a"},
+    "MCP audio": {"type": "audio", "data": "AAAA", "mimeType": "audio/wav"},
+    "pixel_values": {"pixel_values": [[0.0]]},
+    "an image of a novel type": {"type": "hologram_image", "matter": "AAAA"},
+    "bytes in a novel block": {"type": "novel", "payload": b"\x89PNG"},
+    "an image block in capitals": {"type": "IMAGE_URL", "image_url": {"url": "data:image/png;base64,AAAA"}},
+    "an image_url without a type": {"image_url": {"url": "data:image/png;base64,AAAA"}},
+    "an image_url that is no text": {"type": "image_url", "image_url": {"url": 7}},
+    "an image_url that is nothing": {"type": "image_url", "image_url": None},
+    "text with an image beside it": {"type": "text", "text": "hi", "image_url": {"url": "data:image/png;base64,AAAA"}},
+}
+"""Blocks that stand for media and are read by no dialect."""
