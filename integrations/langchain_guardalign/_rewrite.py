@@ -25,13 +25,22 @@ _FLEETING: Final = ("timings", "is_cached")
 
 
 def with_verdicts(message: BaseMessage, verdicts: Sequence[Verdict]) -> BaseMessage:
-    """The message with its verdicts on record; itself if all images may pass, or the record says so already."""
-    if all(verdict.proposed == "allow" for verdict in verdicts):
+    """The message with its findings on record; itself if all images may pass, or the record says so already.
+
+    What is on record stays: of a picture that was masked or removed, or that another guard looked at, it is all there
+    is.
+    """
+    findings = [verdict.summary() for verdict in verdicts if verdict.proposed != "allow"]
+    if not findings:
         return message
-    record = [{k: v for k, v in verdict.summary().items() if k not in _FLEETING} for verdict in verdicts]
-    if message.response_metadata.get(VERDICTS_KEY) == record:
+    old = message.response_metadata.get(VERDICTS_KEY)
+    known = old if isinstance(old, list) else []
+    record = [{key: value for key, value in finding.items() if key not in _FLEETING} for finding in findings]
+    new = [entry for entry in record if entry not in known]
+    if not new:
         return message
-    return message.model_copy(update={"response_metadata": {**message.response_metadata, VERDICTS_KEY: record}})
+    metadata = {**message.response_metadata, VERDICTS_KEY: [*known, *new]}
+    return message.model_copy(update={"response_metadata": metadata})
 
 
 def with_prefix(messages: Sequence[BaseMessage], prefix: str, placement: Placement = "system") -> list[BaseMessage]:
