@@ -60,3 +60,9 @@ def test_the_commands_the_readme_promises_are_targets_of_the_makefile():
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"^make (\w+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
+
+
+def test_the_prefix_settings_on_the_policy_page_are_the_defaults():
+    shown = next(data for block in blocks(POLICY_PAGE, "yaml") if "prefix_when" in (data := yaml.safe_load(block)))
+    assert shown == {name: Policy.model_fields[name].default for name in shown}
+    assert set(shown) == {"prefix", "prefix_when", "refusal"}

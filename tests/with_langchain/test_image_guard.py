@@ -8,6 +8,7 @@ from typing import ClassVar
 import pytest
 from chat_images import (
     MASKED,
+    Listener,
     RecordingModel,
     ask,
     blocks,
@@ -196,6 +197,71 @@ class TestRaising:
         assert ImageGuard(encoder="transformers:/nowhere", cache_dir=cache_dir).invoke("words") == "words"
 
 
+class TestThePrefix:
+    @pytest.mark.parametrize(
+        ("when", "value", "is_given"),
+        [
+            ("finding", "words", False),
+            ("finding", ask(painted("magenta")), False),
+            ("finding", ask(painted("green")), True),
+            ("finding", ask(painted("red")), True),
+            ("finding", ask(painted("blue")), False),
+            ("image", [HumanMessage("words")], False),
+            ("image", ask(painted()), True),
+            ("always", [HumanMessage("words")], True),
+        ],
+    )
+    def test_it_is_given_when_the_policy_says(self, cache_dir, when, value, is_given):
+        guard = ImageGuard.from_guard(colour_guard(cache_dir, prefix_when=when))
+        out = guard.invoke(value)
+        assert (isinstance(out, list) and out[0] == SystemMessage("Be careful.")) == is_given
+        if not is_given and when != "finding":
+            assert out is value
+
+    def test_plain_text_stays_plain_text_and_has_it_once(self, cache_dir, call):
+        guard = ImageGuard.from_guard(colour_guard(cache_dir, prefix_when="always"))
+        once = call(guard, "invoke", "words")
+        assert (once, guard.invoke(once)) == ("Be careful.\n\nwords",) * 2
+        prompt = guard.invoke(StringPromptValue(text="words"))
+        assert prompt == StringPromptValue(text="Be careful.\n\nwords")
+
+    def test_it_can_go_before_the_users_words_for_models_without_a_system_message(self, cache_dir):
+        guard = ImageGuard.from_guard(colour_guard(cache_dir), placement="user")
+        turn = guard.invoke(ask(painted("green")))
+        assert [block["text"] for block in turn[0].content[:2]] == ["Be careful.", "What is this?"]
+        turn = guard.invoke([*turn, AIMessage("green"), *ask(painted("green", shade=9))])
+        assert [block for block in blocks(turn) if block == text("Be careful.")] == [text("Be careful.")]
+
+    @pytest.mark.parametrize("when", ["finding", "image", "always"])
+    def test_monitor_mode_gives_none(self, cache_dir, when):
+        guard = ImageGuard.from_guard(colour_guard(cache_dir, prefix_when=when, mode="monitor"))
+        assert blocks(guard.invoke(ask(painted("green")))) == blocks(ask(painted("green")))
+        assert guard.invoke("words") == "words"
+
+
+class TestArtifacts:
+    def tool_message(self) -> ToolMessage:
+        return ToolMessage("done", tool_call_id="t", artifact={"shot": painted("red"), "log": ["a", 1, object]})
+
+    def test_they_are_left_alone_unless_asked_for(self, guard):
+        messages = [self.tool_message()]
+        assert guard.invoke(messages) is messages
+
+    def test_pictures_in_them_are_masked_and_everything_else_is_kept(self, cache_dir, call):
+        guard = ImageGuard.from_guard(colour_guard(cache_dir), artifacts=True)
+        message = self.tool_message()
+        _, out = call(guard, "invoke", [message])
+        assert out.artifact["shot"].tobytes() == MASKED.tobytes()
+        assert out.artifact["log"] == message.artifact["log"]
+        assert (out.content, out.tool_call_id) == ("done", "t")
+        assert message.artifact["shot"].tobytes() == painted("red").tobytes()
+
+    def test_a_trace_has_none(self, guard):
+        listener = Listener()
+        guard.invoke([self.tool_message()], {"callbacks": [listener]})
+        assert "PIL" not in "".join(listener.heard)
+
+
 class TestFailures:
     URL: ClassVar = {"type": "image_url", "image_url": {"url": "https://example.org/a.png", "detail": "low"}}
 
@@ -246,6 +312,13 @@ class TestBatching:
         guard.invoke(turn)
         guard.invoke([*turn, AIMessage("white")])
         assert len(calls(guard)) == 1
+
+    def test_max_concurrency_limits_how_many_inputs_are_checked_together(self, guard, call):
+        guard.active_guard.prepare()
+        inputs = [ask(painted(shade=shade)) for shade in range(5)]
+        call(guard, "batch", inputs, {"max_concurrency": 2})
+        one = calls(guard)[0] // 2
+        assert calls(guard) == [2 * one, 2 * one, one]
 
     def test_an_empty_batch_is_empty(self, guard, call):
         assert call(guard, "batch", []) == []
