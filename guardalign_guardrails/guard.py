@@ -1,6 +1,6 @@
 """Images in, verdicts and sanitised pictures out: the one entry point that every integration calls.
 
-Order of work: decode, look up, detect all that is new in one batch, decide, mask, score again. Configuration faults
+Order of work: decode, look up, assess all that is new in one batch, report. Configuration faults
 (no encoder, no profile) are raised; what goes wrong with a single image becomes that image's verdict, by the policy's
 failure rules. Content never appears in a log record or an exception.
 """
@@ -21,31 +21,26 @@ from pathlib import Path
 import platformdirs
 from PIL import Image
 
-from guardalign_guardrails.decision import Judgement, is_at_least_mask, judge, mask_thresholds
+from guardalign_guardrails.assessment import assess, draw_mask
 from guardalign_guardrails.detection.calibration import Profile, ProfileKey, find_profile
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import Encoder, load_encoder
-from guardalign_guardrails.detection.extent import outermost, unsafe_boxes
-from guardalign_guardrails.detection.scoring import ScoreMap
 from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError, ProfileMissing
 from guardalign_guardrails.fetch import Fetcher
 from guardalign_guardrails.images import (
     DecodedImage,
     ImageLimits,
     ImageSource,
-    coverage,
     decode,
-    mask_regions,
 )
-from guardalign_guardrails.outcome import Failure, Outcome, failed_verdict, in_pixels, scored_verdict
-from guardalign_guardrails.policy import SOURCES, Action, Policy, Source, SourceRule
-from guardalign_guardrails.verdict import AfterMasking, Box, Verdict
+from guardalign_guardrails.outcome import Failure, Outcome, failed_verdict, scored_verdict
+from guardalign_guardrails.policy import SOURCES, Policy, Source, SourceRule
+from guardalign_guardrails.verdict import Verdict
 from guardalign_guardrails.verdict_cache import VerdictCache
 
 logger = logging.getLogger(__name__)
 
 _PLACEHOLDER_SIDE = 336
-_MASK_ROUNDS = 3
 _IMAGES_AT_ONCE = 16
 
 
@@ -96,6 +91,8 @@ class Guard:
         self.policy = Policy.load(policy) if isinstance(policy, Path) else policy or Policy.default()
         self.limits = limits or ImageLimits()
         self.cache: VerdictCache[Outcome] = VerdictCache() if cache is None else cache
+        # Digest and size of the picture that some bytes stand for.
+        self._seen: VerdictCache[tuple[str, tuple[int, int]]] = VerdictCache()
         self.detector = Detector(
             self.policy,
             load_encoder(encoder) if isinstance(encoder, str) else encoder,
@@ -186,11 +183,14 @@ class Guard:
         if not images:
             return []
         self.prepare()
-        results: list[Checked] = []
-        for first in range(0, len(images), _IMAGES_AT_ONCE):
-            decoded = [self._decode(image) for image in images[first : first + _IMAGES_AT_ONCE]]
-            results += self._check_decoded(decoded, sources[first : first + _IMAGES_AT_ONCE])
-        return results
+        results = [self._recall(image, each) for image, each in zip(images, sources, strict=True)]
+        new = [place for place, result in enumerate(results) if result is None]
+        for first in range(0, len(new), _IMAGES_AT_ONCE):
+            places = new[first : first + _IMAGES_AT_ONCE]
+            decoded = [self._decode(images[place]) for place in places]
+            for place, result in zip(places, self._check_decoded(decoded, [sources[p] for p in places]), strict=True):
+                results[place] = result
+        return [result for result in results if result is not None]
 
     def uninspectable(self, reason: str, source: Source = "user") -> Checked:
         """The result for something that is an image but whose pixels the caller cannot get at.
@@ -204,6 +204,23 @@ class Guard:
         """
         failure = Failure("", self.policy.failure.uninspectable, uninspectable=reason)
         return self._report_failure(self._blank("", source, 0.0), failure, (_PLACEHOLDER_SIDE, _PLACEHOLDER_SIDE))
+
+    def _recall(self, image: ImageSource, source: Source) -> Checked | None:
+        """The result for bytes seen before, without decoding them; None if it is not known or a mask must be drawn.
+
+        An agent sends its whole history with every call to its model, and decoding a photo can take longer than all
+        else.
+        """
+        if not isinstance(image, bytes):
+            return None
+        started = time.perf_counter()
+        seen = self._seen.get((hashlib.sha256(image).hexdigest(),))
+        outcome = None if seen is None else self.cache.get(self._key(seen[0], source))
+        if seen is None or outcome is None or outcome.proposed == "mask":
+            return None
+        digest, size = seen
+        blank = self._blank(digest, source, (time.perf_counter() - started) * 1e3)
+        return Checked(scored_verdict(blank, outcome, size, is_cached=True, mode=self.policy.mode))
 
     def _check_decoded(
         self, decoded: Sequence[tuple[DecodedImage | Failure, float]], sources: Sequence[Source]
@@ -226,7 +243,10 @@ class Guard:
         for key, outcome in zip(new, self._outcomes(list(new.values())), strict=True):
             known[key] = outcome
             if isinstance(outcome, Outcome):
-                self.cache.put(key, outcome)
+                # The next turn of a chat brings the masked picture, of which all is known by now.
+                if outcome.follow_up is not None:
+                    self.cache.put(self._key(outcome.follow_up[0], new[key][1]), outcome.follow_up[1])
+                self.cache.put(key, replace(outcome, follow_up=None))
         results = []
         for (image, took), source, key in zip(decoded, sources, keys, strict=True):
             blank = self._blank(image.digest, source, took)
@@ -271,6 +291,8 @@ class Guard:
         result: DecodedImage | Failure
         try:
             result = decode(image, self.limits)
+            if isinstance(image, bytes):
+                self._seen.put((hashlib.sha256(image).hexdigest(),), (result.digest, result.size))
         except ImageDecodeError as error:
             result = Failure(self._raw_digest(image), self.policy.failure.uninspectable, uninspectable=error.reason)
         return result, (time.perf_counter() - started) * 1e3
@@ -308,79 +330,11 @@ class Guard:
 
     def _within_time(self, images: Sequence[tuple[DecodedImage, Source]]) -> list[Outcome]:
         if self._workers is None:
-            return self._detect(images)
-        return self._workers.submit(self._detect, images).result(self.policy.failure.timeout_s)
+            return self._assess(images)
+        return self._workers.submit(self._assess, images).result(self.policy.failure.timeout_s)
 
-    def _detect(self, images: Sequence[tuple[DecodedImage, Source]]) -> list[Outcome]:
-        views = [view for image, _ in images for view in image.views]
-        maps, timings = self.detector.detect([view.pixels for view in views])
-        stages = (("encode", timings.encode / len(images)), ("score", timings.score / len(images)))
-        remaining = iter(zip(views, maps, strict=True))
-        outcomes = []
-        for image, source in images:
-            own = [next(remaining) for _ in image.views]
-            view, worst = max(own, key=lambda pair: float(pair[1].image_scores.max()))
-            judgement = judge(worst.image_scores.tolist(), self.policy, self._profile, source)
-            outcome = Outcome(
-                worst,
-                view.name,
-                judgement,
-                judgement.action,
-                reasons=judgement.reasons,
-                timings=stages,
-            )
-            if judgement.action == "mask":
-                started = time.perf_counter()
-                outcome = self._masked(outcome, image, [score_map for _, score_map in own], source)
-                took = (time.perf_counter() - started) * 1e3
-                outcome = replace(outcome, timings=(*stages, ("mask", took)))
-            outcomes.append(outcome)
-        return outcomes
-
-    def _masked(self, outcome: Outcome, image: DecodedImage, maps: Sequence[ScoreMap], source: Source) -> Outcome:
-        """Cover what is unsafe, score again, cover what is left, and escalate if that does not end."""
-        rules = self.policy.masking
-        thresholds = mask_thresholds(self.policy, self._profile, source)
-        boxes: list[Box] = []
-        for rounds in range(1, _MASK_ROUNDS + 1):  # noqa: B007  counted for the report
-            for score_map in maps:
-                boxes += [in_pixels(box, image.size) for box in unsafe_boxes(score_map, thresholds, rules.extent)]
-            boxes = outermost(boxes)
-            covered = coverage(boxes, image.size)
-            again: Judgement | None = None
-            if rules.rescore and covered <= rules.max_coverage:
-                drawn = self._draw(image, boxes)
-                maps, _ = self.detector.detect([drawn])
-                again = judge(maps[0].image_scores.tolist(), self.policy, self._profile, source)
-            is_clean = covered <= rules.max_coverage and (again is None or not is_at_least_mask(again.action))
-            if is_clean or covered > rules.max_coverage:
-                break
-        after = AfterMasking(
-            score=again.score if again else None,
-            p_value=again.p_value if again else None,
-            coverage=covered,
-            rounds=rounds,
-            is_clean=is_clean,
-        )
-        if is_clean and again is not None:
-            # The next turn of a chat brings the masked picture; what was just found of it need not be found again.
-            masked = decode(drawn, self.limits)
-            known = Outcome(maps[0], masked.views[0].name, again, again.action, reasons=again.reasons)
-            self.cache.put(self._key(masked.digest, source), known)
-        reasons = outcome.reasons
-        if not is_clean:
-            why = (
-                "the mask would cover too much"
-                if covered > rules.max_coverage
-                else "the masked picture is unsafe still"
-            )
-            reasons = (*reasons, f"{why}, so it becomes {rules.escalate_to}")
-        proposed: Action = "mask" if is_clean else rules.escalate_to
-        return replace(outcome, proposed=proposed, masks=tuple(boxes), after=after, reasons=reasons)
-
-    def _draw(self, image: DecodedImage, boxes: Sequence[Box]) -> Image.Image:
-        rules = self.policy.masking
-        return mask_regions(image.flattened, boxes, fill=rules.fill, colour=rules.colour, feather=rules.feather)
+    def _assess(self, images: Sequence[tuple[DecodedImage, Source]]) -> list[Outcome]:
+        return assess(images, self.detector, self.policy, self._profile)
 
     def _blank(self, digest: str, source: Source, decode_ms: float) -> Verdict:
         return Verdict(
@@ -396,7 +350,9 @@ class Guard:
 
     def _report(self, blank: Verdict, image: DecodedImage, outcome: Outcome, is_cached: bool) -> Checked:
         verdict = scored_verdict(blank, outcome, image.size, is_cached=is_cached, mode=self.policy.mode)
-        return Checked(verdict, self._draw(image, outcome.masks) if verdict.action == "mask" else None)
+        return Checked(
+            verdict, draw_mask(image, outcome.masks, self.policy.masking) if verdict.action == "mask" else None
+        )
 
     def _report_failure(self, blank: Verdict, failure: Failure, size: tuple[int, int]) -> Checked:
         verdict = failed_verdict(blank, failure, mode=self.policy.mode)

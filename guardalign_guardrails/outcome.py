@@ -29,6 +29,7 @@ class Outcome:
         after: What the masked picture scored.
         reasons: How it came about.
         timings: Milliseconds by stage.
+        follow_up: Digest of the masked picture and what is known of it; None if nothing was masked and scored again.
     """
 
     worst: ScoreMap
@@ -39,6 +40,7 @@ class Outcome:
     after: AfterMasking | None = None
     reasons: tuple[str, ...] = ()
     timings: tuple[tuple[str, float], ...] = ()
+    follow_up: tuple[str, Outcome] | None = None
 
 
 @dataclass(frozen=True)

@@ -238,6 +238,16 @@ def test_a_picture_seen_as_a_users_is_known_when_it_comes_back_as_history(tmp_pa
     assert not other.is_cached, "another rule, another outcome"
 
 
+def test_bytes_seen_before_are_not_even_decoded_again(tmp_path, monkeypatch):
+    guard, data = colour_guard(tmp_path), encode_png(painted("green"))
+    first = guard.check(data).verdict
+    monkeypatch.setattr("guardalign_guardrails.guard.decode", lambda *_: pytest.fail("decoded again"))
+    again, other = guard.check_batch([data, data], ["history", "user"])
+    fleeting = {"timings", "is_cached", "source"}
+    assert again.verdict.model_dump(exclude=fleeting) == first.model_dump(exclude=fleeting)
+    assert (again.verdict.source, other.verdict.source, again.verdict.is_cached) == ("history", "user", True)
+
+
 def test_a_masked_picture_that_comes_back_costs_no_encoder_pass(tmp_path):
     guard = colour_guard(tmp_path)
     masked = guard.check(painted("red")).image

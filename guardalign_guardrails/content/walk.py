@@ -79,6 +79,8 @@ _OPAQUE_KINDS: Final = frozenset(
         "web_search_call",
     }
 )
+# A block of these keys alone is words; most blocks are, and need not be looked at from all sides.
+_PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
 _TEXT_KEYS: Final = frozenset({"text", "content"})
 _MAX_DEPTH: Final = 24
 # Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
@@ -127,7 +129,11 @@ def find_loose(value: object) -> list[Slot]:
 
 
 def _in_block(block: object, path: Path, *, is_loose: bool) -> list[Slot]:
+    if isinstance(block, str) and not is_loose:
+        return []
     if isinstance(block, Mapping):
+        if block.keys() <= _PLAIN_TEXT_KEYS and block.get("type") == "text" and isinstance(block.get("text"), str):
+            return []
         for dialect in WHOLE_BLOCK_DIALECTS:
             if (whole := dialect(block)) is not None:
                 return [Slot(path, whole)]

@@ -204,9 +204,10 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
             report = self.inspect(input)
             announce(report, config)
             results.append(_raised(self._result(report)))
-            return without_images(report.output)
+            return traced if report.output is input else without_images(report.output)
 
-        self._call_with_config(run, without_images(input), config)
+        traced = without_images(input)
+        self._call_with_config(run, traced, config)
         return results[0]
 
     async def ainvoke(
@@ -222,9 +223,10 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
             report = await self.ainspect(input)
             await aannounce(report, config)
             results.append(_raised(self._result(report)))
-            return without_images(report.output)
+            return traced if report.output is input else without_images(report.output)
 
-        await self._acall_with_config(run, without_images(input), config)
+        traced = without_images(input)
+        await self._acall_with_config(run, traced, config)
         return results[0]
 
     def batch(
