@@ -91,33 +91,39 @@ def sync(loop: asyncio.AbstractEventLoop, call: Callable[[], Awaitable[Any]]) ->
 
 def print_text_only(guard: Guard, rounds: int) -> None:
     """Chats without pictures, short and long."""
-    model = FakeListChatModel(responses=["ok"])
-    runnable = ImageGuard.from_guard(guard)
-    guarded = GuardedChatModel(model=model, guard=runnable)
-    plain_agent = create_agent(model, [])
-    guarded_agent = create_agent(model, [], middleware=[GuardAlignMiddleware(runnable)])
     loop = asyncio.new_event_loop()
     print("| text-only, messages | component | without ms | with ms | added ms |\n|---|---|---|---|---|")
     for turns in (1, 10, 50):
         chat = text_chat(turns)
-        state: Any = {"messages": chat}
-        rows: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-            "guard | model": (lambda: model.invoke(chat), lambda: (runnable | model).invoke(chat)),
-            "guard | model, async": (
-                sync(loop, lambda: model.ainvoke(chat)),
-                sync(loop, lambda: (runnable | model).ainvoke(chat)),
-            ),
-            "GuardedChatModel": (lambda: model.invoke(chat), lambda: guarded.invoke(chat)),
-            "GuardedChatModel, async": (
-                sync(loop, lambda: model.ainvoke(chat)),
-                sync(loop, lambda: guarded.ainvoke(chat)),
-            ),
-            "GuardAlignMiddleware": (lambda: plain_agent.invoke(state), lambda: guarded_agent.invoke(state)),
-        }
-        for name, (plain, with_guard) in rows.items():
+        for name, plain, with_guard in pairs_of_calls(guard, chat, loop):
             without, with_, added = added_ms(plain, with_guard, rounds)
             print(f"| {len(chat)} | {name} | {without:.2f} | {with_:.2f} | {added:.2f} |")
     loop.close()
+
+
+def pairs_of_calls(
+    guard: Guard, chat: list[BaseMessage], loop: asyncio.AbstractEventLoop
+) -> list[tuple[str, Callable[[], Any], Callable[[], Any]]]:
+    """Each component's name, the call without it and the call with it."""
+    model = FakeListChatModel(responses=["ok"])
+    runnable = ImageGuard.from_guard(guard)
+    chain = runnable | model
+    guarded = GuardedChatModel(model=model, guard=runnable)
+    plain_agent = create_agent(model, [])
+    guarded_agent = create_agent(model, [], middleware=[GuardAlignMiddleware(runnable)])
+    state: Any = {"messages": chat}
+
+    def plain() -> Any:
+        return model.invoke(chat)
+
+    aplain = sync(loop, lambda: model.ainvoke(chat))
+    return [
+        ("guard | model", plain, lambda: chain.invoke(chat)),
+        ("guard | model, async", aplain, sync(loop, lambda: chain.ainvoke(chat))),
+        ("GuardedChatModel", plain, lambda: guarded.invoke(chat)),
+        ("GuardedChatModel, async", aplain, sync(loop, lambda: guarded.ainvoke(chat))),
+        ("GuardAlignMiddleware", lambda: plain_agent.invoke(state), lambda: guarded_agent.invoke(state)),
+    ]
 
 
 def print_history(guard: Guard, encoder: CountingEncoder) -> None:
