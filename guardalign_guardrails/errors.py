@@ -32,6 +32,10 @@ class ProfileError(GuardAlignError):
     """A calibration profile cannot be read or cannot be made from the images given."""
 
 
+class CalibrationError(GuardAlignError):
+    """A model's attention cannot be calibrated, or not as asked."""
+
+
 class ImageDecodeError(GuardAlignError):
     """Bytes that should be a picture cannot be turned into pixels that can be trusted.
 

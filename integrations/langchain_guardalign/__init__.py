@@ -1,6 +1,34 @@
-"""GuardAlign for LangChain: check, mask or route the images of a chat before a model sees them."""
+"""GuardAlign for LangChain: check, mask, route or refuse the images of chats, agents and documents."""
 
+from typing import TYPE_CHECKING, Any
+
+from langchain_guardalign._documents import ImageDocumentCompressor, ImageDocumentTransformer
+from langchain_guardalign._guarded_model import GuardedChatModel
 from langchain_guardalign._runnable import ImageGuard
 from langchain_guardalign._screening import GuardReport
 
-__all__ = ["GuardReport", "ImageGuard"]
+if TYPE_CHECKING:
+    from langchain_guardalign._middleware import GuardAlignMiddleware
+
+__all__ = [
+    "GuardAlignMiddleware",
+    "GuardReport",
+    "GuardedChatModel",
+    "ImageDocumentCompressor",
+    "ImageDocumentTransformer",
+    "ImageGuard",
+]
+
+# It needs LangChain itself, not only langchain-core.
+_LATER = {
+    "GuardAlignMiddleware": "langchain_guardalign._middleware",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what needs more than langchain-core when it is first asked for (PEP 562)."""
+    if name in _LATER:
+        from importlib import import_module
+
+        return getattr(import_module(_LATER[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

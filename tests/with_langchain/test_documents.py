@@ -1,0 +1,617 @@
+"""What the two gates of a RAG pipeline let through, in what shape, and what they leave alone."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import copy
+import io
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+from chat_images import MASKED, Listener, b64, data_url
+from hypothesis import given
+from hypothesis import strategies as st
+from langchain_core.documents import Document
+from langchain_core.retrievers import BaseRetriever
+from PIL import Image
+from pydantic import ValidationError
+
+from guardalign_guardrails import Guard, UnsafeContentError
+from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.testing.colours import colour_guard, painted
+from langchain_guardalign import ImageDocumentCompressor, ImageDocumentTransformer, ImageGuard
+from langchain_guardalign._document_text import find_encoded
+
+
+@pytest.fixture(params=["transform", "atransform", "compress", "acompress"])
+def sift(request, cache_dir):
+    """Runs documents through a gate: either of the two, sync or async."""
+
+    def run(*documents, guard=None, **settings):
+        kind = ImageDocumentTransformer if request.param.endswith("transform") else ImageDocumentCompressor
+        gate = kind(guard=guard or colour_guard(cache_dir), **settings)
+        method = getattr(gate, f"{request.param}_documents")
+        result = method(documents, *(["a question"] if kind is ImageDocumentCompressor else []))
+        return list(asyncio.run(result) if asyncio.iscoroutine(result) else result)
+
+    return run
+
+
+@pytest.fixture
+def gate(cache_dir):
+    return ImageDocumentTransformer(guard=colour_guard(cache_dir))
+
+
+def doc(page_content="A caption.", **metadata):
+    return Document(page_content, metadata=metadata)
+
+
+def opened(encoded):
+    """The picture in base64, a data URL, bytes, or itself."""
+    if isinstance(encoded, str):
+        encoded = base64.b64decode(encoded.rpartition(",")[2])
+    return (Image.open(io.BytesIO(encoded)) if isinstance(encoded, bytes) else encoded).convert("RGB")
+
+
+def is_masked(encoded):
+    return opened(encoded).tobytes() == MASKED.tobytes()
+
+
+def wrapped(text, width=76):
+    return "\n".join(text[start : start + width] for start in range(0, len(text), width))
+
+
+def records(document):
+    return json.loads(document.metadata["guardalign"])
+
+
+def within(before, after, ending=""):
+    """A form of document: a data URL between two texts, and how to read it back."""
+
+    def make(image):
+        return doc(f"{before}{data_url(image)}{ending}{after}")
+
+    def read(document):
+        text = document.page_content
+        assert text.startswith(before)
+        assert text.endswith(after)
+        return text[len(before) : len(text) - len(after) - len(ending)]
+
+    return make, read
+
+
+FORMS = {
+    "base64 as the text": (lambda image: doc(b64(image)), lambda d: d.page_content),
+    "wrapped base64": (lambda image: doc(f"\n{wrapped(b64(image))}\n"), lambda d: d.page_content),
+    "a data URL as the text": (lambda image: doc(data_url(image)), lambda d: d.page_content),
+    "a wrapped data URL": (lambda image: doc(wrapped(data_url(image))), lambda d: d.page_content),
+    "Markdown": within("A cat: ![a cat](", ") and more."),
+    "Markdown with a title": within("A cat: ![a cat](", ' "title") and more.'),
+    "Markdown with a size": within("A cat: ![a cat](", " =100x100) and more."),
+    "HTML": within('<p>A cat: <img alt="" src="', '" width=9></p>'),
+    "HTML without quotes": within("<img src=", "><b>bold</b>"),
+    "CSS": within("div { background: url( ", " ) }"),
+    "a sentence": within("Look at ", " if you like, please."),
+    "JSON": within('{"picture": "', '", "page": 3}'),
+    "JSON within JSON": within('{"inner": "{\\"picture\\": \\"', '\\"}"}'),
+    "a data URL in metadata": (lambda image: doc(thumbnail=data_url(image)), lambda d: d.metadata["thumbnail"]),
+    "base64 in metadata": (lambda image: doc(image_base64=b64(image)), lambda d: d.metadata["image_base64"]),
+    "bytes in metadata": (lambda image: doc(raw=encode_png(image)), lambda d: d.metadata["raw"]),
+    "a PIL image in metadata": (lambda image: doc(page=image), lambda d: d.metadata["page"]),
+    "deep in metadata": (lambda image: doc(a=[{"b": (1, b64(image))}]), lambda d: d.metadata["a"][0]["b"][1]),
+    "HTML in metadata": (
+        lambda image: doc(text_as_html=f'<td><img src="{data_url(image)}"></td>'),
+        lambda d: re.search('src="(.*?)"', d.metadata["text_as_html"])[1],
+    ),
+}
+
+
+class TestWhatIsFound:
+    @pytest.mark.parametrize("form", FORMS)
+    def test_an_unsafe_region_is_masked_in_the_form_that_the_picture_had(self, gate, form):
+        make, read = FORMS[form]
+        before = make(painted("red"))
+        (after,) = gate.transform_documents([before])
+        assert is_masked(read(after))
+        assert isinstance(read(after), str | bytes) == isinstance(read(before), str | bytes)
+        assert isinstance(read(after), str) == isinstance(read(before), str)
+        assert str(read(after)).startswith("data:image/png;base64,") == str(read(before)).startswith("data:")
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_a_blocked_picture_takes_its_document_with_it(self, gate, form):
+        make, _ = FORMS[form]
+        assert list(gate.transform_documents([make(painted("blue")), doc("stays")])) == [doc("stays")]
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_a_picture_that_may_pass_stays_as_it_was_written(self, gate, form):
+        make, _ = FORMS[form]
+        before = make(painted())
+        (after,) = gate.transform_documents([before])
+        assert after.page_content is before.page_content
+        assert {k: v for k, v in after.metadata.items() if not k.startswith("guardalign")} == before.metadata
+
+    def test_all_pictures_of_a_text_are_checked_and_each_is_replaced_where_it_is(self, sift):
+        urls = [data_url(painted(*colours)) for colours in ((), ("red",), (), ("red", "white"))]
+        (after,) = sift(doc("begin " + " then ".join(f"![]({url})" for url in urls) + " end"))
+        found = re.findall(r"!\[\]\((.*?)\)", after.page_content)
+        assert after.page_content == "begin " + " then ".join(f"![]({url})" for url in found) + " end"
+        assert (found[0], found[2]) == (urls[0], urls[2])
+        assert is_masked(found[1])
+        assert is_masked(found[3])
+        assert [record["action"] for record in records(after)] == ["allow", "mask"]
+
+    @given(before=st.text(max_size=200), after=st.text(max_size=200))
+    def test_whatever_is_around_a_picture_it_is_found(self, before, after):
+        text = f"{before}![]({data_url(painted('blue'))}){after}"
+        spans = [text[slice(*encoded.span)] for encoded in find_encoded(text)]
+        assert data_url(painted("blue")) in spans
+
+    JPEG = io.BytesIO()
+    painted("red").save(JPEG, "JPEG", quality=100, subsampling=0)
+    JPEG_TEXT = base64.b64encode(JPEG.getvalue()).decode()
+
+    @pytest.mark.parametrize(
+        ("before", "label"),
+        [
+            (doc(JPEG_TEXT, mime_type="image/jpeg"), "mime_type"),
+            (doc(image_base64=JPEG_TEXT, image_mime_type="image/jpeg"), "image_mime_type"),
+            (doc(raw=JPEG.getvalue(), media_type="image/jpeg"), "media_type"),
+        ],
+    )
+    def test_a_media_type_beside_a_masked_picture_is_that_of_the_mask(self, gate, before, label):
+        (after,) = gate.transform_documents([before])
+        assert after.metadata[label] == "image/png"
+
+    @pytest.mark.parametrize(
+        "before",
+        [
+            doc(JPEG_TEXT, other=b64(painted()), mime_type="image/jpeg"),
+            doc(f"![]({data_url(painted('red'))})", mime_type="image/jpeg"),
+            doc(JPEG_TEXT, mime_type="application/json"),
+        ],
+    )
+    def test_a_media_type_that_may_mean_something_else_stays(self, gate, before):
+        (after,) = gate.transform_documents([before])
+        assert after.metadata["mime_type"] == before.metadata["mime_type"]
+
+
+class TestWhatTriesToHide:
+    ENCODED = b64(painted("blue"))
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            f"DATA:IMAGE/PNG;BASE64,{ENCODED}",
+            f"![](data:image/*;base64,{ENCODED})",
+            f"![](data:;base64,{ENCODED})",
+            f"![](data:text/plain;base64,{ENCODED})",
+            f'<img src="data:image/png;charset="utf-8";base64,{ENCODED}">',
+            f"![](data: image/png ; base64 , {ENCODED})",
+            f'<img src="data:image/png;base64,{wrapped(ENCODED, 9)}">',
+            f'<img src="data:image/png;base64,\n\n{ENCODED}">',
+            f'{{"a": "data:image\\/png;base64,{wrapped(ENCODED).replace("/", chr(92) + "/")}"}}',
+            f'{{"a": "data:image/png;base64,{wrapped(ENCODED)}"}}'.replace("\n", "\\n"),
+            f"data:image/png;base64,{ENCODED[:5]}!{ENCODED[5:]}",
+            f"see ![](data:image/png;base64,{ENCODED[:5]}*{ENCODED[5:]})",
+            f"data:image/png;base64,{ENCODED.replace('+', '%2B').replace('=', '%3D')}",
+            f"data:image/png,{''.join(f'%{byte:02x}' for byte in encode_png(painted('blue')))}",
+            f"{ENCODED[:5]} {ENCODED[5:]}",
+            f"{ENCODED[:5]}!{ENCODED[5:]}",
+            " " * 500 + ENCODED,
+            ENCODED.rstrip("="),
+            ENCODED.replace("+", "-").replace("/", "_"),
+        ],
+    )
+    def test_an_odd_spelling_does_not_get_a_picture_past_the_gate(self, gate, text):
+        assert gate.transform_documents([doc(text), doc("before", x=[text])]) == []
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            data_url(painted())[:150],
+            f"![]({data_url(painted())[:150]})",
+            b64(painted())[:100],
+            f"![](data:image/svg+xml;base64,{base64.b64encode(b'<svg>' + b'x' * 90).decode()})",
+            "<img src=\"data:image/svg+xml;utf8,<svg xmlns='http://www.w3.org/2000/svg' width='9' height='9'>"
+            + "x" * 40,
+            f"data:video/mp4;base64,{'AAAA' * 30}",
+            base64.b64encode(b"\0\0\0\x20ftypavif" + b"\0" * 90).decode(),
+        ],
+    )
+    def test_what_cannot_be_opened_is_a_finding_and_the_policy_decides(self, gate, cache_dir, text):
+        assert gate.transform_documents([doc(text)]) == []
+        lenient = ImageDocumentTransformer(guard=colour_guard(cache_dir, failure={"uninspectable": "allow"}))
+        (after,) = lenient.transform_documents([doc(text)])
+        assert after.page_content == text
+        assert records(after)[0]["reason"]
+
+    def test_metadata_without_an_end_is_a_finding(self, gate):
+        loop: list[object] = ["words"]
+        loop.append(loop)
+        assert gate.transform_documents([doc(loop=loop)]) == []
+
+
+class TestWhatIsLeftAlone:
+    @pytest.mark.parametrize(
+        "before",
+        [
+            doc(""),
+            doc("Plain words, and a [link](https://example.org/cat.png)."),
+            doc("![a cat](https://example.org/cat.png) <img src='cat.png'>"),
+            doc("Data: see the table. Metadata:, and data:,."),
+            doc("A data URL begins with data:image/png;base64, followed by the picture as text, " + "in base64 " * 30),
+            doc('Write "data:image/png;base64, and then the encoded bytes of the picture that you mean, all of them".'),
+            doc(
+                'Write "data:image/png;base64, then all of the encoded bytes of the picture that you mean in a single line".'
+            ),
+            doc("f'data:image/jpeg;base64,{image}' or `data:image/png;base64,${btoa(bytes)}`" + " x" * 99),
+            doc("url: data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA..."),
+            doc(f"@font-face {{ src: url(data:font/woff2;base64,{'AAAA' * 99}) }}"),
+            doc(f"//# sourceMappingURL=data:application/json;base64,{base64.b64encode(b'{}' * 99).decode()}"),
+            doc(f"{{'token': '{'Zm9vYmFy' * 40}'}}"),
+            doc("Zm9vYmFy" * 40),
+            doc(
+                "Qk0 is what a bitmap in base64 begins with, and this sentence begins with it. It goes on for a while."
+            ),
+            doc(source="cat.png", image="https://example.org/cat.png", file={"id": 3}, path="/data/cat.jpg"),
+            doc(embedding=[0.1] * 2000, page=3, tags=["a", "b"], when=None, raw=b"BM is the brand", other=object()),
+        ],
+    )
+    def test_a_document_without_a_picture_comes_back_as_it_is_and_costs_no_pass(self, sift, cache_dir, before):
+        guard = colour_guard(cache_dir)
+        text, again = before.page_content, dict(before.metadata)
+        (after,) = sift(before, guard=guard)
+        assert after is before
+        assert (after.page_content, after.metadata) == (text, again)
+        assert guard.detector.encoder.calls == []
+
+    def test_documents_without_pictures_do_not_even_need_an_encoder(self, sift):
+        documents = [doc("words", page=number) for number in range(3)]
+        unusable = ImageGuard(encoder="open_clip:no-such-model")
+        assert all(after is before for after, before in zip(sift(*documents, guard=unusable), documents, strict=True))
+
+    def test_no_documents_are_no_documents(self, sift):
+        assert sift() == []
+
+
+class TestDecisions:
+    def test_order_and_ids_stay_and_what_was_given_is_never_changed(self, sift):
+        colours = ["red", "white", "blue", "magenta", "green", "yellow", "red"]
+        given = [Document(b64(painted(c, shade=i)), id=str(i), metadata={"n": i}) for i, c in enumerate(colours)]
+        before = copy.deepcopy(given)
+        after = sift(*given, doc("words"))
+        assert [document.id for document in after] == ["0", "1", "3", "4", "6", None]
+        assert [document.metadata.get("guardalign_action") for document in after] == [
+            "mask",
+            "allow",
+            "flag",
+            "prefix",
+            "mask",
+            None,
+        ]
+        assert given == before
+
+    @pytest.mark.parametrize("colour", ["blue", "yellow"])
+    def test_redacting_keeps_the_words_and_the_pictures_that_may_pass(self, sift, colour):
+        good, bad, half = (data_url(painted(*c)) for c in ((), (colour,), ("red",)))
+        before = doc(f"a ![]({good}) b ![]({bad}) c ![]({half}) d", thumbnail=bad, page=painted(colour), n=1)
+        (after,) = sift(before, on_violation="redact")
+        (masked,) = re.findall(r"c !\[\]\((.*?)\)", after.page_content)
+        assert after.page_content == f"a ![]({good}) b ![]({NOTICE}) c ![]({masked}) d"
+        assert is_masked(masked)
+        assert (after.metadata["thumbnail"], after.metadata["page"], after.metadata["n"]) == (NOTICE, NOTICE, 1)
+
+    @pytest.mark.parametrize("on_violation", ["drop", "redact", "raise"])
+    def test_quarantine_gets_the_original_and_its_verdicts_whatever_becomes_of_it(self, sift, on_violation):
+        kept = []
+        given = [doc(b64(painted("red"))), doc(b64(painted("blue"))), doc("words"), doc(b64(painted("yellow")))]
+        before = copy.deepcopy(given)
+        settings = {"on_violation": on_violation, "quarantine": lambda *args: kept.append(args)}
+        if on_violation == "raise":
+            with pytest.raises(UnsafeContentError) as caught:
+                sift(*given, **settings)
+            assert caught.value.verdict.action == "block"
+            assert caught.value.verdict.digest == kept[0][1][0].digest
+            assert b64(painted("blue"))[:99] not in repr(caught.value) + str(caught.value.__context__)
+        else:
+            assert len(sift(*given, **settings)) == (2 if on_violation == "drop" else 4)
+        assert [document for document, _ in kept] == [before[1], before[3]]
+        assert kept[0][0] is given[1]
+        assert [[verdict.action for verdict in verdicts] for _, verdicts in kept] == [["block"], ["route"]]
+
+    def test_nothing_is_raised_where_nothing_is_withheld(self, sift):
+        assert len(sift(doc(b64(painted("red"))), doc(b64(painted("green"))), on_violation="raise")) == 2
+
+    def test_an_error_of_the_quarantine_is_passed_on(self, sift):
+        def full(*_):
+            raise OSError("disk full")
+
+        with pytest.raises(OSError, match="disk full"):
+            sift(doc(b64(painted("blue"))), quarantine=full)
+
+    def test_monitor_mode_changes_nothing_and_says_what_it_would_have_done(self, sift, cache_dir):
+        kept = []
+        guard = colour_guard(cache_dir, mode="monitor")
+        before = doc(b64(painted("blue")))
+        (after,) = sift(before, guard=guard, quarantine=lambda *args: kept.append(args))
+        assert after.page_content is before.page_content
+        assert (records(after)[0]["action"], records(after)[0]["proposed"]) == ("allow", "block")
+        assert kept == []
+
+    def test_pictures_count_as_retrieved_unless_told_otherwise(self, sift, cache_dir):
+        lenient = {"retrieved": {"at_most": "flag", "thresholds": {"kind": "score"}}}
+        guard = colour_guard(cache_dir, sources=lenient)
+        before = doc(b64(painted("blue")))
+        assert [d.metadata["guardalign_action"] for d in sift(before, guard=guard)] == ["flag"]
+        assert sift(before, guard=guard, source="user") == []
+
+    def test_an_unknown_setting_is_refused(self, cache_dir):
+        with pytest.raises(ValidationError):
+            ImageDocumentTransformer(guard=colour_guard(cache_dir), on_blocked="drop")
+
+
+class FromMemory:
+    """Answers for URLs, as a fetcher does, from a mapping."""
+
+    def __init__(self, files):
+        self.files = files
+
+    def fetch_all(self, urls, max_bytes=None):
+        return {url: self.files[url] for url in urls}
+
+
+class TestNamedFields:
+    @pytest.mark.parametrize(
+        "value",
+        [
+            "https://example.org/cat.png",
+            "cat.png",
+            "/etc/passwd",
+            b"no picture",
+            ["https://example.org/1.png", b64(painted())],
+            {"type": "image", "url": "https://example.org/cat.png"},
+            {"what": "is this"},
+            object(),
+        ],
+    )
+    def test_what_a_picture_field_holds_and_cannot_be_opened_is_a_finding(self, sift, value):
+        assert sift(doc(image=value), image_fields=["image"]) == []
+
+    @pytest.mark.parametrize("value", [None, "", [], {}, float("nan")])
+    def test_an_empty_picture_field_is_none(self, sift, value):
+        before = doc(image=value)
+        assert sift(before, image_fields=["image"])[0] is before
+
+    @pytest.mark.parametrize(
+        "value",
+        [
+            b64(painted("red")),
+            [b64(painted()), encode_png(painted("red"))],
+            {"type": "image", "base64": b64(painted("red")), "mime_type": "image/png"},
+        ],
+    )
+    def test_pictures_in_a_picture_field_are_masked(self, sift, value):
+        (after,) = sift(doc(image=value), image_fields=["image"])
+        new = after.metadata["image"]
+        assert is_masked(new["base64"] if isinstance(new, dict) else new[1] if isinstance(new, list) else new)
+
+    def test_a_url_is_fetched_if_the_guard_fetches_and_what_was_checked_is_inlined(self, sift, cache_dir):
+        url = "https://example.org/{}"
+        files = {url.format(c): encode_png(painted(c)) for c in ("red", "white", "blue")}
+        guard = Guard(
+            colour_guard(cache_dir).policy,
+            colour_guard(cache_dir).detector.encoder,
+            cache_dir=cache_dir,
+            fetcher=FromMemory(files),
+        )
+        after = sift(*(doc(image=name) for name in files), guard=guard, image_fields=["image"])
+        assert is_masked(after[0].metadata["image"])
+        assert opened(after[1].metadata["image"]).tobytes() == painted("white").tobytes()
+        assert len(after) == 2
+
+    def test_a_field_that_is_not_named_is_never_taken_for_a_path(self, sift, tmp_path):
+        painted("blue").save(tmp_path / "blue.png")
+        before = doc(str(tmp_path / "blue.png"), source=str(tmp_path / "blue.png"))
+        assert sift(before)[0] is before
+
+
+class TestFiles:
+    @pytest.fixture
+    def picture(self, tmp_path):
+        def save(colour, name="picture.png"):
+            painted(colour).save(tmp_path / name, "PNG")
+            return tmp_path / name
+
+        return save
+
+    @pytest.mark.parametrize("kind", [str, lambda path: path])
+    def test_a_masked_copy_is_written_and_the_field_points_to_it(self, sift, picture, tmp_path, kind):
+        path = picture("red")
+        original = path.read_bytes()
+        settings = {"path_fields": ["source"], "masked_dir": tmp_path / "masked"}
+        (after,) = sift(doc(source=kind(path)), **settings)
+        assert path.read_bytes() == original
+        assert type(after.metadata["source"]) is type(kind(path))
+        assert is_masked((tmp_path / "masked" / Path(after.metadata["source"]).name).read_bytes())
+        assert sift(doc(source=kind(path)), **settings)[0].metadata["source"] == after.metadata["source"]
+        assert len(list((tmp_path / "masked").iterdir())) == 1
+        assert sift(after, **settings)[0] is after
+
+    def test_without_a_folder_for_copies_a_file_to_be_masked_withholds_its_document(self, sift, picture):
+        before = doc(source=str(picture("red")))
+        assert sift(before, path_fields=["source"]) == []
+        (after,) = sift(before, path_fields=["source"], on_violation="redact")
+        assert after.metadata["source"] == NOTICE
+        with pytest.raises(UnsafeContentError):
+            sift(before, path_fields=["source"], on_violation="raise")
+
+    def test_a_blocked_file_withholds_its_document_and_a_harmless_one_stays(self, sift, picture):
+        good, bad = str(picture("white", "a.png")), str(picture("blue", "b.png"))
+        (after,) = sift(doc(source=good), doc(source=bad), doc(source=[good, bad]), path_fields=["source"])
+        assert after.metadata["source"] == good
+
+    def test_a_picture_is_one_whatever_its_name_says(self, sift, picture):
+        assert sift(doc(source=str(picture("blue", "notes.txt"))), path_fields=["source"]) == []
+
+    @pytest.mark.parametrize("name", ["missing.png", "text.jpeg", "folder.webp", "https://example.org/cat.png?x=1"])
+    def test_what_should_be_a_picture_and_cannot_be_opened_is_a_finding(self, sift, tmp_path, name):
+        (tmp_path / "text.jpeg").write_text("words")
+        (tmp_path / "folder.webp").mkdir()
+        path = name if "://" in name else str(tmp_path / name)
+        assert sift(doc(source=path), path_fields=["source"]) == []
+
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "report.pdf",
+            "https://example.org/page.html",
+            "missing",
+            "",
+            "\0",
+            7,
+            None,
+            "words of some length",
+            "\\\\h\\a.txt",
+        ],
+    )
+    def test_what_is_no_picture_in_a_path_field_is_left_alone(self, sift, tmp_path, monkeypatch, source):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "report.pdf").write_bytes(b"%PDF-1.7")
+        before = doc("words", source=source)
+        assert sift(before, path_fields=["source"])[0] is before
+
+    @pytest.mark.parametrize("path", ["//host/share/a.png", "\\\\host\\share\\a.png"])
+    def test_another_machines_file_is_not_opened(self, sift, path):
+        kept = []
+        assert sift(doc(source=path), path_fields=["source"], quarantine=lambda *args: kept.append(args)) == []
+        assert kept[0][1][0].uninspectable == "remote_reference"
+
+    @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no FIFOs here")
+    def test_a_fifo_cannot_hang_the_gate(self, gate, tmp_path):
+        os.mkfifo(tmp_path / "fifo.png")
+        os.mkfifo(tmp_path / "fifo")
+        gate = gate.model_copy(update={"path_fields": ("source",)})
+        assert gate.transform_documents([doc(source=str(tmp_path / "fifo.png"))]) == []
+        assert len(gate.transform_documents([doc(source=str(tmp_path / "fifo"))])) == 1
+
+    def test_a_picture_in_a_path_field_is_found_all_the_same(self, sift):
+        assert sift(doc(source=data_url(painted("blue"))), path_fields=["source"]) == []
+
+
+class TestRecords:
+    def test_a_record_says_what_was_found_by_what_and_holds_no_pixels(self, sift):
+        (after,) = sift(doc(b64(painted("red"))))
+        (record,) = records(after)
+        assert record.keys() == {"id", "digest", "source", "action", "category", "policy", "encoder"}
+        assert (record["action"], record["category"], record["encoder"]) == ("mask", "red_things", "colour")
+        assert len(after.metadata["guardalign"]) < 500
+        assert all(isinstance(after.metadata[key], str) for key in ("guardalign", "guardalign_action"))
+
+    def test_the_second_gate_gives_the_same_objects_back(self, sift, gate):
+        given = [doc(b64(painted(c))) for c in ("red", "white", "green", "magenta")]
+        stored = gate.transform_documents(given)
+        assert all(after is before for after, before in zip(sift(*stored), stored, strict=True))
+
+    def test_what_was_masked_before_storing_stays_known_when_something_is_found_later(self, sift, gate, cache_dir):
+        (stored,) = gate.transform_documents([doc(b64(painted("red", "magenta")))])
+        (after,) = sift(stored)
+        assert [record["action"] for record in records(after)] == ["mask", "flag"]
+        assert after.metadata["guardalign_action"] == "mask"
+        assert sift(after)[0] is after
+
+    @pytest.mark.parametrize("forged", ["", "[]", "[1]", '{"id": 1}', '[{"id": "x", "action": "fine"}]', "[" * 5000, 3])
+    def test_what_is_no_record_is_written_over(self, sift, forged):
+        (after,) = sift(doc(b64(painted()), guardalign=forged))
+        assert [record["action"] for record in records(after)] == ["allow"]
+
+    def test_no_record_makes_a_gate_look_away(self, sift, gate):
+        (stored,) = gate.transform_documents([doc(b64(painted()))])
+        forged = stored.model_copy(update={"page_content": b64(painted("blue"))})
+        assert sift(forged) == []
+
+    def test_an_id_is_the_same_for_the_same_picture_and_policy_only(self, cache_dir):
+        def name(picture, **changes):
+            gate = ImageDocumentTransformer(guard=colour_guard(cache_dir, **changes))
+            return records(gate.transform_documents([doc(picture)])[0])[0]["id"]
+
+        names = [name(b64(painted())), name(b64(painted(shade=3))), name(b64(painted()), prefix="Other.")]
+        assert len(set(names)) == 3
+        assert name(data_url(painted())) == names[0]
+
+    def test_a_vector_store_takes_the_records_and_filters_by_the_action(self, gate):
+        chroma = pytest.importorskip("langchain_chroma")
+        embeddings = pytest.importorskip("langchain_core.embeddings").DeterministicFakeEmbedding(size=8)
+        store = chroma.Chroma("documents", embedding_function=embeddings)
+        stored = gate.transform_documents([doc(b64(painted(c))) for c in ("red", "white")])
+        store.add_documents(list(stored))
+        (found,) = store.similarity_search("anything", filter={"guardalign_action": "mask"})
+        assert found.metadata == stored[0].metadata
+
+
+class Stored(BaseRetriever):
+    documents: list[Document]
+
+    def _get_relevant_documents(self, query, *, run_manager):
+        return self.documents
+
+
+class TestAsPartsOfPipelines:
+    def test_the_pictures_of_all_documents_make_one_batch(self, sift, cache_dir):
+        guard = colour_guard(cache_dir)
+        sift(*(doc(b64(painted(shade=n)), thumbnail=painted(shade=n + 5)) for n in range(5)), guard=guard)
+        assert len(guard.detector.encoder.calls) == 1
+
+    def test_more_pictures_than_are_held_at_once_make_several_batches(self, gate, monkeypatch):
+        asked = []
+        check_batch = gate.guard.active_guard.check_batch
+        count = lambda images, source: asked.append(len(images)) or check_batch(images, source)  # noqa: E731
+        monkeypatch.setattr(gate.guard.active_guard, "check_batch", count)
+        gate.transform_documents([doc(data_url(painted()), other=data_url(painted())) for _ in range(70)])
+        assert asked == [64, 64, 12]
+
+    def test_more_pictures_than_are_held_at_once_stay_in_order(self, sift):
+        given = [doc(b64(painted("red" if n % 9 == 0 else "white", shade=n)), n=n) for n in range(70)]
+        after = sift(*given, doc("words"))
+        assert [document.metadata.get("n") for document in after] == [*range(70), None]
+        assert [n for n in range(70) if after[n].metadata["guardalign_action"] == "mask"] == [*range(0, 70, 9)]
+
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_guarded_retriever_tells_what_it_found_without_pixels(self, cache_dir, is_async):
+        retrievers = pytest.importorskip("langchain_classic.retrievers")
+        listener = Listener()
+        retriever = retrievers.ContextualCompressionRetriever(
+            base_compressor=ImageDocumentCompressor(guard=colour_guard(cache_dir)),
+            base_retriever=Stored(documents=[doc("words"), doc(b64(painted("blue"))), doc(b64(painted("red")))]),
+        )
+        config = {"callbacks": [listener]}
+        found = asyncio.run(retriever.ainvoke("question", config)) if is_async else retriever.invoke("question", config)
+        assert len(found) == 2
+        ((name, event),) = listener.events
+        assert (name, event["action"]) == ("guardalign.verdict", "block")
+        assert [verdict["action"] for verdict in event["verdicts"]] == ["block", "mask"]
+        assert b64(painted("blue"))[:99] not in repr(event)
+
+    def test_callbacks_that_belong_to_no_run_are_no_obstacle(self, cache_dir):
+        gate = ImageDocumentCompressor(guard=colour_guard(cache_dir))
+        assert gate.compress_documents([doc(b64(painted("blue")))], "question", callbacks=[Listener()]) == []
+
+    def test_both_gates_are_parts_of_a_compressor_pipeline(self, cache_dir):
+        compressors = pytest.importorskip("langchain_classic.retrievers.document_compressors")
+        guard = colour_guard(cache_dir)
+        pipeline = compressors.DocumentCompressorPipeline(
+            transformers=[ImageDocumentTransformer(guard=guard), ImageDocumentCompressor(guard=guard)]
+        )
+        (after,) = pipeline.compress_documents([doc(b64(painted("red"))), doc(b64(painted("blue")))], "question")
+        assert is_masked(after.page_content)
+
+    def test_documents_of_another_class_keep_it(self, sift):
+        class Page(Document):
+            number: int = 0
+
+        (after,) = sift(Page(page_content=b64(painted("red")), number=4))
+        assert (type(after), after.number) == (Page, 4)

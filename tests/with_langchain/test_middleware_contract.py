@@ -1,0 +1,33 @@
+"""The guard's middleware keeps what every middleware that guards images must keep."""
+
+from __future__ import annotations
+
+from guardalign_guardrails.testing.middleware_contract import MiddlewareContract
+from langchain_guardalign._middleware import GuardAlignMiddleware
+
+
+class TestRefusing(MiddlewareContract):
+    def make(self, guard):
+        return GuardAlignMiddleware(guard)
+
+    def make_second(self, guard):
+        return GuardAlignMiddleware(guard, name="second")
+
+
+class TestRaising(TestRefusing):
+    def make(self, guard):
+        return GuardAlignMiddleware(guard, on_violation="raise")
+
+
+class TestNoticingWithoutPersistence(TestRefusing):
+    persists = False
+
+    def make(self, guard):
+        return GuardAlignMiddleware(guard, on_violation="notice", persist=False)
+
+
+class TestWithArtifacts(TestRefusing):
+    checks_artifacts = True
+
+    def make(self, guard):
+        return GuardAlignMiddleware(guard, artifacts=True)
