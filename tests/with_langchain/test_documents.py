@@ -145,6 +145,15 @@ class TestWhatIsFound:
         assert is_masked(found[3])
         assert [record["action"] for record in records(after)] == ["allow", "mask"]
 
+    @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
+    def test_a_picture_is_known_by_its_first_bytes_in_every_format_that_is_read(self, gate, kind):
+        out = io.BytesIO()
+        painted("blue").save(out, kind)
+        encoded = base64.b64encode(out.getvalue()).decode()
+        assert (
+            gate.transform_documents([doc(encoded), doc(raw=out.getvalue()), doc(f"![](data:;base64,{encoded})")]) == []
+        )
+
     @given(before=st.text(max_size=200), after=st.text(max_size=200))
     def test_whatever_is_around_a_picture_it_is_found(self, before, after):
         text = f"{before}![]({data_url(painted('blue'))}){after}"
@@ -246,9 +255,7 @@ class TestWhatIsLeftAlone:
             doc("Data: see the table. Metadata:, and data:,."),
             doc("A data URL begins with data:image/png;base64, followed by the picture as text, " + "in base64 " * 30),
             doc('Write "data:image/png;base64, and then the encoded bytes of the picture that you mean, all of them".'),
-            doc(
-                'Write "data:image/png;base64, then all of the encoded bytes of the picture that you mean in a single line".'
-            ),
+            doc('"data:image/png;base64, ' + "then the bytes of the picture " * 9 + '"'),
             doc("f'data:image/jpeg;base64,{image}' or `data:image/png;base64,${btoa(bytes)}`" + " x" * 99),
             doc("url: data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA..."),
             doc(f"@font-face {{ src: url(data:font/woff2;base64,{'AAAA' * 99}) }}"),
@@ -305,6 +312,10 @@ class TestDecisions:
         assert after.page_content == f"a ![]({good}) b ![]({NOTICE}) c ![]({masked}) d"
         assert is_masked(masked)
         assert (after.metadata["thumbnail"], after.metadata["page"], after.metadata["n"]) == (NOTICE, NOTICE, 1)
+
+    def test_a_removed_picture_leaves_the_media_type_beside_it_alone(self, sift):
+        (after,) = sift(doc(b64(painted("blue")), mime_type="image/jpeg"), on_violation="redact")
+        assert (after.page_content, after.metadata["mime_type"]) == (NOTICE, "image/jpeg")
 
     @pytest.mark.parametrize("on_violation", ["drop", "redact", "raise"])
     def test_quarantine_gets_the_original_and_its_verdicts_whatever_becomes_of_it(self, sift, on_violation):
