@@ -18,6 +18,7 @@ test: $(STAMP)-test lint types
 	$(BIN)/python -m pytest -m "not slow"
 
 test-all: $(STAMP)-test lint types
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) --group examples
 	$(BIN)/python -m pytest
 
 lint: $(STAMP)-test
@@ -37,6 +38,7 @@ bench: $(STAMP)-test
 	@test -n "$(DATA)" || { echo "Give the folder of images: make bench DATA=path/to/data"; exit 2; }
 	$(BIN)/python benchmarks/detection.py --data "$(DATA)"
 	$(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/langchain_overhead.py
 
 fuzz: $(STAMP)-test
 	$(BIN)/python benchmarks/fuzz_images.py --count 10000

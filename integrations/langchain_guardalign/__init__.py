@@ -8,9 +8,11 @@ from langchain_guardalign._runnable import ImageGuard
 from langchain_guardalign._screening import GuardReport
 
 if TYPE_CHECKING:
+    from langchain_guardalign._decisions import GuardAlignDecisionModel
     from langchain_guardalign._middleware import GuardAlignMiddleware
 
 __all__ = [
+    "GuardAlignDecisionModel",
     "GuardAlignMiddleware",
     "GuardReport",
     "GuardedChatModel",
@@ -19,8 +21,9 @@ __all__ = [
     "ImageGuard",
 ]
 
-# It needs LangChain itself, not only langchain-core.
+# They need more than langchain-core: LangChain itself, or a core newer than most.
 _LATER = {
+    "GuardAlignDecisionModel": "langchain_guardalign._decisions",
     "GuardAlignMiddleware": "langchain_guardalign._middleware",
 }
 

@@ -7,6 +7,7 @@ from what was meant to be sent, and a stream from an answer in pieces.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -98,7 +99,7 @@ class OpenAIServer:
 
     base_url: str
     requests: list[Request] = field(default_factory=list)
-    answer: Answer = say(*WORDS)
+    answer: Answer = field(default_factory=lambda: say(*WORDS))
     gate: threading.Semaphore | None = None
 
     @property
@@ -162,7 +163,7 @@ def serving() -> Iterator[OpenAIServer]:
     """Run a server on a free port of 127.0.0.1 until the block ends."""
 
     class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:  # noqa: N802  the base class's name
+        def do_POST(self) -> None:
             request = Request(self.path, self.rfile.read(int(self.headers["Content-Length"])))
             server.requests.append(request)
             is_stream = bool(request.body.get("stream"))
@@ -170,10 +171,9 @@ def serving() -> Iterator[OpenAIServer]:
             self.send_header("Content-Type", "text/event-stream" if is_stream else "application/json")
             self.end_headers()
             respond = server.respond if self.path.endswith("/responses") else server.chat
-            try:
+            # A client may go away before its answer is there.
+            with contextlib.suppress(OSError):
                 respond(request, self.write_event if is_stream else self.write_json)
-            except OSError:
-                pass  # the client went away
 
         def write_json(self, value: Any) -> None:
             self.wfile.write(json.dumps(value).encode())

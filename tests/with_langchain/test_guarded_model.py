@@ -7,6 +7,7 @@ import inspect
 import json
 from contextlib import contextmanager
 from contextvars import ContextVar
+from typing import ClassVar
 
 import pytest
 from chat_images import MASKED, Listener, RecordingModel, ask, b64, blocks, calls, data_url, picture_of, text, v1
@@ -214,7 +215,7 @@ class TestNoWayAround:
 
     def test_a_model_that_neither_streams_nor_takes_a_run_manager_is_guarded_too(self, guard):
         class Plain(BaseChatModel):
-            received: list = []
+            received: ClassVar[list] = []
 
             @property
             def _llm_type(self):
@@ -506,7 +507,7 @@ class TestBatches:
 class TestRuns:
     def test_config_and_arguments_reach_the_models_run(self, guarded, call):
         class Heard(Listener):
-            starts: list = []
+            starts: ClassVar[list] = []
 
             def on_chat_model_start(self, serialized, messages, **kwargs):
                 self.starts.append(kwargs)
@@ -557,7 +558,7 @@ class TestRuns:
 
     async def test_a_reader_who_stops_early_ends_the_models_stream(self, guard):
         class Endless(RecordingModel):
-            ended: list = []
+            ended: ClassVar[list] = []
 
             async def _astream(self, messages, stop=None, run_manager=None, **_):
                 try:

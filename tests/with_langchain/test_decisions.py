@@ -1,0 +1,126 @@
+"""The decision model: on cores that have none it says so; on one that has, every kind of question is answered."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+CORE = "1.8.2"
+HAS_DECISIONS = importlib.util.find_spec("langchain_core.decisions") is not None
+
+SCRIPT = """
+import asyncio, pathlib, sys, warnings
+warnings.filterwarnings("ignore")
+import langchain_core
+from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.decisions import Box, Choice, Noul, Score
+from langchain_core.messages import HumanMessage, ToolMessage
+from guardalign_guardrails.detection.calibration import make_profile
+from guardalign_guardrails.testing.chats import image_block
+from guardalign_guardrails.testing.colours import colour_guard, painted
+from langchain_guardalign import GuardAlignDecisionModel
+from langchain_guardalign._decisions import QuestionError
+
+assert langchain_core.__version__ == sys.argv[1], langchain_core.__version__
+guard = colour_guard(pathlib.Path(sys.argv[2]))
+model = GuardAlignDecisionModel(guard=guard)
+ask = {
+    "unsafe": Noul(instructions="?"),
+    "which": Choice(instructions="?", criteria={"safe": None, "red_things": None, "blue_things": None}),
+    "how": Score(instructions="?", criteria=["allow", "mask", "block"]),
+    "where": Box(instructions="?"),
+}
+
+def both(state, questions=ask):
+    first = model.invoke({"state": state, "questions": questions})
+    second = asyncio.run(model.ainvoke({"state": state, "questions": questions}))
+    assert first.answers == second.answers
+    return first
+
+def content(*colours):
+    return [{"type": "text", "text": "look"}, image_block(painted(*colours))]
+
+red = both([HumanMessage(content("red"))])
+assert red.nouls["unsafe"].noul == 1.0
+assert red.choices["which"].choice == "red_things", red
+assert abs(sum(red.choices["which"].probabilities.values()) - 1) < 1e-9
+assert red.scores["how"].score == 1.0
+box = red.boxes["where"].box
+assert (box.top, box.left, box.bottom, box.right) == (0.0, 0.0, 0.25, 0.25), box
+
+clean = both({"chat": [HumanMessage(content())], "note": "words"})
+assert clean.nouls["unsafe"].noul == 0.0
+assert clean.choices["which"].choice == "safe"
+assert clean.scores["how"].score == 0.0
+
+nested = both({"turns": [ToolMessage(content("blue"), tool_call_id="t")]})
+assert (nested.choices["which"].choice, nested.scores["how"].score) == ("blue_things", 2.0)
+
+far = both([{"type": "image", "url": "https://example.org/a.png"}])
+assert far.nouls["unsafe"].noul == 1.0 and far.boxes["where"].confidence is None
+
+words = both("words", {"unsafe": ask["unsafe"], "which": ask["which"]})
+assert words.nouls["unsafe"].noul == 0.0 and words.choices["which"].choice == "safe"
+
+for question, state in (
+    (Choice(instructions="?", criteria={"billing": None, "safe": None}), "words"),
+    (Choice(instructions="?", criteria={"red_things": None}), "words"),
+    (Score(instructions="?", criteria=["calm", "angry"]), "words"),
+    (Box(instructions="?"), "words"),
+):
+    try:
+        both(state, {"q": question})
+    except QuestionError:
+        continue
+    raise AssertionError(question)
+
+heard = []
+class Listener(BaseCallbackHandler):
+    def on_chain_start(self, serialized, inputs, **_): heard.append(repr(inputs))
+    def on_llm_start(self, serialized, prompts, **_): heard.append(repr(prompts))
+    def on_chain_end(self, outputs, **_): heard.append(repr(outputs))
+model.invoke({"state": [HumanMessage(content("red"))], "questions": ask}, {"callbacks": [Listener()]})
+assert heard and "iVBOR" not in "".join(heard) and "image omitted" in "".join(heard), heard
+print("all answered")
+"""
+
+
+@pytest.mark.skipif(HAS_DECISIONS, reason="this core has decision models")
+def test_on_a_core_without_decision_models_the_error_names_the_version_that_has_them():
+    import langchain_guardalign
+
+    with pytest.raises(ImportError, match=r"langchain-core>=1\.8"):
+        _ = langchain_guardalign.GuardAlignDecisionModel
+
+
+def test_asking_for_it_does_not_disturb_the_rest():
+    import langchain_guardalign
+
+    assert "GuardAlignDecisionModel" in langchain_guardalign.__all__
+    with pytest.raises(AttributeError, match="NoSuchThing"):
+        _ = langchain_guardalign.NoSuchThing
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="langchain-core 1.8 needs Python 3.11")
+def test_on_a_core_that_has_them_every_question_is_answered(tmp_path):
+    target = tmp_path / "core"
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target)]
+    got = subprocess.run([*pip, f"langchain-core=={CORE}"], capture_output=True, text=True, timeout=300, check=False)
+    if got.returncode:
+        pytest.skip(f"langchain-core {CORE} cannot be had here")
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, CORE, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(target), str(ROOT), str(ROOT / "integrations")])},
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert (done.returncode, done.stdout.strip()) == (0, "all answered"), done.stderr[-2000:]
