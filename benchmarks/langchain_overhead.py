@@ -118,8 +118,8 @@ def pairs_of_calls(
 
     aplain = sync(loop, lambda: model.ainvoke(chat))
     return [
-        ("guard | model", plain, lambda: chain.invoke(chat)),
-        ("guard | model, async", aplain, sync(loop, lambda: chain.ainvoke(chat))),
+        ("ImageGuard, then model", plain, lambda: chain.invoke(chat)),
+        ("ImageGuard, then model, async", aplain, sync(loop, lambda: chain.ainvoke(chat))),
         ("GuardedChatModel", plain, lambda: guarded.invoke(chat)),
         ("GuardedChatModel, async", aplain, sync(loop, lambda: guarded.ainvoke(chat))),
         ("GuardAlignMiddleware", lambda: plain_agent.invoke(state), lambda: guarded_agent.invoke(state)),
