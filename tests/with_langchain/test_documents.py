@@ -626,3 +626,10 @@ class TestAsPartsOfPipelines:
 
         (after,) = sift(Page(page_content=b64(painted("red")), number=4))
         assert (type(after), after.number) == (Page, 4)
+
+
+def test_the_page_about_the_gates_names_every_setting_and_only_those():
+    page = (Path(__file__).parents[2] / "docs" / "langchain" / "rag.md").read_text(encoding="utf-8")
+    table = page[page.index("| setting |") :].partition("\n\n")[0]
+    named = {name for row in table.splitlines()[2:] for name in re.findall(r"`(\w+)`", row.split("|")[1])}
+    assert named == set(ImageDocumentTransformer.model_fields) == set(ImageDocumentCompressor.model_fields)
