@@ -1,179 +1,274 @@
-"""What really goes over the wire: ChatOpenAI behind the guard, talking to a server on the loopback."""
+"""What a guarded OpenAI model sends over the wire, read where it arrives."""
 
 from __future__ import annotations
 
 import asyncio
 import json
 import threading
-from typing import Any
 
 import pytest
-from chat_images import MASKED, Listener, ask, openai, picture_of, text, v1
+from chat_images import MASKED, Listener, ask, data_url, openai, text, v1
+from langchain_core.callbacks import UsageMetadataCallbackHandler
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.tools import tool
 from langchain_openai import ChatOpenAI
-from openai_server import USAGE, WORDS, OpenAIServer, call_tool, digest, say, serving
+from openai_server import USAGE, OpenAIServer, call_tool, digest, say, serving
 from pydantic import BaseModel
 
-from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
-from langchain_guardalign import GuardedChatModel, ImageGuard
+from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.testing.colours import colour_guard, painted
+from langchain_guardalign import ImageGuard
+from langchain_guardalign._guarded_model import GuardedChatModel
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 PREFIX = "Be careful."
-AT_ONCE = 50
 
 
 @pytest.fixture
-def server():
-    with serving() as running:
-        yield running
+def server() -> OpenAIServer:
+    with serving() as server:
+        yield server
 
 
 @pytest.fixture
-def plain(server: OpenAIServer) -> ChatOpenAI:
-    return ChatOpenAI(model="gpt-4o", base_url=server.base_url, api_key="test", max_retries=0)
+def bare(server) -> ChatOpenAI:
+    return ChatOpenAI(model="gpt-4o", base_url=server.base_url, api_key="test", max_retries=0, timeout=20)
 
 
 @pytest.fixture
-def guarded(plain: ChatOpenAI, guard: ImageGuard) -> GuardedChatModel:
-    return GuardedChatModel(model=plain, guard=guard)
+def guarded(bare, guard) -> GuardedChatModel:
+    return GuardedChatModel(model=bare, guard=guard)
 
 
-@pytest.mark.parametrize("block", [v1, openai])
-def test_an_unsafe_image_never_arrives_and_its_masked_picture_does(server, guarded, call, block):
-    answer = call(guarded, "invoke", [HumanMessage([text("What is this?"), block(painted("red"))])])
-    assert answer.content == "".join(WORDS)
-    (picture,) = server.last.pictures
-    assert picture.tobytes() == MASKED.tobytes()
-    assert server.last.texts == [PREFIX, "What is this?"]
+class Answer(BaseModel):
+    """What is in the picture."""
 
-
-def test_an_unsafe_image_never_arrives_by_the_responses_api(server, guard, call):
-    model = ChatOpenAI(model="gpt-4o", base_url=server.base_url, api_key="test", use_responses_api=True)
-    call(GuardedChatModel(model=model, guard=guard), "invoke", ask(painted("red")))
-    assert server.last.path.endswith("/responses")
-    (picture,) = server.last.pictures
-    assert picture.tobytes() == MASKED.tobytes()
-
-
-def test_images_of_tool_results_and_history_arrive_masked_too(server, guarded, call):
-    called = AIMessage("", tool_calls=[{"name": "shoot", "args": {}, "id": "t"}])
-    chat = [*ask(painted("red")), called, ToolMessage([openai(painted("red", shade=1))], tool_call_id="t")]
-    call(guarded, "invoke", [*chat, HumanMessage("And now?")])
-    assert len(server.last.pictures) == 2
-    for picture in server.last.pictures:
-        assert picture.getpixel((4, 4)) == (0, 0, 0)
-
-
-def test_a_blocked_image_makes_no_request_at_all(server, guarded, call):
-    answer = call(guarded, "invoke", ask(painted("blue")))
-    assert answer.content == colour_policy().refusal
-    assert server.requests == []
-
-
-@pytest.mark.parametrize("carry", ["the client's own history", "what the guard made of it"])
-def test_the_prefix_arrives_exactly_once_in_each_of_five_turns(server, guarded, guard, call, carry):
-    chat: list[Any] = [SystemMessage("Be brief.")]
-    for turn in range(5):
-        chat = [*chat, *ask(painted("red", shade=turn))]
-        if carry == "what the guard made of it":
-            chat = guard.invoke(chat)
-        chat = [*chat, call(guarded, "invoke", chat)]
-        assert json.dumps(server.last.body).count(PREFIX) == 1
-        assert server.last.turns[0]["role"] == "system"
-        assert len(server.last.pictures) == turn + 1
-
-
-def test_no_prefix_arrives_where_none_is_due(server, guarded, call):
-    call(guarded, "invoke", ask(painted()))
-    assert PREFIX not in json.dumps(server.last.body)
-
-
-def test_a_request_of_words_alone_is_the_same_to_the_byte_with_and_without_the_guard(server, plain, guarded, call):
-    chat = [SystemMessage("Be brief."), HumanMessage("Hello"), AIMessage("Hi"), HumanMessage([text("And?")])]
-    call(plain, "invoke", chat, temperature=0.3, stop=["x"])
-    call(guarded, "invoke", chat, temperature=0.3, stop=["x"])
-    first, second = server.requests
-    assert second.raw == first.raw
-
-
-def test_the_configured_prefix_is_all_that_words_alone_may_gain(server, plain, cache_dir, call):
-    guard = ImageGuard.from_guard(colour_guard(cache_dir, prefix_when="always"))
-    call(GuardedChatModel(model=plain, guard=guard), "invoke", "Hello")
-    assert server.last.texts in ([PREFIX, "Hello"], [f"{PREFIX}\n\nHello"])
-
-
-def test_the_first_token_is_here_before_the_last_is_made(server, guarded):
-    server.gate = threading.Semaphore(0)
-    stream = guarded.stream(ask(painted("red")))
-    heard = [next(chunk.content for chunk in stream if chunk.content)]
-    assert heard == [WORDS[0]], "nothing else can have been sent: the gate is shut"
-    for _ in WORDS:
-        server.gate.release()
-    heard += [chunk.content for chunk in stream if chunk.content]
-    assert tuple(heard) == WORDS
-    assert server.last.pictures[0].tobytes() == MASKED.tobytes()
-
-
-def test_the_first_token_is_here_before_the_last_is_made_when_async(server, guarded):
-    async def run() -> list[Any]:
-        server.gate = threading.Semaphore(0)
-        heard = []
-        async for chunk in guarded.astream(ask(painted("red"))):
-            if chunk.content:
-                heard.append(chunk.content)
-                server.gate.release()
-        return heard
-
-    assert tuple(asyncio.run(run())) == WORDS
-
-
-def test_fifty_concurrent_calls_keep_their_own_images(server, guarded):
-    server.answer = lambda request: say(digest(request.pictures[0]))(request)
-    pictures = [painted(*(["red"] if turn % 3 == 0 else []), shade=turn) for turn in range(AT_ONCE)]
-
-    async def run() -> list[Any]:
-        return await asyncio.gather(*(guarded.ainvoke(ask(picture)) for picture in pictures))
-
-    answers = asyncio.run(run())
-    expected = [guarded.guard.inspect(ask(picture)).output for picture in pictures]
-    assert [answer.content for answer in answers] == [digest(picture_of(out[-1].content[1])) for out in expected]
-    assert len({answer.content for answer in answers}) == AT_ONCE
-    assert len(server.requests) == AT_ONCE
-
-
-def test_usage_metadata_and_callbacks_pass_through(server, guarded, call):
-    listener = Listener()
-    answer = call(guarded, "invoke", ask(painted("red")), {"callbacks": [listener]})
-    assert answer.usage_metadata["total_tokens"] == USAGE["total_tokens"]
-    assert answer.response_metadata["model_name"] == "gpt-4o"
-    assert answer.response_metadata["finish_reason"] == "stop"
-    assert [name for name, _ in listener.events] == ["guardalign.verdict"]
+    word: str
 
 
 @tool
-def look_up(word: str) -> str:
-    """Look a word up."""
-    return word
+def look(where: str) -> str:
+    """Look somewhere."""
+    return where
 
 
-class Colour(BaseModel):
-    """A colour."""
+class TestPictures:
+    @pytest.mark.parametrize("write", [v1, openai])
+    @pytest.mark.parametrize("method", ["invoke", "stream"])
+    def test_an_unsafe_picture_never_arrives_and_the_masked_one_does(self, guarded, server, write, method):
+        message = HumanMessage([text("What is this?"), write(painted("red")), write(painted("white"))])
+        list(getattr(guarded, method)([message]))
+        masked, safe = server.last.pictures
+        assert masked.tobytes() == MASKED.tobytes()
+        assert safe.tobytes() == painted("white").tobytes()
+        sent = server.last.raw.decode()
+        assert data_url(painted("red")) not in sent
+        assert data_url(painted("white")) in sent
+        assert server.last.texts == [PREFIX, "What is this?"]
 
-    shade: str
+    @pytest.mark.parametrize("method", ["invoke", "stream", "batch"])
+    def test_a_blocked_picture_makes_no_request(self, guarded, server, method):
+        value = ask(painted("blue"))
+        list(getattr(guarded, method)([value] if method == "batch" else value))
+        assert server.requests == []
+
+    async def test_nor_does_it_in_async_code(self, guarded, server):
+        await guarded.ainvoke(ask(painted("blue")))
+        assert [chunk async for chunk in guarded.astream(ask(painted("blue")))]
+        await guarded.abatch([ask(painted("blue"))])
+        assert server.requests == []
+
+    def test_only_the_harmless_inputs_of_a_batch_are_sent(self, guarded, server):
+        guarded.batch([ask(painted(colour)) for colour in ("blue", "red", "white", "yellow")])
+        assert {digest(request.pictures[0]) for request in server.requests} == {digest(MASKED), digest(painted())}
+        assert len(server.requests) == 2
+
+    def test_a_tools_blocked_picture_is_a_notice(self, guarded, server):
+        call = AIMessage("", tool_calls=[{"name": "look", "args": {"where": "up"}, "id": "1"}])
+        result = ToolMessage([text("shot"), openai(painted("blue"))], tool_call_id="1")
+        guarded.invoke([HumanMessage("Look up."), call, result])
+        assert server.last.texts == ["Look up.", "shot", NOTICE]
+        assert server.last.pictures == []
+
+    async def test_fifty_calls_at_once_keep_their_own_pictures(self, guarded, server):
+        def describe(request):
+            return {"words": [json.dumps([request.texts[-1], digest(request.pictures[0])])]}
+
+        server.answer = describe
+        colours = ("red", "white", "green", "magenta", "black")
+        pictures = [painted(colours[place % 5], shade=place) for place in range(50)]
+        answers = await asyncio.gather(
+            *(
+                guarded.ainvoke([HumanMessage([v1(picture), text(f"picture {place}")])])
+                for place, picture in enumerate(pictures)
+            )
+        )
+        for place, (picture, answer) in enumerate(zip(pictures, answers, strict=True)):
+            expected = picture
+            if colours[place % 5] == "red":
+                expected = painted(shade=place)
+                expected.paste("black", (0, 0, 16, 16))
+            assert json.loads(answer.content) == [f"picture {place}", digest(expected)]
+        assert len({answer.content for answer in answers}) == 50
+
+    def test_a_routed_picture_is_a_notice_at_the_other_model(self, bare, guard, server):
+        with serving() as other:
+            careful = ChatOpenAI(model="o1-mini", base_url=other.base_url, api_key="test")
+            guarded = GuardedChatModel(model=bare, route_to=careful, guard=guard)
+            guarded.invoke(ask(painted("yellow"), painted("red")))
+        assert server.requests == []
+        assert other.last.texts == [PREFIX, "What is this?", NOTICE]
+        assert [turn["role"] for turn in other.last.turns] == ["user"]
+        assert [picture.tobytes() for picture in other.last.pictures] == [MASKED.tobytes()]
+
+    def test_the_responses_api_is_guarded_too(self, bare, guard, server):
+        guarded = GuardedChatModel(model=bare.model_copy(update={"use_responses_api": True}), guard=guard)
+        native = {"type": "input_image", "image_url": data_url(painted("red")), "detail": "low"}
+        answer = guarded.invoke([HumanMessage([{"type": "input_text", "text": "What?"}, native, v1(painted("red"))])])
+        assert server.last.path.endswith("/responses")
+        assert [picture.tobytes() for picture in server.last.pictures] == [MASKED.tobytes()] * 2
+        assert server.last.texts == [PREFIX, "What?"]
+        assert answer.text == "one two three"
+        assert guarded.invoke([HumanMessage([{**native, "image_url": data_url(painted("blue"))}])]).usage_metadata
+        assert len(server.requests) == 1
 
 
-def test_tools_and_their_calls_pass_through(server, guarded, call):
-    server.answer = call_tool("look_up", word="red")
-    answer = call(guarded.bind_tools([look_up]), "invoke", ask(painted("red")))
-    assert [(c["name"], c["args"]) for c in answer.tool_calls] == [("look_up", {"word": "red"})]
-    assert server.last.body["tools"][0]["function"]["name"] == "look_up"
-    assert server.last.pictures[0].tobytes() == MASKED.tobytes()
+class TestPrefix:
+    @pytest.mark.parametrize("carry", ["raw", "sanitised"])
+    @pytest.mark.parametrize("when", ["finding", "image", "always"])
+    def test_it_arrives_once_in_each_request_of_a_chat(self, bare, server, cache_dir, carry, when):
+        guard = colour_guard(cache_dir, prefix_when=when)
+        guarded = GuardedChatModel(model=bare, guard=guard)
+        history = [SystemMessage("Be brief.")]
+        for turn in range(5):
+            history += ask(painted("green", shade=turn)) if turn % 2 == 0 else [HumanMessage("And now?")]
+            answer = guarded.invoke(history)
+            assert sum(words.count(PREFIX) for words in server.last.texts) == 1
+            assert server.last.turns[0]["content"] == f"{PREFIX}\n\nBe brief."
+            # An app may keep what it sent, or what a guard of its own made of it.
+            kept = ImageGuard.from_guard(guard).invoke(history) if carry == "sanitised" else history
+            history = [*kept, answer]
+        assert len(server.last.turns) == 10
+
+    def test_it_does_not_arrive_where_it_is_not_due(self, guarded, server):
+        for value in ("words", ask(painted()), ask(painted("magenta"))):
+            guarded.invoke(value)
+        assert not any(PREFIX.encode() in request.raw for request in server.requests)
 
 
-def test_structured_output_is_asked_for_with_the_masked_picture(server, guarded, call):
-    server.answer = call_tool("Colour", shade="red")
-    structured = guarded.with_structured_output(Colour, method="function_calling")
-    assert call(structured, "invoke", ask(painted("red"))) == Colour(shade="red")
-    assert server.last.pictures[0].tobytes() == MASKED.tobytes()
+class TestTextAlone:
+    @pytest.mark.parametrize("method", ["invoke", "stream"])
+    def test_its_request_is_the_same_to_the_byte_with_and_without_the_guard(self, bare, guarded, server, method):
+        value = [
+            SystemMessage("Be brief."),
+            HumanMessage("hello"),
+            AIMessage("", tool_calls=[{"name": "look", "args": {"where": "up"}, "id": "1"}]),
+            ToolMessage("sky", tool_call_id="1"),
+            HumanMessage([text("and now?")], name="ann"),
+        ]
+        for model in (bare, guarded):
+            list(getattr(model.bind_tools([look], strict=True), method)(value, temperature=0.5, stop=["."]))
+        assert server.requests[0].raw == server.requests[1].raw
+
+    def test_so_is_that_of_harmless_pictures(self, bare, guarded, server):
+        for model in (bare, guarded):
+            model.invoke(ask(painted()))
+        assert server.requests[0].raw == server.requests[1].raw
+
+
+class TestStreaming:
+    def test_the_first_token_is_read_before_the_last_is_sent(self, guarded, server):
+        server.gate = threading.Semaphore(0)
+        stream = guarded.stream(ask(painted("red")))
+        assert next(stream).content == "one "
+        server.gate.release(2)
+        assert "".join(chunk.content for chunk in stream) == "two three"
+
+    async def test_so_it_is_in_async_code_and_in_a_chain(self, guarded, server):
+        from langchain_core.output_parsers import StrOutputParser
+        from langchain_core.prompts import ChatPromptTemplate
+
+        server.gate = threading.Semaphore(0)
+        chain = ChatPromptTemplate.from_messages([("placeholder", "{chat}")]) | guarded | StrOutputParser()
+        words = chain.astream({"chat": ask(painted("red"))})
+        assert await anext(words) == "one "
+        server.gate.release(2)
+        assert "".join([word async for word in words]) == "two three"
+
+
+class TestWhatTheProviderSays:
+    def test_metadata_usage_and_callbacks_are_those_of_the_bare_model(self, bare, guarded, call):
+        answers, heard = [], []
+        for model in (bare, guarded):
+            usage, listener = UsageMetadataCallbackHandler(), Listener()
+            answers.append(call(model, "invoke", ask(painted("white")), {"callbacks": [usage, listener]}))
+            heard.append(usage.usage_metadata)
+        assert answers[0].model_copy(update={"id": None}) == answers[1].model_copy(update={"id": None})
+        assert answers[1].usage_metadata["total_tokens"] == USAGE["total_tokens"]
+        assert answers[1].response_metadata["finish_reason"] == "stop"
+        assert heard[0] == heard[1]
+        ((_, counted),) = heard[1].items()
+        assert counted["input_tokens"] == USAGE["prompt_tokens"]
+
+    def test_usage_of_a_stream_is_counted_once(self, bare, guard):
+        model = bare.model_copy(update={"stream_usage": True})
+        usage = UsageMetadataCallbackHandler()
+        whole = None
+        for chunk in GuardedChatModel(model=model, guard=guard).stream(ask(painted("red")), {"callbacks": [usage]}):
+            whole = chunk if whole is None else whole + chunk
+        assert whole.usage_metadata["total_tokens"] == USAGE["total_tokens"]
+        ((_, counted),) = usage.usage_metadata.items()
+        assert counted["total_tokens"] == USAGE["total_tokens"]
+
+    def test_tools_go_there_and_calls_come_back(self, guarded, server, call):
+        server.answer = call_tool("look", where="up")
+        answer = call(guarded.bind_tools([look], tool_choice="look"), "invoke", ask(painted("red")))
+        assert [(c["name"], c["args"]) for c in answer.tool_calls] == [("look", {"where": "up"})]
+        assert server.last.body["tools"][0]["function"]["name"] == "look"
+        assert server.last.body["tool_choice"] == {"type": "function", "function": {"name": "look"}}
+        assert server.last.pictures[0].tobytes() == MASKED.tobytes()
+
+    @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
+    @pytest.mark.parametrize("include_raw", [True, False])
+    def test_structured_output_is_the_wrapped_models_own(self, guarded, server, call, method, include_raw):
+        server.answer = call_tool("Answer", word="cat") if method == "function_calling" else say('{"word": "cat"}')
+        structured = guarded.with_structured_output(Answer, method=method, include_raw=include_raw)
+        value = [SystemMessage("Answer in JSON."), *ask(painted("red"))]
+        result = call(structured, "invoke", value)
+        assert (result["parsed"] if include_raw else result) == Answer(word="cat")
+        assert server.last.pictures[0].tobytes() == MASKED.tobytes()
+        assert server.last.turns[0]["content"] == f"{PREFIX}\n\nAnswer in JSON."
+        blocked = [SystemMessage("Answer in JSON."), *ask(painted("blue"))]
+        if include_raw:
+            result = call(structured, "invoke", blocked)
+            assert result["parsed"] is None
+            assert isinstance(result["parsing_error"], UnsafeContentError)
+        else:
+            with pytest.raises(UnsafeContentError):
+                call(structured, "invoke", blocked)
+        assert len(server.requests) == 1
+
+    def test_structured_output_streams(self, guarded, server):
+        server.answer = say('{"word": ', '"c', 'at"}')
+        structured = guarded.with_structured_output(Answer.model_json_schema(), method="json_schema")
+        assert list(structured.stream(ask(painted("red"))))[-1] == {"word": "cat"}
+        assert server.last.pictures[0].tobytes() == MASKED.tobytes()
+
+    def test_an_agent_gets_structured_answers_from_it(self, guarded, server):
+        from langchain.agents import create_agent
+
+        server.answer = say('{"word": "cat"}')
+        agent = create_agent(guarded, [], response_format=Answer)
+        out = agent.invoke({"messages": ask(painted("red"))})
+        assert out["structured_response"] == Answer(word="cat")
+        assert server.last.pictures[0].tobytes() == MASKED.tobytes()
+
+    def test_the_key_is_in_no_repr_and_no_dump(self, guarded):
+        from langchain_core.load import dumps, load
+
+        model = GuardedChatModel(model=guarded.model.model_copy(update={"openai_api_key": "s3cret"}))
+        assert "s3cret" not in repr(model)
+        assert "s3cret" not in dumps(GuardedChatModel(model=ChatOpenAI(model="gpt-4o", api_key="s3cret")))
+        assert load  # the round trip is a test of its own

@@ -205,6 +205,11 @@ class TestViolations:
         chat.say(HumanMessage("hi"), AIMessage("ho", response_metadata={"guardalign": [forged, "x", 5]}))
         assert len(chat.model.received) == 1
 
+    def test_a_picture_that_the_model_made_last_is_not_taken_for_a_refusal(self, guard, call):
+        chat = Chat(GuardAlignMiddleware(guard, on_violation="raise"), call=call)
+        chat.say(HumanMessage("Draw."), AIMessage([v1(painted("blue"))]))
+        assert blocks(chat.model.received[0]) == ["Draw.", text(NOTICE)]
+
     @pytest.mark.parametrize("on_violation", ["refuse", "raise"])
     @BOTH_WAYS
     @pytest.mark.parametrize(

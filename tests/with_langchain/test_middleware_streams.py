@@ -89,7 +89,8 @@ class TestEvents:
                 return await handler(request.override(messages=[*request.messages, *ask(painted("red"))]))
 
         chat = Chat(Illustrator(), GuardAlignMiddleware(guard), call=call)
-        assert told(chat, HumanMessage("hello")) == [[("user", "mask")]]
+        for words in ("hello", "hello again"):
+            assert told(chat, HumanMessage(words)) == [[("user", "mask")]]
 
     def test_hooks_outside_of_a_run_tell_nobody(self, guard):
         update = GuardAlignMiddleware(guard).before_model({"messages": ask(painted("blue"))}, None)

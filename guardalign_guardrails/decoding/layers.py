@@ -1,0 +1,72 @@
+"""Finds a model's text decoder and its self-attention modules, whatever family it is of. Changes nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from guardalign_guardrails.errors import CalibrationError
+
+
+@dataclass(frozen=True)
+class Decoder:
+    """The text half of a model.
+
+    Attributes:
+        text_model: The module whose forward runs all decoder layers.
+        config: Its config.
+        key: Name of that config within the model's; None if it is the model's own.
+        attention: Self-attention modules by layer; layers without softmax scores (linear attention) are not in it.
+        depth: Number of decoder layers.
+    """
+
+    text_model: nn.Module = field(repr=False)
+    config: Any = field(repr=False)
+    key: str | None
+    attention: dict[int, nn.Module] = field(repr=False)
+    depth: int
+
+
+def find_decoder(model: Any) -> Decoder:
+    """The decoder of a transformers model.
+
+    Raises:
+        CalibrationError: The model's attention does not go through transformers' registry, or no decoder is found.
+    """
+    config = model.config.get_text_config(decoder=True)
+    owners = [m for m in model.modules() if getattr(m, "config", None) is config and _layers(m) is not None]
+    if not owners:
+        raise CalibrationError(f"{type(model).__name__} has no decoder that can be calibrated.")
+    text_model = owners[-1]
+    if not getattr(text_model, "_supports_attention_backend", False):
+        raise CalibrationError(
+            f"{type(text_model).__name__} cannot be calibrated: its attention is not taken from transformers' registry."
+        )
+    attention = {
+        module.layer_idx: module
+        for module in text_model.modules()
+        if isinstance(getattr(module, "layer_idx", None), int)
+        and "Attention" in type(module).__name__
+        and "Cross" not in type(module).__name__
+        and "Linear" not in type(module).__name__
+    }
+    key = next((name for name in model.config.sub_configs if getattr(model.config, name, None) is config), None)
+    return Decoder(text_model, config, key, dict(sorted(attention.items())), config.num_hidden_layers)
+
+
+def cross_attention(decoder: Decoder) -> list[nn.Module]:
+    """Modules that attend to image tokens by the same registry; they must stay as they are."""
+    return [
+        module
+        for module in decoder.text_model.modules()
+        if "Attention" in type(module).__name__
+        and isinstance(getattr(module, "layer_idx", None), int)
+        and module not in decoder.attention.values()
+    ]
+
+
+def _layers(module: nn.Module) -> nn.ModuleList | None:
+    layers = getattr(module, "layers", None)
+    return layers if isinstance(layers, nn.ModuleList) else None

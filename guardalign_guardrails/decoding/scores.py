@@ -1,0 +1,127 @@
+"""The maths of attention calibration, on pre-softmax scores. No model and no state.
+
+B batch, H query heads, G key heads (H a multiple of G), I query rows, P prefix columns, D head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final, Literal
+
+import torch
+from torch import Tensor
+
+_STEPS: Final = 24
+
+
+def scores(query: Tensor, key: Tensor, scaling: float, softcap: float | None = None) -> Tensor:
+    """Pre-softmax scores z = scaling * q . k in float32, or in float64 if that is what comes in.
+
+    Low precision is not enough here: an increment is exponentiated, and a bfloat16 score of 40 is off by 0.1.
+
+    Args:
+        query: Shape [B, H, I, D].
+        key: Shape [B, G, P, D]; each key head serves H / G query heads in a row.
+        scaling: Usually 1 / sqrt(D).
+        softcap: Bound c of models that take ``c * tanh(z / c)``; None for others.
+
+    Returns:
+        Shape [B, H, I, P].
+    """
+    batch, heads, rows, size = query.shape
+    groups = key.shape[1]
+    kind = torch.float64 if query.dtype == torch.float64 else torch.float32
+    stacked = query.to(kind).reshape(batch, groups, heads // groups * rows, size)
+    z = (stacked @ key.to(kind).transpose(-1, -2)) * scaling
+    z = z.reshape(batch, heads, rows, key.shape[2])
+    return z if softcap is None else softcap * torch.tanh(z / softcap)
+
+
+def increment(z: Tensor, gamma: Tensor | float, form: Literal["gate", "paper"], size: int) -> Tensor:
+    """What calibration adds to scores of (query, prefix key) pairs, never negative.
+
+    Args:
+        z: Pre-softmax scores, any shape.
+        gamma: Strength, a number or a shape that broadcasts to that of ``z``.
+        form: ``gate`` for gamma * relu(z), ``paper`` for gamma * sqrt(D) * relu(z)^2 (GuardAlign eqs. 13-14 with
+            M = relu(q . k), unscaled).
+        size: Head size D.
+
+    Returns:
+        The shape of ``z``.
+    """
+    positive = z.relu()
+    return positive * gamma if form == "gate" else positive.square() * gamma * size**0.5
+
+
+def corrected(out: Tensor, lse: Tensor, z: Tensor, extra: Tensor, value: Tensor) -> Tensor:
+    """Attention rows as they are with ``extra`` added to some scores, from those without.
+
+    With e_j added to score z_j, the softmax gains the mass u_j = exp(z_j - lse) * (exp(e_j) - 1), so
+    out' = (out + sum_j u_j v_j) / (1 + sum_j u_j). Exact, and nothing cancels since e_j >= 0. Shifted by the largest
+    exponent, so that it stays finite.
+
+    Args:
+        out: Attention rows, shape [B, H, I, D].
+        lse: Their log-sum-exp over all keys, shape [B, H, I].
+        z: Scores of the edited columns, shape [B, H, I, P].
+        extra: What is added to them, same shape, at least 0.
+        value: Values of these columns, shape [B, G, P, D].
+
+    Returns:
+        Shape [B, H, I, D] in the dtype of ``out``.
+    """
+    distance = z - lse.unsqueeze(-1).to(z.dtype)
+    shift = (distance + extra).amax(-1, keepdim=True).clamp_min(0)
+    gained = torch.exp(distance + extra - shift) - torch.exp(distance - shift)
+    gained = torch.where(extra > 0, gained, 0)
+    kept = torch.exp(-shift)
+    total = kept + gained.sum(-1, keepdim=True)
+    return ((out.to(z.dtype) * kept + weighted(gained, value)) / total).to(out.dtype)
+
+
+def weighted(weights: Tensor, value: Tensor) -> Tensor:
+    """Sum of values by weight, [B, H, I, P] and [B, G, P, D] to [B, H, I, D], in the dtype of the weights."""
+    batch, heads, rows, columns = weights.shape
+    groups = value.shape[1]
+    stacked = weights.reshape(batch, groups, heads // groups * rows, columns)
+    return (stacked @ value.to(weights.dtype)).reshape(batch, heads, rows, value.shape[-1])
+
+
+def share(z: Tensor, lse: Tensor, extra: Tensor | None = None) -> Tensor:
+    """Share of each row's attention that the columns get.
+
+    Args:
+        z: Scores of the columns, shape [B, H, I, P]; minus infinity for pairs that do not see each other.
+        lse: Log-sum-exp of each row over all keys before anything was added, shape [B, H, I].
+        extra: What is added to ``z``; None for nothing.
+
+    Returns:
+        Shape [B, H, I], in [0, 1].
+    """
+    before = torch.logsumexp(z, -1) - lse.to(z.dtype)
+    if extra is None:
+        return before.exp().clamp(max=1)
+    # Odds of the columns against the rest; the rest does not change.
+    rest = torch.log1p(-before.exp().clamp(max=1 - 1e-7))
+    after = torch.logsumexp(z + extra, -1) - lse.to(z.dtype)
+    return torch.sigmoid(after - rest)
+
+
+def gamma_for(target: Tensor, largest: float, share_at: Callable[[Tensor], Tensor]) -> Tensor:
+    """The smallest strength at which the columns get a share of attention, by bisection, for each sample.
+
+    Args:
+        target: The shares wanted, shape [B], in [0, 1].
+        largest: The largest strength to return, also when the target is out of reach.
+        share_at: Strengths to shares, both of shape [B], not decreasing.
+
+    Returns:
+        Shape [B], in [0, largest].
+    """
+    low, high = torch.zeros_like(target), torch.full_like(target, largest)
+    for _ in range(_STEPS):
+        middle = (low + high) / 2
+        is_short = share_at(middle) < target
+        low, high = torch.where(is_short, middle, low), torch.where(is_short, high, middle)
+    return torch.where(share_at(torch.zeros_like(target)) >= target, torch.zeros_like(target), high)
