@@ -23,8 +23,9 @@ warnings.filterwarnings("ignore")
 logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 
 from demo_model import ReportingModel  # noqa: E402
-from langchain_core.messages import AIMessage, HumanMessage  # noqa: E402
+from langchain_core.messages import AIMessage, HumanMessage, RemoveMessage  # noqa: E402
 from langgraph.graph import END, START, MessagesState, StateGraph  # noqa: E402
+from langgraph.graph.message import REMOVE_ALL_MESSAGES  # noqa: E402
 from langgraph.types import Command  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -40,8 +41,8 @@ def check(state: MessagesState) -> Command[Literal["answer", "human_review"]]:
     """Look at all pictures and go on by the severest action; only sanitised messages go on."""
     report = GUARD.inspect(state["messages"])
     goto: Literal["answer", "human_review"] = "human_review" if report.action in ("route", "block") else "answer"
-    # Messages keep their ids, so these take the place of the originals.
-    return Command(goto=goto, update={"messages": report.output})
+    # All are replaced: a safety prefix that is due belongs in front, and LangGraph would add it to the end.
+    return Command(goto=goto, update={"messages": [RemoveMessage(id=REMOVE_ALL_MESSAGES), *report.output]})
 
 
 def answer(state: MessagesState) -> MessagesState:

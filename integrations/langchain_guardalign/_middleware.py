@@ -15,7 +15,9 @@ from langchain.agents.middleware import (
     ModelRequest,
     ModelResponse,
     ToolCallRequest,
+    TracePolicy,
     hook_config,
+    omit_payload,
 )
 from langchain.chat_models import init_chat_model
 from langchain_core.language_models import BaseChatModel
@@ -30,14 +32,6 @@ from langchain_guardalign._rewrite import Placement, with_prefix
 from langchain_guardalign._runnable import ImageGuard
 from langchain_guardalign._screening import ScreenedChat, ascreen_chats, screen_chats
 from langchain_guardalign._tool_results import MESSAGES_KEY, Result, chats_of, with_chats
-
-try:
-    from langchain.agents.middleware import TracePolicy, omit_payload
-except ImportError:  # before langchain 1.4 hooks are traced as they are
-    _TRACE_POLICY = None
-else:
-    # Outputs too: a tool's picture that may pass is in them as it came.
-    _TRACE_POLICY = TracePolicy(process_inputs=omit_payload, process_outputs=omit_payload)
 
 Request = ModelRequest[Any]
 Response = ModelResponse[Any]
@@ -64,7 +58,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
 
     Verdicts are told in the custom event ``guardalign.verdict`` and in the stream mode ``custom``: once, when a message
     comes or is changed. In monitor mode nothing but that happens. Spans of the hooks are traced without inputs and
-    outputs, where LangChain lets a middleware choose.
+    outputs.
 
     Args:
         guard: What checks: a guard, or an `ImageGuard` for its policy, encoder and so on (its ``on_violation`` does not
@@ -87,7 +81,8 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         TypeError: ``guard`` is neither of the two.
     """
 
-    trace_policy = _TRACE_POLICY
+    # Outputs too: a tool's picture that may pass is in them as it came.
+    trace_policy = TracePolicy(process_inputs=omit_payload, process_outputs=omit_payload)
 
     def __init__(
         self,
