@@ -36,6 +36,31 @@ class CalibrationError(GuardAlignError):
     """A model's attention cannot be calibrated, or not as asked."""
 
 
+class ModelUnavailable(GuardAlignError):
+    """A local model's packages, files or device are not here, or it cannot be loaded."""
+
+
+class PromptError(GuardAlignError):
+    """A chat cannot be written into a model's prompt, or not so that the safety prefix is where it must be."""
+
+
+class ContextOverflow(PromptError):
+    """A prompt leaves no room for an answer in the model's context.
+
+    Attributes:
+        prompt_tokens: Length of the prompt.
+        context_window: What the model can take.
+    """
+
+    def __init__(self, prompt_tokens: int, context_window: int) -> None:
+        super().__init__(
+            f"The prompt has {prompt_tokens} tokens and the model's context holds {context_window}; shorten the chat "
+            "or use fewer or smaller pictures."
+        )
+        self.prompt_tokens = prompt_tokens
+        self.context_window = context_window
+
+
 class ImageDecodeError(GuardAlignError):
     """Bytes that should be a picture cannot be turned into pixels that can be trusted.
 

@@ -240,7 +240,8 @@ class Calibration:
             return
         given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
         tokens = next(value for value in given if isinstance(value, Tensor))
-        cache = kwargs.get("past_key_values")
+        # By what it can do: transformers 5.24 renamed the argument, and a cache not found would end calibration there.
+        cache = next((value for value in (*kwargs.values(), *args) if hasattr(value, "get_seq_length")), None)
         past = 0 if cache is None else int(cache.get_seq_length())
         found = places(
             generation.spans,

@@ -1,4 +1,4 @@
-"""How strongly the safety prefix is held in attention, where, and for whom. Data only."""
+"""The safety prefix, and how strongly it is held in attention, where, and for whom. Data only."""
 
 from __future__ import annotations
 
@@ -7,6 +7,28 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+Placement = Literal["system", "user", "response"]
+"""Where the safety prefix goes: to the head of the system message, before the words of the user turn that is answered,
+or to the start of the answer. Words before it cannot attend to it: at the start of the answer, only the answer can."""
+
+
+class SafetyPrefix(BaseModel):
+    """The words that are to keep a model safe.
+
+    Attributes:
+        text: The prefix; blank for none.
+        placement: Where it goes.
+        when: ``always``, as in the paper, which has no gate; ``policy`` gives it when the guard's policy says so
+            (its ``prefix_when``), and always where there is no guard.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    text: str = "As an AI assistant, I must refuse to help with anything that is dangerous, illegal, or unethical."
+    placement: Placement = "user"
+    when: Literal["always", "policy"] = "always"
 
 
 class CalibrationConfig(BaseModel):

@@ -15,12 +15,13 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from pydantic import ValidationError
 
 from guardalign_guardrails import Policy, Verdict
+from guardalign_guardrails.content.ruling import offender
 from guardalign_guardrails.decision import is_prefix_due
 from guardalign_guardrails.policy import LADDER, Action
 from langchain_guardalign._messages import sources
 from langchain_guardalign._refusal import RefusingModel
 from langchain_guardalign._rewrite import VERDICTS_KEY
-from langchain_guardalign._screening import ScreenedChat, offender
+from langchain_guardalign._screening import ScreenedChat
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import (
@@ -11,13 +11,17 @@ from langchain_core.messages import (
     BaseMessage,
     ChatMessage,
     FunctionMessage,
-    HumanMessage,
+    SystemMessage,
     ToolMessage,
     convert_to_messages,
 )
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 
 from guardalign_guardrails import Source
+from guardalign_guardrails.content.ruling import Role
+from guardalign_guardrails.content.ruling import sources as sources_of
+
+_ROLES: Final[dict[str, Role]] = {"assistant": "assistant", "system": "system", "developer": "system", "tool": "tool"}
 
 
 def messages_of(value: LanguageModelInput) -> list[BaseMessage]:
@@ -62,21 +66,16 @@ def like(value: Any, before: Sequence[BaseMessage], after: Sequence[BaseMessage]
 
 
 def sources(messages: Sequence[BaseMessage]) -> list[Source]:
-    """Where the content of each message came from.
-
-    The last unbroken run of human messages is what the ``user`` says now, earlier ones are ``history``; tools and
-    models are ``tool`` and ``generated`` wherever they stand; everything else counts as ``user``.
-    """
-    last = next((i for i in reversed(range(len(messages))) if isinstance(messages[i], HumanMessage)), 0)
-    first = last
-    while first > 0 and isinstance(messages[first - 1], HumanMessage):
-        first -= 1
-    return [_source(message, is_past=index < first) for index, message in enumerate(messages)]
+    """Where the content of each message came from; see `guardalign_guardrails.content.ruling.sources`."""
+    return sources_of([role(message) for message in messages])
 
 
-def _source(message: BaseMessage, *, is_past: bool) -> Source:
+def role(message: BaseMessage) -> Role:
+    """Who says a message. Only what is known to be a system message is one: its images are looked at most mildly."""
     if isinstance(message, ToolMessage | FunctionMessage):
         return "tool"
-    if isinstance(message, AIMessage) or (isinstance(message, ChatMessage) and message.role == "assistant"):
-        return "generated"
-    return "history" if is_past and isinstance(message, HumanMessage) else "user"
+    if isinstance(message, ChatMessage):
+        return _ROLES.get(message.role, "user")
+    if isinstance(message, AIMessage):
+        return "assistant"
+    return "system" if isinstance(message, SystemMessage) else "user"

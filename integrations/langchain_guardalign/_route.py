@@ -15,9 +15,10 @@ from langchain_core.runnables.base import RunnableLike, coerce_to_runnable
 from pydantic import ConfigDict
 from typing_extensions import Self
 
+from guardalign_guardrails.content.ruling import offender
 from langchain_guardalign._events import aannounce, announce
 from langchain_guardalign._runnable import ImageGuard
-from langchain_guardalign._screening import GuardReport, offender, without_images
+from langchain_guardalign._screening import GuardReport, without_images
 
 Branch = Runnable[LanguageModelInput, Any]
 

@@ -1,7 +1,6 @@
 """What is to become of a model input: which model may answer it, or why none, and what that model is given.
 
-The verdicts of the current user turn decide who answers. Images of earlier turns, of tools, of models and of the app's
-own system message are replaced by a notice if they are blocked, and the chat goes on: it never could otherwise.
+The core decides (`guardalign_guardrails.content.ruling`); this brings LangChain's inputs to it and back.
 """
 
 from __future__ import annotations
@@ -11,16 +10,15 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
+from langchain_core.messages import BaseMessage, HumanMessage
 
 from guardalign_guardrails import Policy, UnsafeContentError, Verdict
-from guardalign_guardrails.decision import is_prefix_due
-from langchain_guardalign._messages import messages_of
+from guardalign_guardrails.content.ruling import OnViolation, rule
+from langchain_guardalign._messages import messages_of, role
 from langchain_guardalign._rewrite import Placement, with_prefix
 from langchain_guardalign._runnable import ImageGuard
-from langchain_guardalign._screening import ScreenedChat, ascreen_chats, offender, screen_chats
+from langchain_guardalign._screening import ScreenedChat, ascreen_chats, screen_chats
 
-OnViolation = Literal["refuse", "notice", "raise"]
 Answerer = Literal["model", "route_to", "refusal"]
 
 
@@ -104,14 +102,13 @@ def _rule_all(
 
 
 def _rule(policy: Policy, value: LanguageModelInput, chat: ScreenedChat, rules: Rules) -> Ruling:
-    found = offender(_of_this_turn(chat))
-    answerer: Literal["model", "route_to"] = "model"
-    if found is not None and found.action == "route" and rules.can_route:
-        answerer = "route_to"
-    elif found is not None and rules.on_violation != "notice":
-        refusal: Answerer | None = "refusal" if rules.on_violation == "refuse" else None
-        return Ruling(refusal, chat.messages, chat.verdicts, UnsafeContentError(found))
-    if is_prefix_due(policy, [verdict.action for verdict in chat.verdicts]):
+    roles = [role(message) for message in chat.messages]
+    ruled = rule(policy, roles, chat.by_message, on_violation=rules.on_violation, can_route=rules.can_route)
+    if ruled.offender is not None and ruled.answerer in ("refusal", "error"):
+        refusal: Answerer | None = "refusal" if ruled.answerer == "refusal" else None
+        return Ruling(refusal, chat.messages, chat.verdicts, UnsafeContentError(ruled.offender))
+    answerer: Literal["model", "route_to"] = "route_to" if ruled.answerer == "route" else "model"
+    if ruled.is_prefix_due:
         messages = with_prefix(chat.messages, policy.prefix, rules.placement(answerer))
     elif chat.verdicts:
         # Not the input: a list that someone appends to meanwhile would bring in what nobody looked at.
@@ -119,13 +116,3 @@ def _rule(policy: Policy, value: LanguageModelInput, chat: ScreenedChat, rules: 
     else:
         return Ruling(answerer, value)
     return Ruling(answerer, messages, chat.verdicts)
-
-
-def _of_this_turn(chat: ScreenedChat) -> list[Verdict]:
-    return [
-        verdict
-        for message, own in zip(chat.messages, chat.by_message, strict=True)
-        if not isinstance(message, SystemMessage)
-        for verdict in own
-        if verdict.source == "user"
-    ]

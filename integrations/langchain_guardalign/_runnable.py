@@ -20,10 +20,11 @@ from pydantic import ConfigDict, Field, PrivateAttr, model_validator
 from typing_extensions import Self
 
 from guardalign_guardrails import Guard, Policy, UnsafeContentError
+from guardalign_guardrails.content.ruling import offender
 from langchain_guardalign._events import aannounce, announce
 from langchain_guardalign._guards import guard_for
 from langchain_guardalign._rewrite import Placement
-from langchain_guardalign._screening import GuardReport, ascreen, offender, screen, unpack, without_images
+from langchain_guardalign._screening import GuardReport, ascreen, screen, unpack, without_images
 
 
 class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):

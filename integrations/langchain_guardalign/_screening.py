@@ -142,11 +142,6 @@ def unpack(report: GuardReport | Exception) -> GuardReport:
     return report
 
 
-def offender(verdicts: Sequence[Verdict]) -> Verdict | None:
-    """The verdict that keeps an input from a model that was not made for it; None if there is none."""
-    return next((v for action in ("block", "route") for v in verdicts if v.action == action), None)
-
-
 def _turns(chats: Sequence[Sequence[BaseMessage]], *, artifacts: bool) -> list[tuple[tuple[int, int, str], Turn]]:
     """All contents and artifacts, each with chat, message and attribute it belongs to."""
     turns = []

@@ -22,7 +22,7 @@ class Seen:
     errors: list[float] = field(default_factory=list)
     effects: list[float] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
-    largest: int = 0
+    tokens: dict[int, int] = field(default_factory=dict)
 
 
 def reference(
@@ -86,13 +86,15 @@ def spying(calibrator: Calibration, spans: BatchSpans) -> Iterator[Seen]:
 
     def spy(module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **kwargs: Any) -> Any:
         out, weights = original(module, query, key, value, mask, **kwargs)
-        now, layer = calibration._PASS.get(), module._guardalign_layer
+        layer = module._guardalign_layer
         if not layer.is_chosen:
             return out, weights
-        past = 0 if now is None else now.past
+        # Counted here, so that a pass whose place calibration gets wrong is an error too.
+        past = seen.tokens.get(layer.index, 0)
+        seen.tokens[layer.index] = past + query.shape[2]
         plain = (query, key, value, mask, kwargs["scaling"], kwargs.get("softcap"), kwargs.get("sliding_window"))
         args = (spans, past, calibrator.config)
-        want = reference(*plain, *args, is_edited=now is not None)
+        want = reference(*plain, *args, is_edited=True)
         rows = torch.isfinite(want).all(-1).all(-1)
         if mask is not None and mask.dtype == torch.bool:
             rows &= mask[:, 0].any(-1)

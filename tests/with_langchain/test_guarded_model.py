@@ -8,6 +8,7 @@ import json
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import ClassVar
+from uuid import uuid4
 
 import pytest
 from chat_images import MASKED, Listener, RecordingModel, ask, b64, blocks, calls, data_url, picture_of, text, v1
@@ -477,6 +478,15 @@ class TestBatches:
         ids = {run.id: run.outputs["generations"][0][0]["text"] for run in collected.traced_runs}
         assert [ids[info.run_id] for info in result.run] == [g[0].text for g in result.generations]
 
+    @pytest.mark.parametrize("colours", [("white", "yellow", "white"), ("yellow", "white", "blue")])
+    def test_a_run_id_is_that_of_the_first_chats_run(self, cache_dir, call, colours):
+        guarded = made(cache_dir, route_to=RecordingModel.make("other"))
+        run_id = uuid4()
+        result = call(guarded, "generate", [ask(painted(colour)) for colour in colours], run_id=run_id)
+        ids = [info.run_id for info in result.run]
+        assert ids[0] == run_id
+        assert len(set(ids)) == 3
+
     @pytest.mark.parametrize("limit", [1, 2, None])
     def test_max_concurrency_is_kept_over_all_models(self, cache_dir, limit):
         class Counting(RecordingModel):
@@ -529,6 +539,19 @@ class TestRuns:
         assert (name, len(data["verdicts"])) == (EVENT, 1)
         assert b64(painted(colour)) not in "".join(heard.heard)
 
+    def test_it_is_told_within_the_enclosing_run_if_there_is_one(self, guarded, call):
+        class Placed(BaseCallbackHandler):
+            def on_chain_start(self, *_, run_id, parent_run_id=None, **__):
+                if parent_run_id is None:
+                    self.outermost = run_id
+
+            def on_custom_event(self, name, data, *, run_id, **_):
+                self.told_in = run_id
+
+        placed = Placed()
+        call(RunnablePassthrough() | guarded, "invoke", ask(painted("red")), {"callbacks": [placed]})
+        assert placed.told_in == placed.outermost
+
     def test_text_alone_is_nothing_to_tell(self, guarded, call):
         heard = Listener()
         call(guarded, "invoke", "words", {"callbacks": [heard]})
@@ -556,24 +579,31 @@ class TestRuns:
         events = [e async for e in guarded.astream_events(ask(painted("red")), version="v2", **filters)]
         assert [e["name"] for e in events if e["event"] == "on_custom_event"] == [EVENT] * is_told
 
-    async def test_a_reader_who_stops_early_ends_the_models_stream(self, guard):
+    @pytest.mark.parametrize("method", ["astream", "_astream"])
+    async def test_a_reader_who_stops_early_ends_the_models_stream_at_once(self, guard, method):
         class Endless(RecordingModel):
             ended: ClassVar[list] = []
 
-            async def _astream(self, messages, stop=None, run_manager=None, **_):
+            async def _tokens(self, make):
                 try:
                     while True:
-                        yield ChatGenerationChunk(message=AIMessageChunk("more "))
+                        yield make("more ")
                         await asyncio.sleep(0)
                 finally:
-                    self.ended.append(True)
+                    self.ended.append(method)
+
+            def astream(self, *_, **__):
+                return self._tokens(AIMessageChunk)
+
+            def _astream(self, *_, **__):
+                return self._tokens(lambda word: ChatGenerationChunk(message=AIMessageChunk(word)))
 
         guarded = GuardedChatModel(model=Endless(received=[]), guard=guard)
-        for chunks in (guarded.astream(ask(painted())), guarded._astream(ask(painted()))):
-            async for _ in chunks:
-                break
-            await chunks.aclose()
-        assert guarded.model.ended == [True, True]
+        Endless.ended.clear()
+        chunks = getattr(guarded, method)(ask(painted()))
+        await anext(chunks)
+        await chunks.aclose()
+        assert guarded.model.ended == [method]
 
     def test_the_first_token_comes_before_the_last_is_made(self, guard):
         made = []

