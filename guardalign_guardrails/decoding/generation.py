@@ -17,6 +17,7 @@ from guardalign_guardrails.decoding.admission import Admission
 from guardalign_guardrails.decoding.answer import Answer, FinishReason, Usage
 from guardalign_guardrails.decoding.calibration import CalibrationReport
 from guardalign_guardrails.decoding.config import SafetyPrefix
+from guardalign_guardrails.decoding.grammar import Grammars
 from guardalign_guardrails.decoding.progress import Logits, Progress, Row, Words
 from guardalign_guardrails.decoding.prompts import Prompts, to_device, tokenize
 from guardalign_guardrails.decoding.settings import GenerationSettings, generation_config
@@ -56,6 +57,7 @@ class Engine:
         calibration: Installed for the time of each generation; None for plain decoding.
         tool_format: How the model writes tool calls; None if it does not.
         context_window: Most tokens of prompt and answer together; None for no limit.
+        grammars: For answers that are to be JSON.
     """
 
     model: Any = field(repr=False)
@@ -64,6 +66,7 @@ class Engine:
     calibration: Any = field(repr=False)
     tool_format: ToolFormat | None
     context_window: int | None
+    grammars: Grammars = field(repr=False)
 
     @property
     def tokenizer(self) -> Any:
@@ -166,7 +169,9 @@ class Engine:
             max_new_tokens=max_new_tokens,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        processors = [*order.logits_processors, *([] if logits is None else [logits[0]])]
+        schema = order.settings.json_schema
+        grammar = [] if schema is None else [self.grammars.processor(schema)]
+        processors = [*order.logits_processors, *grammar, *([] if logits is None else [logits[0]])]
         report = None
         with contextlib.ExitStack() as during:
             during.enter_context(torch.inference_mode())

@@ -21,6 +21,7 @@ from guardalign_guardrails.decoding.answer import Answer, Piece
 from guardalign_guardrails.decoding.calibration import Calibration
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.generation import Engine, Order, Tools
+from guardalign_guardrails.decoding.grammar import Grammars
 from guardalign_guardrails.decoding.messages import ChatInput, messages_of
 from guardalign_guardrails.decoding.progress import Row
 from guardalign_guardrails.decoding.settings import GenerationSettings
@@ -86,6 +87,7 @@ class CalibratedLVLM:
             calibrated,
             format_of(processor) if tool_format == "auto" else tool_format,
             context_window or stated,
+            Grammars(tokenizer, model.config.get_text_config().vocab_size),
         )
         self._worker = Worker()
         self.name = name or type(model).__name__

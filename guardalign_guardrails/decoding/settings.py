@@ -22,6 +22,7 @@ class GenerationSettings(BaseModel):
         seed: Makes sampling repeatable on one machine.
         stop: Texts that end an answer; they are not part of it.
         logprobs: How many of the likeliest tokens to tell with each token, 0 for the token's own logprob only.
+        json_schema: Answers are JSON of this schema.
         generate_kwargs: More settings of transformers' ``GenerationConfig``, by name.
     """
 
@@ -36,6 +37,7 @@ class GenerationSettings(BaseModel):
     seed: int | None = None
     stop: tuple[Annotated[str, Field(min_length=1)], ...] = ()
     logprobs: Annotated[int, Field(ge=0, le=100)] | None = None
+    json_schema: Mapping[str, Any] | None = None
     generate_kwargs: Mapping[str, Any] = Field(default_factory=dict)
 
 

@@ -1,0 +1,1 @@
+"""GuardAlign for LlamaIndex."""
