@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
 from guardalign_guardrails import Guard, Policy
+
+if TYPE_CHECKING:
+    from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
 
 SCORE_POLICY = "extends: default\nthresholds: {kind: score, flag: 0.35, prefix: null, mask: 0.65}\n"
 
@@ -33,3 +37,14 @@ def offline_guard(cache_dir: Path) -> Guard:
     from guardalign_guardrails.detection.encoders.offline import OfflineEncoder
 
     return Guard(Policy.from_yaml(SCORE_POLICY), OfflineEncoder(cache_dir=cache_dir), cache_dir=cache_dir)
+
+
+@pytest.fixture(scope="session")
+def smollm2(request: pytest.FixtureRequest) -> CalibratedLVLM:
+    """A real small language model with calibration, answering greedily; unpacked once into pytest's own cache."""
+    from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
+    from guardalign_guardrails.decoding.settings import GenerationSettings
+
+    unpacked = request.config.cache.mkdir("guardalign-models")  # type: ignore[union-attr]
+    settings = GenerationSettings(temperature=0, max_new_tokens=24)
+    return CalibratedLVLM.from_pretrained("smollm2", cache_dir=unpacked, settings=settings)

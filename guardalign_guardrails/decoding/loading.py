@@ -47,6 +47,7 @@ def load(
     trust_remote_code: bool = False,
     local_files_only: bool = False,
     model_kwargs: Mapping[str, Any] | None = None,
+    cache_dir: Path | None = None,
 ) -> Loaded:
     """Load a vision-language model, or a language model.
 
@@ -59,6 +60,7 @@ def load(
         trust_remote_code: Whether code from the repository may run. Such models are calibrated another way, if at all.
         local_files_only: Never ask the hub.
         model_kwargs: More arguments for ``from_pretrained``.
+        cache_dir: Where ``smollm2`` is unpacked (half a gigabyte, once); None for the user's cache folder.
 
     Raises:
         ModelUnavailable: It cannot be loaded.
@@ -68,7 +70,7 @@ def load(
     except ImportError as error:
         raise ModelUnavailable("Local models need transformers: pip install 'guardalign-guardrails[local]'.") from error
     if name == SMOLLM2:
-        source, gguf = _unpacked(platformdirs.user_cache_path("guardalign") / "models"), None
+        source, gguf = _unpacked(cache_dir or platformdirs.user_cache_path("guardalign") / "models"), None
     else:
         source, gguf = _source(name)
     common: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}

@@ -12,6 +12,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from guardalign_guardrails.content.ruling import OnViolation
@@ -108,6 +109,7 @@ class CalibratedLVLM:
         trust_remote_code: bool = False,
         local_files_only: bool = False,
         model_kwargs: Mapping[str, Any] | None = None,
+        cache_dir: Path | None = None,
         **settings: Any,
     ) -> CalibratedLVLM:
         """Load a model by name; see `guardalign_guardrails.decoding.loading.load`.
@@ -121,6 +123,7 @@ class CalibratedLVLM:
             trust_remote_code: See ``load``.
             local_files_only: See ``load``.
             model_kwargs: See ``load``.
+            cache_dir: See ``load``.
             **settings: Of the constructor.
 
         Raises:
@@ -136,6 +139,7 @@ class CalibratedLVLM:
             trust_remote_code=trust_remote_code,
             local_files_only=local_files_only,
             model_kwargs=model_kwargs,
+            cache_dir=cache_dir,
         )
         return cls(loaded.model, loaded.processor, name=loaded.name, **settings)
 
