@@ -28,6 +28,7 @@ class ScriptedModel(LlamaForCausalLM):
 
     Attributes:
         gate: If set to an event, a forward pass of a decode step waits for it.
+        started: Set by the first forward pass.
         steps: Forward passes so far.
         prompts: Token ids of each prompt it was given.
     """
@@ -36,6 +37,7 @@ class ScriptedModel(LlamaForCausalLM):
         super().__init__(config)
         self.scripts: list[list[int]] = []
         self.gate: threading.Event | None = None
+        self.started = threading.Event()
         self.steps = 0
         self.prompts: list[list[int]] = []
         self._left: list[int] = []
@@ -71,6 +73,7 @@ class ScriptedModel(LlamaForCausalLM):
         elif self.gate is not None:
             assert self.gate.wait(20), "nobody opened the gate"
         self.steps += 1
+        self.started.set()
         out = super().forward(input_ids=input_ids, **kwargs)
         token = self._left.pop(0) if self._left else self.config.eos_token_id
         out.logits = torch.zeros_like(out.logits)
