@@ -30,6 +30,8 @@ _SILENT_KINDS: Final = frozenset(
     {"thinking", "redacted_thinking", "reasoning", "reasoning_content", "tool_use", "tool_call", "function_call"}
 )
 
+_CONTENT_KEYS: Final = ("content", "value", "output")
+
 
 @dataclass(frozen=True)
 class AdmittedMessage:
@@ -158,22 +160,18 @@ def _walk(value: Any, path: Path, slots: Mapping[Path, Slot], limits: ImageLimit
 def _walk_block(
     block: Mapping[Any, Any], path: Path, slots: Mapping[Path, Slot], limits: ImageLimits
 ) -> Iterator[Part]:
-    if block.get("type") in _SILENT_KINDS:
+    if str(block.get("type")) in _SILENT_KINDS:
         return
     if isinstance(block.get("text"), str):
         yield block["text"]
         return
-    inside = [where for where in slots if where[: len(path)] == path]
-    for key in ("content", "value", "output"):
-        if isinstance(block.get(key), list | tuple | str | Mapping):
-            yield from _walk(block[key], (*path, key), slots, limits)
-            return
-    if inside:
-        for where in inside:
-            yield _picture(slots[where], limits)
-        return
-    # Rows of a tool's result, and the like.
-    yield json.dumps(block, ensure_ascii=False, default=str)
+    holders = {where[: len(path) + 1] for where in slots}
+    inside = [key for key in block if key in _CONTENT_KEYS or (*path, key) in holders]
+    for key in inside:
+        yield from _walk(block[key], (*path, key), slots, limits)
+    if not inside:
+        # Rows of a tool's result, and the like.
+        yield json.dumps(block, ensure_ascii=False, default=str)
 
 
 def _picture(slot: Slot, limits: ImageLimits) -> Image.Image:
