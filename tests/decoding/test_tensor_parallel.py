@@ -1,0 +1,41 @@
+"""A model that is split over processes is calibrated as it is whole: heads are split, and calibration is by head."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import LlamaForCausalLM
+from two_processes import answered, weights
+
+HERE = Path(__file__).parent
+
+
+@pytest.mark.slow
+def test_two_processes_give_what_one_gives(tmp_path):
+    weights(tmp_path)
+    whole = answered(LlamaForCausalLM.from_pretrained(tmp_path, dtype=torch.float32).eval())
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(HERE)}
+    done = subprocess.run(
+        [*command, str(HERE / "two_processes.py"), str(tmp_path)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    split = json.loads((tmp_path / "split.json").read_text())
+    assert split["processes"] == 2
+    assert split["own rows"] * 2 == whole["own rows"]
+    for name in ("plain", "calibrated"):
+        assert split[name + " tokens"] == whole[name + " tokens"]
+        assert split[name] == pytest.approx(whole[name], abs=1e-4)
+    moved = max(abs(a - b) for a, b in zip(whole["plain"], whole["calibrated"], strict=True))
+    assert moved > 1e-2, "calibration did nothing that could be wrong"
