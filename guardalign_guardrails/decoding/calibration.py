@@ -2,8 +2,8 @@
 
 The stock kernel runs untouched; the rows of instruction and generated tokens are then corrected exactly for what was
 added to their prefix scores. So no mask of prompt length squared is ever made, and with calibration off the very same
-code runs as without this package. Goes through transformers' attention registry: no class is patched, and everything is
-as before when it ends.
+code runs as without this package. Goes through transformers' attention registry, or for models with code of their own
+through an adapter: no class is patched, and everything is as before when it ends.
 """
 
 from __future__ import annotations
@@ -11,20 +11,24 @@ from __future__ import annotations
 import contextlib
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextvars import ContextVar
-from dataclasses import dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 
+from guardalign_guardrails.decoding.adapter import AttentionAdapter
 from guardalign_guardrails.decoding.config import CalibrationConfig
-from guardalign_guardrails.decoding.kernels import attend_with_lse
-from guardalign_guardrails.decoding.layers import cross_attention, find_decoder
-from guardalign_guardrails.decoding.scores import corrected, gamma_for, increment, scores, share
-from guardalign_guardrails.decoding.token_spans import BatchSpans, Places, places
+from guardalign_guardrails.decoding.correction import CalibrationReport, Generation, Layer, Pass, attended
+from guardalign_guardrails.decoding.interception import intercepted, stop_intercepting
+from guardalign_guardrails.decoding.layers import Decoder, cross_attention, find_decoder
+from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans, places
 from guardalign_guardrails.errors import CalibrationError
+
+__all__ = ["Calibration", "CalibrationReport", "calibrate"]
 
 # Without "sdpa", "flash" or "/" in them: transformers looks for these within names. The mask registry must know them
 # too, or models are given no mask at all and padded rows go wrong.
@@ -32,58 +36,46 @@ _NAMES: Final = {"sdpa": "guardalign_calibration", "eager": "guardalign_calibrat
 _ATTRIBUTE: Final = "_guardalign_layer"
 
 
-@dataclass
-class CalibrationReport:
-    """What calibration did in one generation.
-
-    Attributes:
-        layers: The chosen layers.
-        gamma: Strength taken in each, a list with one for each prompt; found by bisection when there is a target.
-        before: Share of attention that instruction tokens gave to the prefix, by layer, mean over heads and tokens.
-        after: The same with calibration; equal in layers that were only measured.
-    """
-
-    layers: tuple[int, ...]
-    gamma: dict[int, list[float]] = field(default_factory=dict)
-    before: dict[int, list[float]] = field(default_factory=dict)
-    after: dict[int, list[float]] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class _Generation:
-    """One generation under way: its spans and what has been found out about it."""
-
-    spans: BatchSpans
-    report: CalibrationReport | None
-    gamma: dict[int, Tensor] = field(default_factory=dict)
-    shallow: list[Tensor] = field(default_factory=list)
-
-
 @dataclass(frozen=True, eq=False)
-class _Pass:
-    """One forward pass of it."""
+class _Registered(Layer):
+    """What a module of a transformers model needs to know when its attention is asked for."""
 
-    owner: Calibration
-    generation: _Generation
-    places: Places
-    past: int
-    is_prompt: bool
-
-
-@dataclass(frozen=True, eq=False)
-class _Layer:
-    """What a module needs to know when its attention is asked for."""
-
-    owner: Calibration
-    index: int
-    is_chosen: bool
-    is_measured: bool
     stock: Callable[..., tuple[Tensor, Tensor | None]]
 
 
-# Of this context, so that threads and tasks that share a model do not share spans.
-_GENERATION: ContextVar[_Generation | None] = ContextVar("guardalign_generation", default=None)
-_PASS: ContextVar[_Pass | None] = ContextVar("guardalign_pass", default=None)
+# Of this context, so that threads and tasks that share a model do not share spans; nor do models that share a thread.
+_GENERATIONS: ContextVar[Mapping[Calibration, Generation]] = ContextVar(
+    "guardalign_generations", default=MappingProxyType({})
+)
+_PASS: ContextVar[Pass | None] = ContextVar("guardalign_pass", default=None)
+
+
+def calibrate(
+    model: Any,
+    config: CalibrationConfig = CalibrationConfig(),  # noqa: B008  frozen
+    *,
+    adapter: AttentionAdapter | None = None,
+) -> Calibration:
+    """The calibration of a model, by transformers' registry or by an adapter.
+
+    Args:
+        model: A model of transformers, or with an adapter any other.
+        config: How strongly, where and for whom.
+        adapter: Needed for models whose attention does not go through the registry, such as those of
+            ``trust_remote_code``; see docs/decoding/remote-code.md.
+
+    Raises:
+        CalibrationError: The model cannot be calibrated this way, or has not the layers or heads asked for.
+    """
+    if adapter is None:
+        try:
+            find_decoder(model)
+        except CalibrationError as error:
+            raise CalibrationError(
+                f"{error} If its attention is code of its own, calibrate it with adapter=AttentionAdapter.find(model); "
+                "see docs/decoding/remote-code.md."
+            ) from error
+    return Calibration(model, config, adapter)
 
 
 class Calibration:
@@ -93,17 +85,20 @@ class Calibration:
     nothing is changed until `generation` says where prefix and instruction are.
 
     Args:
-        model: A transformers model whose attention goes through the registry.
+        model: A transformers model whose attention goes through the registry, or the model of the adapter.
         config: How strongly, where and for whom.
+        adapter: Where the parts of a model with code of its own are; None for models of transformers.
 
     Raises:
         CalibrationError: The model has no decoder that can be calibrated, or not the layers or heads asked for.
     """
 
-    def __init__(self, model: Any, config: CalibrationConfig) -> None:
+    def __init__(self, model: Any, config: CalibrationConfig, adapter: AttentionAdapter | None = None) -> None:
         self.model = model
         self.config = config
-        self._decoder = find_decoder(model)
+        self._decoder: Decoder | AttentionAdapter = find_decoder(model) if adapter is None else adapter
+        if adapter is not None and all(module is not adapter.text_model for module in model.modules()):
+            raise CalibrationError("The adapter is of another model.")
         try:
             chosen = config.chosen(self._decoder.depth)
         except ValueError as error:
@@ -111,7 +106,7 @@ class Calibration:
         self.layers = tuple(index for index in chosen if index in self._decoder.attention)
         if not self.layers:
             raise CalibrationError(f"None of the layers {chosen} has attention scores that could be calibrated.")
-        heads = self._decoder.config.num_attention_heads
+        heads = self._decoder.heads
         if config.heads is not None and max(config.heads) >= heads:
             raise CalibrationError(f"Head {max(config.heads)} is not there: the model has {heads} heads.")
         self._installing = threading.Lock()
@@ -159,11 +154,14 @@ class Calibration:
             A report, filled in as the generation goes.
         """
         report = CalibrationReport(self.layers)
-        token = _GENERATION.set(_Generation(spans, report if is_reported else None))
+        generation = Generation(spans, report if is_reported else None)
+        token = _GENERATIONS.set({**_GENERATIONS.get(), self: generation})
         try:
             yield report
         finally:
-            _GENERATION.reset(token)
+            _GENERATIONS.reset(token)
+            # The hooks that do so after a pass are not called when it ends by KeyboardInterrupt.
+            _forget()
 
     def self_test(self) -> None:
         """Check on a few tokens that the model is calibrated at all.
@@ -172,12 +170,12 @@ class Calibration:
             CalibrationError: A chosen layer did not take part, the output without calibration is not the model's own,
                 or calibration changed nothing or gave no numbers.
         """
-        ids = torch.arange(1, 9, device=self.model.device).unsqueeze(0)
         text = self._decoder.text_model
+        ids = torch.arange(1, 9, device=next(text.parameters()).device).unsqueeze(0)
 
         def hidden() -> Tensor:
-            out: Tensor = text(input_ids=ids, use_cache=False).last_hidden_state
-            return out
+            out = text(input_ids=ids, use_cache=False)
+            return cast("Tensor", out[0] if isinstance(out, tuple) else out.last_hidden_state)
 
         with torch.no_grad():
             stock = hidden()
@@ -186,6 +184,8 @@ class Calibration:
                 idle = hidden()
                 with self.generation(_probe(ids.shape[1])):
                     changed = hidden()
+                    if isinstance(self._decoder, AttentionAdapter):
+                        self._continue(ids)
         if not torch.equal(stock, idle):
             raise CalibrationError("The model's output changes although nothing is calibrated; it cannot be trusted.")
         missing = sorted(set(self.layers) - self._fired) if self.config.gamma else []
@@ -194,55 +194,80 @@ class Calibration:
         if not bool(changed.isfinite().all()):
             raise CalibrationError("Calibration makes numbers that are not finite; choose a smaller gamma.")
 
+    def _continue(self, ids: Tensor) -> None:
+        """One step with a cache, so that an adapter that misreads caches is found out before it serves."""
+        text = self._decoder.text_model
+        out = text(input_ids=ids, use_cache=True)
+        cache = out[1] if isinstance(out, tuple) else out.past_key_values
+        step = {"input_ids": ids[:, :1], "past_key_values": cache, "use_cache": True}
+        if self._decoder.past_length((), step) != ids.shape[1]:
+            raise CalibrationError("The adapter's past_length does not tell how many tokens the model's cache holds.")
+        text(**step)
+
     def _switched(self) -> contextlib.ExitStack:
+        decoder = self._decoder
+        if any(hasattr(module, _ATTRIBUTE) for module in decoder.attention.values()):
+            raise CalibrationError("The model is calibrated already; remove that calibration first.")
+        undo = contextlib.ExitStack()
+        with contextlib.ExitStack() as on_failure:
+            on_failure.push(undo.__exit__)
+            undo.callback(decoder.text_model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
+            undo.callback(decoder.text_model.register_forward_hook(_forget, always_call=True).remove)
+            if isinstance(decoder, AttentionAdapter):
+                self._intercept(decoder, undo)
+            else:
+                self._register(decoder, undo)
+            on_failure.pop_all()
+        return undo
+
+    def _intercept(self, adapter: AttentionAdapter, undo: contextlib.ExitStack) -> None:
+        for index, module in adapter.attention.items():
+            layer = Layer(self, index, index in self.layers, self._is_measured(index))
+            setattr(module, _ATTRIBUTE, layer)
+            undo.callback(delattr, module, _ATTRIBUTE)
+            if layer.is_chosen or layer.is_measured:
+                undo.enter_context(intercepted(module, layer, adapter, _PASS.get))
+
+    def _register(self, decoder: Decoder, undo: contextlib.ExitStack) -> None:
         from transformers import AttentionInterface, AttentionMaskInterface
         from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-        decoder, stock = self._decoder, self._decoder.config._attn_implementation  # noqa: SLF001  no public reader
-        modules = [*decoder.attention.values(), *cross_attention(decoder)]
+        stock = decoder.config._attn_implementation  # noqa: SLF001  no public reader
         if stock not in _NAMES:
-            is_ours = stock in _NAMES.values()
             raise CalibrationError(
-                "The model is calibrated already; remove that calibration first."
-                if is_ours
-                else f"Attention '{stock}' tells no scores; load the model with attn_implementation='sdpa'."
+                f"Attention '{stock}' tells no scores; load the model with attn_implementation='sdpa'."
             )
         name = _NAMES[stock]
         AttentionInterface.register(name, _attention)
         AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[stock])
-        undo = contextlib.ExitStack()
-        with contextlib.ExitStack() as on_failure:
-            on_failure.push(undo.__exit__)
-            for module in modules:
-                setattr(module, _ATTRIBUTE, self._layer(module, stock))
-                undo.callback(delattr, module, _ATTRIBUTE)
-            undo.callback(decoder.text_model.register_forward_pre_hook(self._before, with_kwargs=True).remove)
-            undo.callback(decoder.text_model.register_forward_hook(_after, always_call=True).remove)
-            undo.callback(self._use, stock)
-            self._use(name)
-            on_failure.pop_all()
-        return undo
+        indices = {module: index for index, module in decoder.attention.items()}
+        for module in [*indices, *cross_attention(decoder)]:
+            index = indices.get(module, -1)
+            is_chosen, is_measured = index in self.layers, self._is_measured(index)
+            setattr(module, _ATTRIBUTE, _Registered(self, index, is_chosen, is_measured, _stock(module, stock)))
+            undo.callback(delattr, module, _ATTRIBUTE)
+        undo.callback(self._use, decoder, stock)
+        self._use(decoder, name)
 
-    def _use(self, implementation: str) -> None:
-        key = self._decoder.key
+    def _is_measured(self, index: int) -> bool:
+        return self.config.target == "shallow" and 0 <= index < self.layers[0]
+
+    def _use(self, decoder: Decoder, implementation: str) -> None:
+        key = decoder.key
         self.model.set_attn_implementation(implementation if key is None else {key: implementation})
-        if self._decoder.config._attn_implementation != implementation:  # noqa: SLF001  no public reader
+        if decoder.config._attn_implementation != implementation:  # noqa: SLF001  no public reader
             raise CalibrationError(f"{type(self.model).__name__} does not let its attention be switched.")
 
-    def _layer(self, module: nn.Module, stock: str) -> _Layer:
-        index = next((i for i, known in self._decoder.attention.items() if known is module), -1)
-        is_measured = self.config.target == "shallow" and 0 <= index < self.layers[0]
-        return _Layer(self, index, index in self.layers, is_measured, _stock(module, stock))
-
     def _before(self, _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        generation = _GENERATION.get()
+        _forget()
+        generation = _GENERATIONS.get().get(self)
         if generation is None or self.config.gamma == 0:
             return
         given = (kwargs.get("inputs_embeds"), kwargs.get("input_ids"), *args)
         tokens = next(value for value in given if isinstance(value, Tensor))
-        # By what it can do: transformers 5.24 renamed the argument, and a cache not found would end calibration there.
-        cache = next((value for value in (*kwargs.values(), *args) if hasattr(value, "get_seq_length")), None)
-        past = 0 if cache is None else int(cache.get_seq_length())
+        past = self._decoder.past_length(args, kwargs)
+        if past == 0 and tokens.shape[1] == 1 < generation.spans.length:
+            raise CalibrationError("A step after the prompt came without a cache that is known; it is not calibrated.")
         found = places(
             generation.spans,
             past=past,
@@ -251,11 +276,13 @@ class Calibration:
             with_generated=self.config.queries == "instruction+generated",
             device=tokens.device,
         )
-        is_prompt = past < generation.spans.length
-        _PASS.set(None if found is None else _Pass(self, generation, found, past, is_prompt))
+        if found is not None:
+            _PASS.set(Pass(self, self.config, generation, found, past, tokens.shape[1], self._fired))
 
 
-def _after(*_: object) -> None:
+def _forget(*_: object) -> None:
+    """End the pass under way, if any."""
+    stop_intercepting()
     _PASS.set(None)
 
 
@@ -270,184 +297,28 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as transformers asks for it: [B, H, L, D] in, [B, L, H, D] out."""
-    layer: _Layer = getattr(module, _ATTRIBUTE)
+    layer: _Registered = getattr(module, _ATTRIBUTE)
     now = _PASS.get()
-    is_touched = now is not None and now.owner is layer.owner and (layer.is_chosen or layer.is_measured)
-    if now is None or not is_touched or (layer.is_measured and not now.is_prompt):
+
+    def stock() -> tuple[Tensor, Tensor | None]:
         return layer.stock(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-    factor = query.shape[-1] ** -0.5 if scaling is None else scaling
-    softcap = kwargs.get("softcap")
-    known = None
-    if softcap is None and dropout == 0:
-        known = _with_lse(query, key, value, attention_mask, factor, now.past)
-    if known is None:
-        out, _ = layer.stock(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
-        out, lse = out.transpose(1, 2), None
-    else:
-        out, lse = known
-    window = kwargs.get("sliding_window")
-    out = _calibrated(now, layer, query, key, value, attention_mask, out, lse, factor, softcap, window)
-    layer.owner._fired.add(layer.index)  # noqa: SLF001  its own module
+
+    if now is None or not layer.is_in(now):
+        return stock()
+    out = attended(
+        now,
+        layer,
+        query,
+        key,
+        value,
+        attention_mask,
+        query.shape[-1] ** -0.5 if scaling is None else scaling,
+        lambda: stock()[0].transpose(1, 2),
+        softcap=kwargs.get("softcap"),
+        window=kwargs.get("sliding_window"),
+        dropout=dropout,
+    )
     return out.transpose(1, 2).contiguous(), None
-
-
-def _with_lse(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float, past: int
-) -> tuple[Tensor, Tensor] | None:
-    length = query.shape[2]
-    if mask is None:
-        if length > 1:
-            if past:
-                return None
-            # A static cache is longer than what is in it.
-            key, value = key[:, :, :length], value[:, :, :length]
-        return attend_with_lse(query, key, value, mask=None, is_causal=length > 1, scaling=scaling)
-    if length > 1:
-        return None
-    if mask.dtype == torch.bool:
-        mask = torch.zeros_like(mask, dtype=query.dtype).masked_fill_(~mask, float("-inf"))
-    return attend_with_lse(query, key, value, mask=mask, is_causal=False, scaling=scaling)
-
-
-def _calibrated(
-    now: _Pass,
-    layer: _Layer,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    out: Tensor,
-    lse: Tensor | None,
-    scaling: float,
-    softcap: float | None,
-    window: int | None,
-) -> Tensor:
-    """``out`` [B, H, L, D] with the rows in question corrected, in place."""
-    config, found = layer.owner.config, now.places
-    # Sliding caches drop their first columns.
-    shift = max(0, now.past + query.shape[2] - key.shape[2])
-    rows, columns = found.rows.to(query.device), found.columns.to(query.device) - shift
-    pairs = None if found.pairs is None else found.pairs.to(query.device)
-    if shift or window is not None:
-        seen = (columns >= 0).unsqueeze(1)
-        if window is not None:
-            seen = seen & (rows.unsqueeze(-1) + now.past - shift - columns.unsqueeze(1) < window)
-        pairs = seen.expand(-1, rows.shape[1], -1) if pairs is None else pairs & seen
-        columns = columns.clamp_min(0)
-    chosen = _taken(query, rows, found.is_uniform)
-    prefix_key, prefix_value = _taken(key, columns, found.is_uniform), _taken(value, columns, found.is_uniform)
-    z = scores(chosen, prefix_key, scaling, softcap)
-    if lse is None:
-        row_lse = _row_lse(chosen, key, rows, mask, scaling, softcap, now.past, window)
-    else:
-        row_lse = _taken(lse, rows, found.is_uniform)
-    if pairs is not None:
-        z = z.masked_fill(~pairs.unsqueeze(1), float("-inf"))
-    is_real = None if pairs is None else pairs.any(-1)
-    if layer.is_measured:
-        now.generation.shallow.append(_mean(share(z, row_lse), is_real))
-        return out
-    gamma = _gamma(now, layer, z, row_lse, is_real, query.shape[-1])
-    extra = increment(z, gamma, config.form, query.shape[-1])
-    if config.heads is not None:
-        is_head = torch.zeros(query.shape[1], dtype=torch.bool, device=query.device)
-        is_head[list(config.heads)] = True
-        extra = extra * is_head.view(1, -1, 1, 1)
-    if now.generation.report is not None and now.is_prompt:
-        _report(now.generation.report, layer.index, gamma, z, row_lse, extra, is_real)
-    new = corrected(_taken(out, rows, found.is_uniform), row_lse, z, extra, prefix_value)
-    return _put(out, rows, new, found.is_uniform, is_real)
-
-
-def _gamma(now: _Pass, layer: _Layer, z: Tensor, lse: Tensor, is_real: Tensor | None, size: int) -> Tensor | float:
-    """The strength in this layer, of shape [B, 1, 1, 1] when there is a target."""
-    config, generation = layer.owner.config, now.generation
-    if config.target is None:
-        return config.gamma
-    if now.is_prompt and layer.index not in generation.gamma:
-        batch = z.shape[0]
-        if config.target != "shallow":
-            target = torch.full((batch,), config.target, dtype=z.dtype, device=z.device)
-        elif generation.shallow:
-            target = torch.stack([s.to(z.device) for s in generation.shallow]).mean(0)
-        else:
-            raise CalibrationError("target 'shallow' needs a layer before the first chosen one.")
-
-        def share_at(gamma: Tensor) -> Tensor:
-            extra = increment(z, gamma.view(-1, 1, 1, 1), config.form, size)
-            return _mean(share(z, lse, extra), is_real)
-
-        generation.gamma[layer.index] = gamma_for(target, config.gamma, share_at)
-    gamma = generation.gamma.get(layer.index)
-    if gamma is None:
-        return config.gamma
-    return gamma.repeat_interleave(z.shape[0] // gamma.shape[0]).to(z.device).view(-1, 1, 1, 1)
-
-
-def _row_lse(
-    chosen: Tensor,
-    key: Tensor,
-    rows: Tensor,
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None,
-    past: int,
-    window: int | None,
-) -> Tensor:
-    """Log-sum-exp over all keys of the rows in question only, shape [B, H, I]."""
-    z = scores(chosen, key, scaling, softcap)
-    if mask is not None:
-        index = rows.view(rows.shape[0], 1, -1, 1).expand(-1, mask.shape[1], -1, mask.shape[-1])
-        own = mask.expand(rows.shape[0], -1, -1, -1).gather(2, index)[..., : z.shape[-1]]
-        z = z.masked_fill(~own, float("-inf")) if own.dtype == torch.bool else z + own.to(z.dtype)
-    else:
-        at = (rows + past).unsqueeze(-1)
-        column = torch.arange(key.shape[2], device=key.device).view(1, 1, -1)
-        seen = column <= at if window is None else (column <= at) & (at - column < window)
-        z = z.masked_fill(~seen.unsqueeze(1), float("-inf"))
-    return torch.logsumexp(z, -1)
-
-
-def _taken(tensor: Tensor, index: Tensor, is_uniform: bool) -> Tensor:
-    """Entries of dimension 2 by an index of shape [B, N]."""
-    if is_uniform:
-        return tensor.index_select(2, index[0])
-    shape = (index.shape[0], 1, index.shape[1]) + (1,) * (tensor.dim() - 3)
-    return tensor.gather(2, index.view(shape).expand(-1, tensor.shape[1], -1, *tensor.shape[3:]))
-
-
-def _put(out: Tensor, rows: Tensor, new: Tensor, is_uniform: bool, is_real: Tensor | None) -> Tensor:
-    if is_uniform and is_real is None:
-        return out.index_copy_(2, rows[0], new)
-    if is_real is None:
-        is_real = torch.ones_like(rows, dtype=torch.bool)
-    # Rows that only fill up the batch point to row 0 and must not write there.
-    batch, place = is_real.nonzero(as_tuple=True)
-    out[batch, :, rows[batch, place]] = new[batch, :, place]
-    return out
-
-
-def _mean(shares: Tensor, is_real: Tensor | None) -> Tensor:
-    """Mean over heads and rows, [B, H, I] to [B]."""
-    if is_real is None:
-        return shares.mean((1, 2))
-    kept = is_real.unsqueeze(1).to(shares.dtype)
-    return (shares.nan_to_num() * kept).sum((1, 2)) / (kept.sum((1, 2)) * shares.shape[1]).clamp_min(1)
-
-
-def _report(
-    report: CalibrationReport,
-    index: int,
-    gamma: Tensor | float,
-    z: Tensor,
-    lse: Tensor,
-    extra: Tensor,
-    is_real: Tensor | None,
-) -> None:
-    batch = z.shape[0]
-    report.gamma[index] = gamma.flatten().tolist() if isinstance(gamma, Tensor) else [gamma] * batch
-    report.before[index] = _mean(share(z, lse), is_real).tolist()
-    report.after[index] = _mean(share(z, lse, extra), is_real).tolist()
 
 
 def _stock(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
@@ -465,6 +336,4 @@ def _stock(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor |
 
 
 def _probe(length: int) -> BatchSpans:
-    from guardalign_guardrails.decoding.token_spans import PromptSpans
-
     return BatchSpans((PromptSpans((1, 3), ((3, length),)),), length)

@@ -8,9 +8,12 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from guardalign_guardrails.errors import ModelUnavailable, PromptError
+
+# White space is valid between any parts of an object, and small models can write it until they run out of tokens.
+_MOST_SPACE: Final = 8
 
 
 class Grammars:
@@ -49,7 +52,7 @@ class Grammars:
                 known = xgrammar.TokenizerInfo.from_huggingface(self._tokenizer, vocab_size=self._vocab_size)
                 self._compiler = xgrammar.GrammarCompiler(known)
         try:
-            compiled = self._compiler.compile_json_schema(json.dumps(schema))
+            compiled = self._compiler.compile_json_schema(json.dumps(schema), max_whitespace_cnt=_MOST_SPACE)
         except Exception as error:  # noqa: BLE001  bindings raise what they like
             kind = type(error).__name__
         else:

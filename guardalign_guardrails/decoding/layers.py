@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -28,6 +29,16 @@ class Decoder:
     attention: dict[int, nn.Module] = field(repr=False)
     depth: int
 
+    @property
+    def heads(self) -> int:
+        """Query heads of a layer."""
+        heads: int = self.config.num_attention_heads
+        return heads
+
+    def past_length(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+        """Tokens before a call of the text model."""
+        return cached_length(args, kwargs)
+
 
 def find_decoder(model: Any) -> Decoder:
     """The decoder of a transformers model.
@@ -35,7 +46,10 @@ def find_decoder(model: Any) -> Decoder:
     Raises:
         CalibrationError: The model's attention does not go through transformers' registry, or no decoder is found.
     """
-    config = model.config.get_text_config(decoder=True)
+    get_text_config = getattr(getattr(model, "config", None), "get_text_config", None)
+    if get_text_config is None:
+        raise CalibrationError(f"{type(model).__name__} is no model of a transformers version with a registry.")
+    config = get_text_config(decoder=True)
     owners = [m for m in model.modules() if getattr(m, "config", None) is config and _layers(m) is not None]
     if not owners:
         raise CalibrationError(f"{type(model).__name__} has no decoder that can be calibrated.")
@@ -65,6 +79,19 @@ def cross_attention(decoder: Decoder) -> list[nn.Module]:
         and isinstance(getattr(module, "layer_idx", None), int)
         and module not in decoder.attention.values()
     ]
+
+
+def cached_length(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
+    """Tokens in the cache that a text model is called with: a cache of transformers, or tuples of keys and values.
+
+    Tuples are looked for in ``past_key_values`` only, keys of shape [B, G, K, D].
+    """
+    # By what it can do: transformers 5.24 renamed the argument, and a cache not found would end calibration there.
+    cache = next((value for value in (*kwargs.values(), *args) if hasattr(value, "get_seq_length")), None)
+    if cache is not None:
+        return int(cache.get_seq_length())
+    layers = kwargs.get("past_key_values")
+    return int(layers[0][0].shape[2]) if layers and layers[0] is not None else 0
 
 
 def _layers(module: nn.Module) -> nn.ModuleList | None:

@@ -314,6 +314,7 @@ class CalibratedLVLM:
         self,
         chats: Sequence[ChatInput],
         *,
+        tools: Tools | None = None,
         settings: GenerationSettings | None = None,
         is_reported: bool = False,
     ) -> list[Answer]:
@@ -321,7 +322,7 @@ class CalibratedLVLM:
 
         Chats with pictures and chats without are a generation each. Raises what `chat` raises.
         """
-        order = self._order(settings, None, is_reported)
+        order = self._order(settings, tools, is_reported)
         read = [messages_of(chat) for chat in chats]
         admissions = admit(self.guard, read, self.on_violation, self.limits) if read else []
         return self._worker.run(lambda cancelled: self._grouped(admissions, order, cancelled))
@@ -330,11 +331,12 @@ class CalibratedLVLM:
         self,
         chats: Sequence[ChatInput],
         *,
+        tools: Tools | None = None,
         settings: GenerationSettings | None = None,
         is_reported: bool = False,
     ) -> list[Answer]:
         """`batch` without blocking the event loop."""
-        order = self._order(settings, None, is_reported)
+        order = self._order(settings, tools, is_reported)
         read = [messages_of(chat) for chat in chats]
         admissions = await aadmit(self.guard, read, self.on_violation, self.limits) if read else []
         return await self._worker.arun(lambda cancelled: self._grouped(admissions, order, cancelled))

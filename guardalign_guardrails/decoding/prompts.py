@@ -6,6 +6,7 @@ place. What a column range decodes to is compared with the prefix before anythin
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guardalign_guardrails.decoding.template import Rendered
+from guardalign_guardrails.decoding.template import Rendered, control_tokens
 from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans, Range
 from guardalign_guardrails.errors import PromptError
 
@@ -56,17 +57,21 @@ def tokenize(processor: Any, rendered: Sequence[Rendered]) -> Prompts:
         raise PromptError("The tokenizer tells no character offsets; a fast tokenizer is needed.")
     _check_images(processor, texts, images, replaced)
     width = int(mask.shape[1])
+    controls = _control_ids(processor, tokenizer)
     spans = []
     for row, one in enumerate(rendered):
-        lead = int(mask[row].argmax())
+        ids, lead = found["input_ids"][row], int(mask[row].argmax())
         columns = _Columns(offsets[row], replaced[row])
-        prefix = columns.of(one.prefix) if one.prefix else (0, 0)
-        # The very first token is where attention goes that has nowhere else to go.
-        prefix = (max(prefix[0], lead + 1), prefix[1])
+        prefix = (0, 0)
         if one.prefix:
-            _check_prefix(tokenizer, found["input_ids"][row], prefix, one.text[slice(*one.prefix)])
-        asked = tuple(columns.of(place) for place in one.instruction)
-        spans.append(PromptSpans(prefix, tuple(span for span in asked if span[0] < span[1])))
+            prefix = columns.of(one.prefix)
+            _check_prefix(tokenizer, ids, prefix, one.text[slice(*one.prefix)])
+            # The very first token is where attention goes that has nowhere else to go.
+            prefix = (max(prefix[0], lead + 1), prefix[1])
+        asked = tuple(span for span in map(columns.of, one.instruction) if span[0] < span[1])
+        if any(not controls.isdisjoint(ids[slice(*span)].tolist()) for span in (prefix, *asked)):
+            raise PromptError("The tokenizer reads words of the chat as control tokens; they cannot be told apart.")
+        spans.append(PromptSpans(prefix, asked))
     lengths = tuple(int(count) for count in mask.sum(1))
     return Prompts(found, BatchSpans(tuple(spans), width), lengths, tuple(one.head for one in rendered))
 
@@ -100,10 +105,8 @@ def _processed(processor: Any, tokenizer: Any, texts: list[str], images: list[li
         # A chat template of a tokenizer writes all there is; some of a processor rely on the first token being added.
         "add_special_tokens": is_processor and not (bos is not None and texts[0].startswith(bos)),
     }
-    if is_processor:
-        settings["return_text_replacement_offsets"] = True
     if any(images):
-        settings["images"] = images
+        settings |= {"images": images, "return_text_replacement_offsets": True}
     try:
         return dict(processor(text=texts, **settings))
     except Exception as error:  # noqa: BLE001  a processor can raise anything, and its text may quote the chat
@@ -125,12 +128,21 @@ def _check_images(
             raise PromptError(f"The chat has {len(own)} pictures and its prompt has places for {count}.")
 
 
+def _control_ids(processor: Any, tokenizer: Any) -> set[int]:
+    # What a tokenizer has no token for is unknown, and still words.
+    return {tokenizer.convert_tokens_to_ids(token) for token in control_tokens(processor)} - {tokenizer.unk_token_id}
+
+
 def _check_prefix(tokenizer: Any, ids: Tensor, span: Range, words: str) -> None:
-    decoded = "".join(tokenizer.decode(ids[slice(*span)]).split())
-    wanted = "".join(words.split())
+    decoded, wanted = _bare(tokenizer.decode(ids[slice(*span)])), _bare(words)
     # A token may hold the space or the line break next to a word, but never half a word more.
     if wanted not in decoded or len(decoded) > len(wanted) + 2:
         raise PromptError("The safety prefix cannot be found among the prompt's tokens; try another text or placement.")
+
+
+def _bare(text: str) -> str:
+    """Text without white space, composed as some tokenizers do."""
+    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 def to_device(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:

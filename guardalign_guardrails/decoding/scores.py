@@ -32,8 +32,8 @@ def scores(query: Tensor, key: Tensor, scaling: float, softcap: float | None = N
     groups = key.shape[1]
     kind = torch.float64 if query.dtype == torch.float64 else torch.float32
     stacked = query.to(kind).reshape(batch, groups, heads // groups * rows, size)
-    z = (stacked @ key.to(kind).transpose(-1, -2)) * scaling
-    z = z.reshape(batch, heads, rows, key.shape[2])
+    z = stacked @ key.to(kind).transpose(-1, -2)
+    z = z.mul_(scaling).reshape(batch, heads, rows, key.shape[2])
     return z if softcap is None else softcap * torch.tanh(z / softcap)
 
 
@@ -71,13 +71,13 @@ def corrected(out: Tensor, lse: Tensor, z: Tensor, extra: Tensor, value: Tensor)
     Returns:
         Shape [B, H, I, D] in the dtype of ``out``.
     """
-    distance = z - lse.unsqueeze(-1).to(z.dtype)
-    shift = (distance + extra).amax(-1, keepdim=True).clamp_min(0)
-    gained = torch.exp(distance + extra - shift) - torch.exp(distance - shift)
-    gained = torch.where(extra > 0, gained, 0)
+    raised = (z + extra).sub_(lse.unsqueeze(-1))
+    shift = raised.amax(-1, keepdim=True).clamp_min(0)
+    # exp(e) - 1 = exp(e) (1 - exp(-e)) overflows no sooner than the exponential itself.
+    gained = torch.exp(raised - shift) * -torch.expm1(-extra)
     kept = torch.exp(-shift)
-    total = kept + gained.sum(-1, keepdim=True)
-    return ((out.to(z.dtype) * kept + weighted(gained, value)) / total).to(out.dtype)
+    total = gained.sum(-1, keepdim=True) + kept
+    return weighted(gained / total, value).addcmul_(out.to(z.dtype), kept / total).to(out.dtype)
 
 
 def weighted(weights: Tensor, value: Tensor) -> Tensor:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from guardalign_guardrails.decoding.entries import Entries
 
 Range = tuple[int, int]
 """First token and the one after the last, as columns of the padded prompt."""
@@ -37,6 +41,13 @@ class BatchSpans:
     prompts: tuple[PromptSpans, ...]
     length: int
 
+    @cached_property
+    def columns(self) -> tuple[Entries, Tensor | None]:
+        """Prefix columns of each prompt, and which of these entries are meant; None for all."""
+        # Kept for passes that want gradients, even if the first one does not.
+        with torch.inference_mode(mode=False):
+            return _entries([range(*prompt.prefix) for prompt in self.prompts])
+
     def shifted(self, by: Sequence[int]) -> BatchSpans:
         """The same spans behind ``by`` columns of padding on the left of each row."""
         moved = tuple(
@@ -51,16 +62,16 @@ class Places:
     """Positions within one forward pass, padded to the longest row of the batch.
 
     Attributes:
-        rows: Query rows to change, counted from the first token of this pass, shape [B, I].
-        columns: Prefix columns, counted from the first token of the chat, shape [B, P].
+        rows: Query rows to change, counted from the first token of this pass, I for each row of the batch.
+        columns: Prefix columns, counted from the first token of the chat, P for each row of the batch.
         pairs: Which pairs are meant and see each other, shape [B, I, P]; None for all.
-        is_uniform: Whether every row of the batch has the same rows and columns.
+        distance: Tokens between the last query and the first prefix column; what a sliding window must exceed.
     """
 
-    rows: Tensor = field(repr=False)
-    columns: Tensor = field(repr=False)
+    rows: Entries = field(repr=False)
+    columns: Entries = field(repr=False)
     pairs: Tensor | None = field(repr=False)
-    is_uniform: bool
+    distance: int
 
 
 def places(
@@ -81,34 +92,47 @@ def places(
     """
     if batch % len(spans.prompts):
         raise ValueError(f"a pass of {batch} rows cannot belong to {len(spans.prompts)} prompts")
-    rows, columns = [], []
+    rows = []
     for prompt in spans.prompts:
-        asked = [position for first, end in prompt.instruction for position in range(first, end)]
-        if with_generated:
-            asked += range(max(spans.length, past), past + length)
-        rows.append([position - past for position in asked if past <= position < past + length])
-        columns.append(list(range(*prompt.prefix)))
-    if not any(r and c for r, c in zip(rows, columns, strict=True)):
+        asked = [*prompt.instruction, (spans.length, past + length)] if with_generated else prompt.instruction
+        rows.append([at for a, b in asked for at in range(max(a - past, 0), min(b - past, length))])
+    ends = [(max(r) + past, p.prefix[0]) for r, p in zip(rows, spans.prompts, strict=True) if r and _is_there(p.prefix)]
+    if not ends:
         return None
-    repeats = batch // len(spans.prompts)
-    is_uniform = all(r == rows[0] for r in rows) and all(c == columns[0] for c in columns)
-    row_index, has_row = _padded(rows, repeats, device)
-    column_index, has_column = _padded(columns, repeats, device)
-    pairs = (row_index + past).unsqueeze(-1) >= column_index.unsqueeze(-2)
-    pairs &= has_row.unsqueeze(-1) & has_column.unsqueeze(-2)
-    # A glance at the lists costs less than one at the tensor.
-    sees_all = is_uniform and min(rows[0]) + past >= columns[0][-1]
-    return Places(row_index, column_index, None if sees_all else pairs, is_uniform)
-
-
-def _padded(lists: Sequence[list[int]], repeats: int, device: torch.device) -> tuple[Tensor, Tensor]:
-    width = max(map(len, lists))
-    index = torch.tensor([row + [0] * (width - len(row)) for row in lists], dtype=torch.long)
-    is_real = torch.tensor([[True] * len(row) + [False] * (width - len(row)) for row in lists], dtype=torch.bool)
-    return (
-        index.repeat_interleave(repeats, 0).to(device).reshape(-1, width),
-        is_real.repeat_interleave(repeats, 0).to(device).reshape(-1, width),
+    row_entries, is_row = _entries(rows)
+    column_entries, is_column = spans.columns
+    pairs = None
+    # A glance at the lists costs less than one at the tensors, and this is the rule.
+    is_uniform = is_row is None and is_column is None
+    if not is_uniform or min(map(min, rows)) + past < max(prompt.prefix[1] - 1 for prompt in spans.prompts):
+        pairs = (row_entries.at + past).unsqueeze(-1) >= column_entries.at.unsqueeze(-2)
+        if is_row is not None:
+            pairs &= is_row.unsqueeze(-1)
+        if is_column is not None:
+            pairs &= is_column.unsqueeze(-2)
+        pairs = pairs.repeat_interleave(batch // len(rows), 0).to(device)
+    return Places(
+        row_entries.repeated(batch // len(rows)).on(device),
+        column_entries.repeated(batch // len(rows)).on(device),
+        pairs,
+        max(last - first for last, first in ends),
     )
+
+
+def _entries(lists: Sequence[Sequence[int]]) -> tuple[Entries, Tensor | None]:
+    """Lists of positions, shorter ones filled up with position 0, and which entries are in them; None for all."""
+    first, width = lists[0], max(map(len, lists))
+    at = torch.tensor([[*positions, *[0] * (width - len(positions))] for positions in lists], dtype=torch.long)
+    is_uniform = all(positions == first for positions in lists)
+    is_run = is_uniform and width > 0 and all(a + 1 == b for a, b in pairwise(first))
+    entries = Entries(at, is_uniform, (first[0], first[-1] + 1) if is_run else None)
+    if all(len(positions) == width for positions in lists):
+        return entries, None
+    return entries, torch.arange(width) < torch.tensor([len(positions) for positions in lists]).unsqueeze(1)
+
+
+def _is_there(span: Range) -> bool:
+    return span[0] < span[1]
 
 
 def _moved(span: Range, by: int) -> Range:

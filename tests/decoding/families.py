@@ -7,17 +7,14 @@ chat templates that treat a chat as the family's own does.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from functools import cache
-from typing import Any, Final
+from typing import Final
 
 import family_templates as templates
 import family_tokenizers as tokenizers
-import torch
-from tiny_models import TEXT, made
+from family_llava import internvl, llava, llava_next, llava_onevision
+from family_parts import CHATML_MARKS, TOWER, Family, without_head_dim, words_config
 
-_TEXT: Final = {**TEXT, "max_position_embeddings": 1024, "num_hidden_layers": 2}
-_CLIP: Final = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
 _QWEN_VISION: Final = {"depth": 1, "num_heads": 2, "patch_size": 4, "spatial_merge_size": 2}
 _LLAMA3_MARKS: Final = {
     "header_start_token": "<|start_header_id|>",
@@ -25,9 +22,8 @@ _LLAMA3_MARKS: Final = {
     "eot_token": "<|eot_id|>",
     "python_token": "<|python_tag|>",
 }
-_CHATML_MARKS: Final = {"turn_start_token": "<|im_start|>", "turn_end_token": "<|im_end|>"}
 _QWEN_MARKS: Final = {
-    **_CHATML_MARKS,
+    **CHATML_MARKS,
     "image_token": "<|image_pad|>",
     "video_token": "<|video_pad|>",
     "vision_start_token": "<|vision_start|>",
@@ -35,196 +31,10 @@ _QWEN_MARKS: Final = {
 }
 
 
-@dataclass(frozen=True, eq=False)
-class Family:
-    """A model and what writes its prompts.
-
-    Attributes:
-        name: Of the family.
-        processor: Its processor; its tokenizer if it reads words only.
-        make: Its model, with weights that are not seeded.
-        takes_images: Whether it reads pictures.
-        picture: The token that stands for a picture, or a part of one, in token ids; empty without pictures.
-        is_expanded: Whether a picture takes more than one token.
-        turn_end: What a user could type to end a turn.
-        said: What of a system message comes in front of the words of a user; None if it is a message of its own.
-    """
-
-    name: str
-    processor: Any = field(repr=False)
-    make: Callable[[], Any] = field(repr=False)
-    takes_images: bool = True
-    picture: str = "<image>"
-    is_expanded: bool = True
-    turn_end: str = "</s>"
-
-    @property
-    def tokenizer(self) -> Any:
-        """What cuts its words."""
-        return getattr(self.processor, "tokenizer", self.processor)
-
-    def model(self, dtype: torch.dtype = torch.float32) -> Any:
-        """The model, seeded, with scores large enough to matter."""
-        return _model(self.name, dtype)
-
-
 @cache
 def family(name: str) -> Family:
     """A family by its name; built once, so change nothing of it."""
     return {**VISION, **WORDS}[name](name)
-
-
-@cache
-def _model(name: str, dtype: torch.dtype) -> Any:
-    return made(family(name).make, dtype)
-
-
-def _ids(tokenizer: Any, **more: Any) -> dict[str, Any]:
-    return {
-        **_TEXT,
-        "vocab_size": len(tokenizer),
-        "pad_token_id": tokenizer.pad_token_id,
-        "bos_token_id": tokenizer.bos_token_id,
-        "eos_token_id": tokenizer.eos_token_id,
-        **more,
-    }
-
-
-def _without_head_dim(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key != "head_dim"}
-
-
-def _llava(name: str) -> Family:
-    from transformers import (
-        CLIPImageProcessor,
-        CLIPVisionConfig,
-        LlamaConfig,
-        LlavaConfig,
-        LlavaForConditionalGeneration,
-        LlavaProcessor,
-    )
-
-    tokenizer = tokenizers.llama(image_token="<image>")
-    side = {"height": 16, "width": 16}
-    processor = LlavaProcessor(
-        CLIPImageProcessor(size={"shortest_edge": 16}, crop_size=side),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=templates.VICUNA,
-    )
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(**_CLIP, image_size=16, patch_size=8),
-        text_config=LlamaConfig(**_ids(tokenizer)),
-        image_token_index=tokenizer.image_token_id,
-        image_seq_length=4,
-    )
-    return Family(name, processor, lambda: LlavaForConditionalGeneration(config))
-
-
-def _llava_next(name: str) -> Family:
-    from transformers import (
-        CLIPVisionConfig,
-        LlavaNextConfig,
-        LlavaNextForConditionalGeneration,
-        LlavaNextImageProcessor,
-        LlavaNextProcessor,
-        MistralConfig,
-    )
-
-    tokenizer = tokenizers.llama(image_token="<image>")
-    grid = [[16, 32], [32, 16]]
-    processor = LlavaNextProcessor(
-        LlavaNextImageProcessor(
-            size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16}, image_grid_pinpoints=grid
-        ),
-        tokenizer,
-        patch_size=8,
-        vision_feature_select_strategy="default",
-        num_additional_image_tokens=1,
-        chat_template=templates.LLAMA2,
-    )
-    config = LlavaNextConfig(
-        vision_config=CLIPVisionConfig(**_CLIP, image_size=16, patch_size=8),
-        text_config=MistralConfig(**_ids(tokenizer)),
-        image_token_index=tokenizer.image_token_id,
-        image_grid_pinpoints=grid,
-        image_seq_length=4,
-    )
-    return Family(name, processor, lambda: LlavaNextForConditionalGeneration(config))
-
-
-def _llava_onevision(name: str) -> Family:
-    from transformers import (
-        LlavaOnevisionConfig,
-        LlavaOnevisionForConditionalGeneration,
-        LlavaOnevisionImageProcessor,
-        LlavaOnevisionProcessor,
-        LlavaOnevisionVideoProcessor,
-        Qwen2Config,
-        SiglipVisionConfig,
-    )
-
-    tokenizer = tokenizers.qwen(**_CHATML_MARKS, image_token="<image>", video_token="<video>")
-    grid, side = [[16, 16], [16, 32]], {"height": 16, "width": 16}
-    processor = LlavaOnevisionProcessor(
-        LlavaOnevisionImageProcessor(size=side, image_grid_pinpoints=grid),
-        tokenizer,
-        LlavaOnevisionVideoProcessor(size=side),
-        num_image_tokens=4,
-        vision_feature_select_strategy="full",
-        chat_template=templates.CHATML_IMAGES_FIRST,
-    )
-    config = LlavaOnevisionConfig(
-        vision_config=SiglipVisionConfig(**_CLIP, image_size=16, patch_size=8, vision_use_head=False),
-        text_config=Qwen2Config(**_without_head_dim(_ids(tokenizer))),
-        image_token_index=tokenizer.image_token_id,
-        video_token_index=tokenizer.video_token_id,
-        image_grid_pinpoints=grid,
-    )
-    return Family(name, processor, lambda: LlavaOnevisionForConditionalGeneration(config), turn_end="<|im_end|>")
-
-
-def _internvl(name: str) -> Family:
-    from transformers import (
-        GotOcr2ImageProcessor,
-        InternVLConfig,
-        InternVLForConditionalGeneration,
-        InternVLProcessor,
-        InternVLVideoProcessor,
-        InternVLVisionConfig,
-        Qwen2Config,
-    )
-
-    tokenizer = tokenizers.qwen(
-        **_CHATML_MARKS,
-        start_image_token="<img>",
-        end_image_token="</img>",
-        context_image_token="<IMG_CONTEXT>",
-        video_token="<video>",
-    )
-    side = {"height": 16, "width": 16}
-    processor = InternVLProcessor(
-        GotOcr2ImageProcessor(size=side, crop_to_patches=True, min_patches=1, max_patches=2),
-        tokenizer,
-        InternVLVideoProcessor(size=side),
-        image_seq_length=4,
-        chat_template=templates.CHATML_CONTEXT,
-    )
-    config = InternVLConfig(
-        vision_config=InternVLVisionConfig(**_CLIP, image_size=16, patch_size=4),
-        text_config=Qwen2Config(**_without_head_dim(_ids(tokenizer))),
-        image_token_id=tokenizer.context_image_token_id,
-        image_seq_length=4,
-    )
-    return Family(
-        name,
-        processor,
-        lambda: InternVLForConditionalGeneration(config),
-        picture="<IMG_CONTEXT>",
-        turn_end="<|im_end|>",
-    )
 
 
 def _mllama(name: str) -> Family:
@@ -249,7 +59,7 @@ def _mllama(name: str) -> Family:
         tokenizer,
         chat_template=templates.LLAMA3_VISION,
     )
-    text = _without_head_dim(_ids(tokenizer, num_hidden_layers=3))
+    text = without_head_dim(words_config(tokenizer, num_hidden_layers=3))
     # Its word embeddings have eight rows more than its vocabulary, and the picture's is the first of them.
     text["vocab_size"] = tokenizer.image_token_id
     config = MllamaConfig(
@@ -310,9 +120,11 @@ def _qwen_vl(name: str) -> Family:
             "deepstack_visual_indexes": [0],
         },
     }[name]
-    text = _ids(tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]})
+    text = words_config(
+        tokenizer, rope_parameters={"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
+    )
     config = getattr(transformers, f"{kind}Config")(
-        text_config=text if is_third else _without_head_dim(text),
+        text_config=text if is_third else without_head_dim(text),
         vision_config={**_QWEN_VISION, **sizes},
         image_token_id=tokenizer.image_token_id,
         video_token_id=tokenizer.video_token_id,
@@ -354,8 +166,8 @@ def _idefics(name: str) -> Family:
         chat_template=templates.IDEFICS.replace("START", f"'{start}'"),
     )
     config = getattr(transformers, f"{kind}Config")(
-        text_config=transformers.LlamaConfig(**_ids(tokenizer)),
-        vision_config={**_CLIP, "image_size": 16, "patch_size": 4},
+        text_config=transformers.LlamaConfig(**words_config(tokenizer)),
+        vision_config={**TOWER, "image_size": 16, "patch_size": 4},
         image_token_id=tokenizer.image_token_id,
         scale_factor=2,
         pad_token_id=tokenizer.pad_token_id,
@@ -389,8 +201,10 @@ def _gemma3(name: str) -> Family:
     )
     layers = ["sliding_attention", "full_attention"]
     config = Gemma3Config(
-        text_config=Gemma3TextConfig(**_ids(tokenizer), layer_types=layers, sliding_window=24, query_pre_attn_scalar=8),
-        vision_config=SiglipVisionConfig(**_CLIP, image_size=16, patch_size=4),
+        text_config=Gemma3TextConfig(
+            **words_config(tokenizer), layer_types=layers, sliding_window=24, query_pre_attn_scalar=8
+        ),
+        vision_config=SiglipVisionConfig(**TOWER, image_size=16, patch_size=4),
         mm_tokens_per_image=4,
         boi_token_index=tokenizer.boi_token_id,
         eoi_token_index=tokenizer.eoi_token_id,
@@ -431,8 +245,8 @@ def _mistral(name: str) -> Family:
         spatial_merge_size=merge,
         chat_template=templates.PIXTRAL if is_pixtral else templates.MISTRAL3,
     )
-    vision = PixtralVisionConfig(**_CLIP, head_dim=8, image_size=16, patch_size=8 // merge)
-    text, picture = MistralConfig(**_ids(tokenizer)), tokenizer.image_token_id
+    vision = PixtralVisionConfig(**TOWER, head_dim=8, image_size=16, patch_size=8 // merge)
+    text, picture = MistralConfig(**words_config(tokenizer)), tokenizer.image_token_id
     settings = {"vision_config": vision, "text_config": text, "image_token_index": picture, "vision_feature_layer": -1}
     if is_pixtral:
         config = transformers.LlavaConfig(**settings, vision_feature_select_strategy="full")
@@ -449,23 +263,25 @@ def _words(name: str) -> Family:
             "<|begin_of_text|>", "<|end_of_text|>", "<|finetune_right_pad_id|>", adds_bos=True, **_LLAMA3_MARKS
         )
         template, end, kind = templates.LLAMA3, "<|eot_id|>", "Llama"
+    elif name == "Llama 2":
+        tokenizer, template, end, kind = tokenizers.llama(), templates.LLAMA2_WORDS, "</s>", "Llama"
     elif name == "Gemma":
         tokenizer = tokenizers.gemma(turn_start_token="<start_of_turn>", turn_end_token="<end_of_turn>")
         template, end, kind = templates.GEMMA, "<end_of_turn>", "Gemma"
     else:
-        tokenizer = tokenizers.qwen(**_CHATML_MARKS)
+        tokenizer = tokenizers.qwen(**CHATML_MARKS)
         template, end, kind = templates.QWEN3, "<|im_end|>", "Qwen3"
     tokenizer.chat_template = template
-    config = getattr(transformers, f"{kind}Config")(**_ids(tokenizer))
+    config = getattr(transformers, f"{kind}Config")(**words_config(tokenizer))
     make = getattr(transformers, f"{kind}ForCausalLM")
     return Family(name, tokenizer, lambda: make(config), takes_images=False, picture="", turn_end=end)
 
 
 VISION: Final[dict[str, Callable[[str], Family]]] = {
-    "LLaVA-1.5": _llava,
-    "LLaVA-NeXT": _llava_next,
-    "LLaVA-OneVision": _llava_onevision,
-    "InternVL": _internvl,
+    "LLaVA-1.5": llava,
+    "LLaVA-NeXT": llava_next,
+    "LLaVA-OneVision": llava_onevision,
+    "InternVL": internvl,
     "Mllama": _mllama,
     "Qwen2-VL": _qwen_vl,
     "Qwen2.5-VL": _qwen_vl,
@@ -478,5 +294,5 @@ VISION: Final[dict[str, Callable[[str], Family]]] = {
 }
 """Families that read pictures."""
 
-WORDS: Final[dict[str, Callable[[str], Family]]] = {"Llama 3": _words, "Gemma": _words, "Qwen3": _words}
+WORDS: Final[dict[str, Callable[[str], Family]]] = dict.fromkeys(("Llama 2", "Llama 3", "Gemma", "Qwen3"), _words)
 """Families that read words only."""

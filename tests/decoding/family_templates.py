@@ -141,6 +141,22 @@ LLAMA3_VISION: Final = (
 )
 """Llama 3.2 Vision: writes the beginning of text, knows system messages as strings only and never beside pictures."""
 
+LLAMA2_WORDS: Final = """\
+{%- set told, rest = '', messages -%}
+{%- if messages[0].role == 'system' -%}
+{%- set told, rest = '<<SYS>>\\n' + messages[0].content + '\\n<</SYS>>\\n\\n', messages[1:] -%}
+{%- endif -%}
+{%- for message in rest -%}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('Roles alternate.') -}}{%- endif -%}
+{%- if message.role == 'user' -%}
+{{- bos_token + '[INST] ' + ((told + message.content) if loop.first else message.content) | trim + ' [/INST]' -}}
+{%- else -%}
+{{- ' ' + message.content | trim + ' ' + eos_token -}}
+{%- endif -%}
+{%- endfor -%}
+"""
+"""Llama 2 without pictures, which begins the text anew with every turn."""
+
 LLAMA3: Final = """\
 {{- bos_token -}}
 {%- for message in messages -%}
@@ -173,7 +189,7 @@ GEMMA3: Final = (
 {%- set told, rest = told + '\n\n', messages[1:] -%}
 {%- endif -%}
 {%- for message in rest -%}
-{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('Roles must alternate.') -}}{%- endif -%}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('Roles alternate.') -}}{%- endif -%}
 {{- '<start_of_turn>' + ('model' if message.role == 'assistant' else message.role) + '\n' -}}
 {%- if loop.first -%}{{- told -}}{%- endif -%}
 {{- content(message, '<start_of_image>', trims=true) + '<end_of_turn>\n' -}}
@@ -187,7 +203,7 @@ GEMMA: Final = """\
 {{- bos_token -}}
 {%- for message in messages -%}
 {%- if message.role == 'system' -%}{{- raise_exception('There is no system role.') -}}{%- endif -%}
-{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('Roles must alternate.') -}}{%- endif -%}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('Roles alternate.') -}}{%- endif -%}
 {{- '<start_of_turn>' + ('model' if message.role == 'assistant' else 'user') + '\n' -}}
 {{- message.content | trim + '<end_of_turn>\n' -}}
 {%- endfor -%}
@@ -204,7 +220,7 @@ PIXTRAL: Final = (
 {%- set told, rest = content(messages[0], '') + '\n\n', messages[1:] -%}
 {%- endif -%}
 {%- for message in rest -%}
-{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('Roles must alternate.') -}}{%- endif -%}
+{%- if (message.role == 'user') != (loop.index0 % 2 == 0) -%}{{- raise_exception('Roles alternate.') -}}{%- endif -%}
 {%- if message.role == 'user' -%}
 {{- '[INST]' + (told if loop.last else '') + content(message, '[IMG]') + '[/INST]' -}}
 {%- else -%}

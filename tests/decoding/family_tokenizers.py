@@ -1,18 +1,19 @@
-"""Small tokenizers of the three kinds that the families use, trained on a few sentences when asked for.
+"""Small tokenizers of the kinds that the families use, trained on a few sentences when asked for.
 
-Byte-level BPE (Llama 3, Qwen, SmolLM, Mistral's tekken) counts a space to the word behind it and offsets in bytes mapped
-to characters; Llama's and Gemma's write spaces as a letter and fall back to bytes for what they have not seen.
+Byte-level BPE (Llama 3, Qwen, SmolLM, Mistral's tekken) counts a space to the word behind it. Llama's and Gemma's write
+spaces as a letter and fall back to bytes for letters they have not seen.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from functools import cache
 from typing import Any, Final
 
-from tokenizers import Regex, Tokenizer, decoders, pre_tokenizers, processors
-from tokenizers.models import BPE
-from tokenizers.trainers import BpeTrainer
+from tokenizers import Regex, Tokenizer, decoders, normalizers, pre_tokenizers, processors
+from tokenizers.models import BPE, Unigram
+from tokenizers.trainers import BpeTrainer, UnigramTrainer
 from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer
 
 _TEXT: Final = """\
@@ -26,15 +27,20 @@ Which of them is larger? Tell me more about the house. It has a green door and t
 _MERGES: Final = 160
 # As OpenAI's cl100k and its heirs cut words: punctuation takes the line breaks behind it along.
 _WORDS: Final = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
+    r"|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
 
-def llama(**special: Any) -> Any:
-    """Spaces are a letter, the text's first word is given one, and the beginning of text is added by the tokenizer."""
+def llama(*, legacy: bool = False, **special: Any) -> Any:
+    """Spaces are a letter, and the tokenizer adds the beginning of text.
+
+    The first word is given a space of its own; a legacy one gives it to the first after each control token too.
+    """
     pieces, merges = _metaspace()
     vocab = _numbered(["<unk>", "<s>", "</s>", *_BYTES, *pieces])
-    return LlamaTokenizer(vocab=vocab, merges=merges, pad_token="<unk>", add_bos_token=True, **_settings(special))
+    settings = {"pad_token": "<unk>", "add_bos_token": True, "legacy": legacy, **_settings(special)}
+    return LlamaTokenizer(vocab=vocab, merges=merges, **settings)
 
 
 def gemma(**special: Any) -> Any:
@@ -48,6 +54,17 @@ def qwen(**special: Any) -> Any:
     """Byte-level, without a beginning of text; composes what comes decomposed."""
     pieces, merges = _byte_level()
     return Qwen2Tokenizer(vocab=_numbered(["<|endoftext|>", *pieces]), merges=merges, **_settings(special))
+
+
+def unigram() -> Any:
+    """Pieces by likelihood, compatibility forms composed, unknown letters lost; no family's, but there are such."""
+    tokenizer = Tokenizer(Unigram())
+    tokenizer.normalizer = normalizers.NFKC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    tokenizer.decoder = decoders.Metaspace()
+    trainer = UnigramTrainer(vocab_size=200, unk_token="<unk>", special_tokens=["<unk>"], show_progress=False)
+    tokenizer.train_from_iterator(_TEXT.splitlines(), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>", pad_token="<pad>", eos_token="</s>")
 
 
 def byte_level(bos: str, eos: str, pad: str, *, adds_bos: bool, **special: Any) -> Any:
@@ -101,8 +118,6 @@ def _cut() -> Any:
 
 def _trained(pre_tokenizer: Any, alphabet: list[str]) -> tuple[tuple[str, ...], tuple[tuple[str, str], ...]]:
     """Pieces and merges."""
-    import json
-
     tokenizer = Tokenizer(BPE())
     tokenizer.pre_tokenizer = pre_tokenizer
     letters = len(set(_TEXT)) if not alphabet else len(alphabet)

@@ -9,6 +9,7 @@ import torch
 from reference import spying
 from tiny_models import TEXT_MODELS, llama, made
 
+from guardalign_guardrails.decoding import correction
 from guardalign_guardrails.decoding.calibration import Calibration
 from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans
@@ -79,6 +80,63 @@ def test_beams_and_several_samples_belong_to_their_prompt(settings):
     with calibration, spying(calibration, PADDED) as seen, calibration.generation(PADDED):
         generate(model, tokens(2), **settings)
     assert max(seen.errors) < TOLERANCE[torch.float32]
+
+
+def test_an_instruction_in_pieces_equals_the_reference():
+    model, spans = made(llama), BatchSpans((OTHER,), LENGTH)
+    calibration = Calibration(model, CalibrationConfig(**ALL))
+    with calibration, spying(calibration, spans) as seen, calibration.generation(spans):
+        generate(model, tokens(1))
+    assert max(seen.errors) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("spans", [SINGLE, PADDED], ids=["single", "padded batch"])
+def test_a_static_cache_longer_than_the_chat_equals_the_reference(spans):
+    model = made(llama)
+    calibration = Calibration(model, CalibrationConfig(**ALL))
+    with calibration, spying(calibration, spans) as seen, calibration.generation(spans):
+        generate(model, tokens(len(spans.prompts)), cache_implementation="static")
+    assert set(seen.lengths) == {LENGTH, 1}
+    assert max(seen.errors) < TOLERANCE[torch.float32]
+
+
+@pytest.mark.parametrize("spans", [SINGLE, PADDED], ids=["single", "padded batch"])
+@pytest.mark.parametrize("name", ["Llama", "Gemma 2, softcap"])
+def test_without_a_kernel_that_tells_sums_few_scores_are_made_at_a_time_and_rows_stay_exact(name, spans, monkeypatch):
+    model = made(TEXT_MODELS[name])
+    calibration = Calibration(model, CalibrationConfig(**ALL))
+    three_rows = 3 * len(spans.prompts) * 4 * (LENGTH + NEW)
+    sizes, summed = [], torch.logsumexp
+    monkeypatch.setattr(correction, "has_lse", lambda *_: False)
+    monkeypatch.setattr(correction, "_MOST_SCORES", three_rows)
+    monkeypatch.setattr(torch, "logsumexp", lambda z, dim: sizes.append(z.numel()) or summed(z, dim))
+    with calibration, spying(calibration, spans) as seen, calibration.generation(spans):
+        generate(model, tokens(len(spans.prompts)))
+    assert max(seen.errors) < TOLERANCE[torch.float32]
+    assert max(sizes) <= three_rows
+    assert len(sizes) > len(seen.lengths), "nothing was split"
+
+
+def test_gradients_are_those_of_the_calibrated_model():
+    model = made(llama, torch.float64)
+    calibration = Calibration(model, CalibrationConfig(**ALL))
+    torch.manual_seed(2)
+    x, toward = model.get_input_embeddings()(tokens(1)["input_ids"]).detach(), torch.randn(1, LENGTH, 32).double()
+
+    def loss(embeddings):
+        out = model.model(inputs_embeds=embeddings, use_cache=False).last_hidden_state
+        return out[:, :, 0].sum()
+
+    step = 1e-4 * toward * x.std()
+    with calibration:
+        with torch.inference_mode(), calibration.generation(SINGLE):
+            model.model(inputs_embeds=x)
+        with calibration.generation(SINGLE):
+            leaf = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(leaf), leaf)
+            with torch.no_grad():
+                measured = (loss(x + step) - loss(x - step)) / 2
+    assert (gradient * step).sum().item() == pytest.approx(measured.item(), rel=1e-2)
 
 
 @pytest.mark.parametrize("name", TEXT_MODELS)
