@@ -109,6 +109,8 @@ class Calibration:
         heads = self._decoder.heads
         if config.heads is not None and max(config.heads) >= heads:
             raise CalibrationError(f"Head {max(config.heads)} is not there: the model has {heads} heads.")
+        if config.heads is not None and (getattr(model, "tp_size", None) or 1) > 1:
+            raise CalibrationError("Heads cannot be chosen in a model that is split by heads over processes.")
         self._installing = threading.Lock()
         self._depth = 0
         self._undo = contextlib.ExitStack()
@@ -168,7 +170,7 @@ class Calibration:
 
         Raises:
             CalibrationError: A chosen layer did not take part, the output without calibration is not the model's own,
-                or calibration changed nothing or gave no numbers.
+                or calibration gave no numbers.
         """
         text = self._decoder.text_model
         ids = torch.arange(1, 9, device=next(text.parameters()).device).unsqueeze(0)

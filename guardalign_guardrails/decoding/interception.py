@@ -76,7 +76,6 @@ class _Interception(TorchFunctionMode):
             )
         self.calls += 1
         mask = None if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.dim())]
-        mask = None if mask is None else mask.expand(-1, -1, length, total)
         factor = query.shape[-1] ** -0.5 if scale is None else scale
         return attended(self._now, self._layer, query, key, value, mask, factor, stock, dropout=dropout_p)
 

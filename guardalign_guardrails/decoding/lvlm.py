@@ -17,9 +17,10 @@ from typing import Any, Literal, cast
 
 from guardalign_guardrails.content.ruling import OnViolation
 from guardalign_guardrails.decoding import loading
+from guardalign_guardrails.decoding.adapter import AttentionAdapter
 from guardalign_guardrails.decoding.admission import Admission, aadmit, admit
 from guardalign_guardrails.decoding.answer import Answer, Piece
-from guardalign_guardrails.decoding.calibration import Calibration
+from guardalign_guardrails.decoding.calibration import Calibration, calibrate
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.generation import Engine, Order, Tools
 from guardalign_guardrails.decoding.grammar import Grammars
@@ -51,8 +52,7 @@ class CalibratedLVLM:
         tool_format: How the model writes tool calls; ``auto`` for what its chat template says, None for not at all.
         context_window: Most tokens of prompt and answer together; None for what the model's config says.
         limits: What a picture may cost to decode where there is no guard.
-        calibrated: A ready calibration of this very model in place of ``calibration``, such as one made through an
-            adapter for a model with code of its own.
+        adapter: Where the parts of a model with code of its own are; None for models of transformers.
 
     Raises:
         CalibrationError: The model cannot be calibrated, or its self-test failed.
@@ -72,24 +72,25 @@ class CalibratedLVLM:
         tool_format: ToolFormat | Literal["auto"] | None = "auto",
         context_window: int | None = None,
         limits: ImageLimits | None = None,
-        calibrated: Any = None,
+        adapter: AttentionAdapter | None = None,
     ) -> None:
         tokenizer = getattr(processor, "tokenizer", processor)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        if calibrated is None and calibration is not None and calibration.gamma > 0:
-            calibrated = Calibration(model, calibration)
-            calibrated.self_test()
+        used = _calibration(model, calibration, adapter)
+        if used is not None:
+            used.self_test()
         stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._engine = Engine(
             model,
             processor,
             prefix,
-            calibrated,
+            used,
             format_of(processor) if tool_format == "auto" else tool_format,
             context_window or stated,
             Grammars(tokenizer, model.config.get_text_config().vocab_size),
         )
+        self._adapter = adapter
         self._worker = Worker()
         self.name = name or type(model).__name__
         self.guard = guard
@@ -154,12 +155,11 @@ class CalibratedLVLM:
         Raises:
             CalibrationError: The model has not the layers or heads asked for.
         """
-        is_on = calibration is not None and calibration.gamma > 0
         other = copy.copy(self)
         other._engine = replace(  # noqa: SLF001  its own class
             self._engine,
             prefix=prefix or self.prefix,
-            calibration=Calibration(self._engine.model, cast("CalibrationConfig", calibration)) if is_on else None,
+            calibration=_calibration(self.model, calibration, self._adapter),
         )
         return other
 
@@ -396,3 +396,7 @@ class CalibratedLVLM:
             put(Piece(rest, answer=answer))
 
         return job
+
+
+def _calibration(model: Any, config: CalibrationConfig | None, adapter: AttentionAdapter | None) -> Calibration | None:
+    return None if config is None or config.gamma == 0 else calibrate(model, config, adapter=adapter)

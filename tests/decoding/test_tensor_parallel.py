@@ -10,8 +10,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny_models import llama, made
 from transformers import LlamaForCausalLM
 from two_processes import answered, weights
+
+from guardalign_guardrails.decoding.calibration import Calibration
+from guardalign_guardrails.decoding.config import CalibrationConfig
+from guardalign_guardrails.errors import CalibrationError
 
 HERE = Path(__file__).parent
 
@@ -39,3 +44,10 @@ def test_two_processes_give_what_one_gives(tmp_path):
         assert split[name] == pytest.approx(whole[name], abs=1e-4)
     moved = max(abs(a - b) for a, b in zip(whole["plain"], whole["calibrated"], strict=True))
     assert moved > 1e-2, "calibration did nothing that could be wrong"
+
+
+def test_heads_cannot_be_chosen_where_they_are_split():
+    model = made(llama)
+    model._tp_size = 2
+    with pytest.raises(CalibrationError, match="split"):
+        Calibration(model, CalibrationConfig(heads=(0,)))
