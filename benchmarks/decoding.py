@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -42,13 +43,11 @@ from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.decoding.loading import load
 from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans
 
-PLAIN, OURS, EAGER, BIAS = "plain", "calibrated", "eager, edited", "bias mask"
+WAYS: Final = (PLAIN := "plain", OURS := "calibrated", EAGER := "eager, edited", BIAS := "bias mask")
 GAMMA: Final = 1.0
 MIB: Final = 2**20
 # The argument's name depends on the version of transformers.
-CACHE: Final = next(
-    n for n in ("cache", "past_key_values") if n in inspect.signature(LlamaForCausalLM.forward).parameters
-)
+CACHE: Final = "cache" if "cache" in inspect.signature(LlamaForCausalLM.forward).parameters else "past_key_values"
 
 
 @dataclass(frozen=True)
@@ -131,19 +130,35 @@ def _causal(length: int, dtype: torch.dtype) -> Tensor:
 
 
 def measured(
-    part: str, ways: dict[str, Callable[[], object]], rounds: int, inner: int, peaks: dict[str, float] | None = None
+    part: str,
+    ways: dict[str, Callable[[], object]],
+    rounds: int,
+    inner: int = 1,
+    peaks: dict[str, float] | None = None,
+    setting: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> list[Row]:
-    """Time each way in turn, ``inner`` calls at a time, back and forth so that none is always first."""
+    """Time each way in turn, ``inner`` calls at a time, in four orders so that each follows every other as often.
+
+    Args:
+        part: What is timed.
+        ways: Calls to time.
+        rounds: Turns of each, a multiple of four; one more is not counted.
+        inner: Calls in a turn.
+        peaks: As in `Row`.
+        setting: What a way's calls are made within; not timed.
+    """
     cpu: dict[str, list[float]] = {way: [] for way in ways}
     wall: dict[str, list[float]] = {way: [] for way in ways}
     for turn in range(rounds + 1):
-        for way in ways if turn % 2 else reversed(ways):
-            started, used = time.perf_counter(), time.process_time()
-            for _ in range(inner):
-                ways[way]()
+        for way in (WAYS[(place + turn) % 4] for place in (0, 1, 3, 2)):
+            with setting(way):
+                started, used = time.perf_counter(), time.process_time()
+                for _ in range(inner):
+                    ways[way]()
+                done, spent = time.perf_counter() - started, time.process_time() - used
             if turn:
-                cpu[way].append((time.process_time() - used) * 1e3 / inner)
-                wall[way].append((time.perf_counter() - started) * 1e3 / inner)
+                cpu[way].append(spent * 1e3 / inner)
+                wall[way].append(done * 1e3 / inner)
     found = []
     for way in ways:
         ratios = [own / plain for own, plain in zip(cpu[way], cpu[PLAIN], strict=True)]
@@ -195,7 +210,7 @@ def one_call(groups: int, dtype: torch.dtype, rounds: int) -> list[Row]:
     )
     model = LlamaForCausalLM(config).eval().to(dtype)
     calibration = Calibration(model, CalibrationConfig(gamma=GAMMA, layer_indices=(0,)))
-    name, found = f"{str(dtype)[6:]}, {32 // groups if groups < 32 else 1} heads a key", []
+    name, found = f"{str(dtype)[6:]}, {f'GQA 32/{groups}' if groups < 32 else 'MHA 32'}", []
 
     def time_calls(module: Any, length: int, spans: BatchSpans) -> None:
         ours, edit = AttentionInterface()[model.config._attn_implementation], Edit(spans, (0,))  # noqa: SLF001
@@ -205,7 +220,7 @@ def one_call(groups: int, dtype: torch.dtype, rounds: int) -> list[Row]:
         key, value = key.contiguous(), value.contiguous()
         ways: dict[str, Callable[[], object]] = {
             way: functools.partial(call, module, query, key, value, None, scaling=128**-0.5)
-            for way, call in ((PLAIN, _sdpa), (OURS, ours), (EAGER, edit.eager), (BIAS, edit.biased))
+            for way, call in zip(WAYS, (_sdpa, ours, edit.eager, edit.biased), strict=True)
         }
         check({way: ways[way]()[0] for way in ways}, 1e-5 if dtype == torch.float32 else 0.03)
         part, inner = ("prefill", 1) if length > 1 else ("step", 20)
@@ -266,16 +281,16 @@ class WholeModel:
         yield
         self.model.set_attn_implementation("sdpa")
 
-    def prefill(self, way: str, cache: DynamicCache | None = None) -> Tensor:
+    def prefill(self) -> Tensor:
         """The last token's logits."""
-        with self.switched(way), self.calibration.generation(self.spans):
-            cache = DynamicCache(config=self.model.config) if cache is None else cache
+        with self.calibration.generation(self.spans):
+            cache = DynamicCache(config=self.model.config)
             logits: Tensor = self.model(input_ids=self.ids, **{CACHE: cache}, logits_to_keep=1).logits
             return logits
 
-    def answer(self, way: str, tokens: int) -> Tensor:
+    def answer(self, tokens: int) -> Tensor:
         """A greedy answer of so many tokens."""
-        with self.switched(way), self.calibration.generation(self.spans):
+        with self.calibration.generation(self.spans):
             mask = torch.ones_like(self.ids)
             settings = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
             out: Tensor = self.model.generate(self.ids, attention_mask=mask, **settings)
@@ -287,7 +302,8 @@ class WholeModel:
         receiver, sender = context.Pipe(duplex=False)
 
         def run() -> None:
-            self.answer(way, 8)
+            with self.switched(way):
+                self.answer(8)
             sender.send(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
         process = context.Process(target=run)
@@ -298,29 +314,24 @@ class WholeModel:
 
     def time_all(self, rounds: int, answers: int) -> list[Row]:
         """Prefill, one step and a whole answer."""
-        ways = (PLAIN, OURS, EAGER, BIAS)
-        check({way: self.prefill(way) for way in ways}, 1e-4)
-        peaks = {way: peak_mib(lambda way=way: self.prefill(way)) for way in ways}  # type: ignore[misc]
-        calls: dict[str, Callable[[], object]] = {way: functools.partial(self.prefill, way) for way in ways}
-        found = measured("whole model, prefill of 512", calls, rounds, 1, peaks)
-        with contextlib.ExitStack() as generations:
-            generations.enter_context(self.calibration.generation(self.spans))
-            calls = {way: self._steps(way) for way in ways}
-            found += measured("whole model, 10 steps", calls, 2 * rounds, 1)
-        calls = {way: functools.partial(self.answer, way, 64) for way in ways}
-        return found + measured("whole model, answer of 64", calls, answers, 1)
+        outputs, peaks, steps = {}, {}, {}
+        with self.calibration.generation(self.spans):
+            for way in WAYS:
+                with self.switched(way):
+                    outputs[way], peaks[way] = self.prefill(), peak_mib(self.prefill)
+                    steps[way] = self.step_after_prompt()
+            check(outputs, 1e-4)
+            times = functools.partial(measured, setting=self.switched)
+            found = times("whole model, prefill of 512", dict.fromkeys(WAYS, self.prefill), rounds, peaks=peaks)
+            found += times("whole model, one step", steps, 8 * rounds)
+        calls = dict.fromkeys(WAYS, functools.partial(self.answer, 64))
+        return found + times("whole model, answer of 64", calls, answers)
 
-    def _steps(self, way: str) -> Callable[[], object]:
+    def step_after_prompt(self) -> Callable[[], object]:
+        """Reads one more token after the prompt, and after all that it has read before."""
         cache, token = DynamicCache(config=self.model.config), torch.tensor([[500]])
-        with self.switched(way):
-            self.model(input_ids=self.ids, **{CACHE: cache}, logits_to_keep=1)
-
-        def ten() -> None:
-            with self.switched(way):
-                for _ in range(10):
-                    self.model(input_ids=token, **{CACHE: cache})
-
-        return ten
+        self.model(input_ids=self.ids, **{CACHE: cache}, logits_to_keep=1)
+        return lambda: self.model(input_ids=token, **{CACHE: cache})
 
 
 def main() -> None:
@@ -331,7 +342,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rounds, answers = (5, 3) if args.quick else (15, 7)
+    rounds, answers = (4, 4) if args.quick else (16, 8)
     kinds = [(groups, dtype) for dtype in (torch.float32, torch.bfloat16) for groups in (32, 8)]
     facts: dict[str, Any] = {
         "torch": torch.__version__,
@@ -342,7 +353,7 @@ def main() -> None:
     print(", ".join(f"{key} {value}" for key, value in facts.items()))
     with torch.no_grad():
         whole = WholeModel(args.model)
-        rss = {way: whole.peak_rss(way) for way in (PLAIN, OURS, EAGER, BIAS)}
+        rss = {way: whole.peak_rss(way) for way in WAYS}
         print("\n| what | attention | CPU ms | ratio | quartiles | of minima | by wall | peak MiB |")
         print("|---|---|---|---|---|---|---|---|")
         rows: list[Row] = []

@@ -20,6 +20,10 @@ class PolicyError(GuardAlignError):
     """A policy cannot be read, or contradicts itself."""
 
 
+class SettingsError(GuardAlignError):
+    """An integration is set up in a way that cannot work, or would leave something unguarded."""
+
+
 class EncoderUnavailable(GuardAlignError):
     """An encoder's packages or weights are not here."""
 
@@ -59,6 +63,10 @@ class ContextOverflow(PromptError):
         )
         self.prompt_tokens = prompt_tokens
         self.context_window = context_window
+
+
+class EvaluationError(GuardAlignError):
+    """An evaluation cannot be run as asked: its prompts, settings or files are not what they should be."""
 
 
 class ImageDecodeError(GuardAlignError):

@@ -6,9 +6,12 @@ shown. The sanitised picture travels beside it, never inside it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from pydantic import BaseModel, ConfigDict, Field
 
-from guardalign_guardrails.policy import Action, Source
+from guardalign_guardrails.policy import Action, Source, severest
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the image as displayed (EXIF orientation applied)."""
@@ -29,7 +32,7 @@ class CategoryVerdict(_Record):
     """
 
     score: float
-    p_value: float | None
+    p_value: float | None = None
     action: Action
 
 
@@ -60,8 +63,8 @@ class AfterMasking(_Record):
         is_clean: Whether the masked picture no longer calls for masking.
     """
 
-    score: float | None
-    p_value: float | None
+    score: float | None = None
+    p_value: float | None = None
     coverage: float
     rounds: int
     is_clean: bool
@@ -123,3 +126,11 @@ class Verdict(_Record):
     def summary(self) -> dict[str, object]:
         """The verdict without its regions: small enough for an event or a message's metadata."""
         return self.model_dump(mode="json", exclude={"regions"}, exclude_none=True)
+
+
+def event_of(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Verdicts as the data of an event: plain, without pixels, regions or text."""
+    return {
+        "action": severest(*(verdict.action for verdict in verdicts)),
+        "verdicts": [verdict.summary() for verdict in verdicts],
+    }

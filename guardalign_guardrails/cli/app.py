@@ -16,7 +16,9 @@ import typer
 from typer.core import TyperGroup
 
 from guardalign_guardrails.cli.calibrate import calibrate
+from guardalign_guardrails.cli.chat import chat
 from guardalign_guardrails.cli.console import PROGRAM, report
+from guardalign_guardrails.cli.evaluate import evaluations
 from guardalign_guardrails.cli.explain import explain
 from guardalign_guardrails.cli.policy import policies
 from guardalign_guardrails.cli.scan import scan
@@ -91,6 +93,8 @@ app = typer.Typer(
 app.command()(scan)
 app.command()(explain)
 app.command()(calibrate)
+app.command()(chat)
+app.add_typer(evaluations, name="evaluate")
 app.add_typer(policies, name="policy")
 
 

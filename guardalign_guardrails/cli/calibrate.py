@@ -25,6 +25,7 @@ from guardalign_guardrails.cli.options import (
     chosen_policy,
 )
 from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError
+from guardalign_guardrails.evaluation.metrics import wilson
 
 if TYPE_CHECKING:
     from guardalign_guardrails.detection.calibration import Profile
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
 RATES: Final = (0.05, 0.02, 0.01, 0.001)
 _AT_ONCE: Final = 8
 _FEW: Final = 100
-_NORMAL_95: Final = 1.959964
 
 
 @dataclass
@@ -109,14 +109,6 @@ def calibrate(
         print(found.summary("unsafe"))
         unsafe_scores = found.scores
     _print_rates(profile, unsafe_scores)
-
-
-def wilson(hits: int, total: int) -> tuple[float, float]:
-    """The 95 % interval of a share, by Wilson's score (1927), which holds up near 0 and 1 and for small counts."""
-    share, spread = hits / total, _NORMAL_95**2 / total
-    centre = share + spread / 2
-    reach = math.sqrt(spread * (share * (1 - share) + spread / 4))
-    return max(0.0, (centre - reach) / (1 + spread)), min(1.0, (centre + reach) / (1 + spread))
 
 
 def _found(folder: Path, what: str) -> list[Found]:

@@ -65,7 +65,7 @@ def chosen_encoder(name: str, device: str | None) -> Encoder:
     from guardalign_guardrails.detection.encoders import load_encoder
 
     if device is not None:
-        _try(device)
+        check_device(device)
     return load_encoder(name, device=device)
 
 
@@ -100,8 +100,12 @@ def _look_once(encoder: Encoder) -> None:
         ) from error
 
 
-def _try(device: str) -> None:
-    """Use a device once: encoders cache anchors, so a missing one would only show in the middle of a scan."""
+def check_device(device: str) -> None:
+    """Use a device once: encoders cache anchors, so a missing one would only show in the middle of a scan.
+
+    Raises:
+        CommandError: It cannot be used.
+    """
     import torch
 
     try:

@@ -68,10 +68,12 @@ class Reading:
         read: Given the most bytes to accept, what stands in the picture's place.
         write: Given an encoded picture and its media type, the same block with it as its only picture; None if the
             dialect cannot be written.
+        takes_text: Whether text may stand where the block stands; else only a picture may.
     """
 
     read: Callable[[int], Payload] = field(repr=False)
     write: Callable[[bytes, str], object] | None = field(default=None, repr=False)
+    takes_text: bool = True
 
 
 Dialect: TypeAlias = Callable[[Block], Reading | None]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from guardalign_guardrails.content.walk import Path
+
+_OF_RESPONSES: Final = ("input_image", "input_file")
 
 
 def block_at(content: Any, path: Path) -> Any:
@@ -29,7 +31,9 @@ def text_in_place_of(block: object, text: str) -> dict[str, Any] | str:
     kept = {"cache_control": block["cache_control"]} if "cache_control" in block else {}
     # Bedrock's blocks have no type.
     is_bedrock = "type" not in block and isinstance(block.get("image"), Mapping)
-    return {"text": text, **kept} if is_bedrock else {"type": "text", "text": text, **kept}
+    # OpenAI's Responses refuse "text".
+    kind = "input_text" if block.get("type") in _OF_RESPONSES else "text"
+    return {"text": text, **kept} if is_bedrock else {"type": kind, "text": text, **kept}
 
 
 def _put(node: Any, path: Path, value: object) -> Any:

@@ -29,6 +29,8 @@ NOTICE: Final = "[image removed by the safety policy]"
 OMITTED: Final = "[image omitted from the trace]"
 """What a trace shows in place of an image."""
 
+_BLACK: Final = (64, 64)
+
 
 @dataclass(frozen=True)
 class Turn:
@@ -76,8 +78,9 @@ class _Place:
 def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     """Check turns; all images of all of them make one batch.
 
-    An image is masked in its own dialect, replaced by a notice (``route``, ``block``), or stays. A fetched image that
-    may stay is inlined, so that a model sees the very bytes that were checked.
+    An image is masked in its own dialect, replaced by a notice or, where only a picture may stand, by a black one
+    (``route``, ``block``), or stays. A fetched image that may stay is inlined, so that a model sees the very bytes that
+    were checked.
 
     Args:
         guard: Checks, and fetches if its policy says so.
@@ -171,6 +174,8 @@ def _replacement(block: Any, place: _Place, result: Checked, *, is_enforced: boo
     """What takes a block's place; None if it stays."""
     verdict, write = result.verdict, place.slot.reading.write
     if verdict.action in ("route", "block") or (verdict.action == "mask" and (write is None or result.image is None)):
+        if write is not None and not place.slot.reading.takes_text:
+            return write(encode_png(Image.new("RGB", _BLACK)), "image/png")
         return text_in_place_of(block, NOTICE)
     if write is None:
         return None

@@ -57,12 +57,16 @@ _MEDIA_KEYS_OF_MAPPINGS: Final = frozenset({"document", "file"})
 # Their inner values are words of a model or of a caller's schema, not content blocks.
 _OPAQUE_KINDS: Final = frozenset(
     {
+        "additional_tools",
+        "apply_patch_call",
+        "computer_call",
         "custom_tool_call",
         "file_search_call",
         "function_call",
         "input_text",
         "invalid_tool_call",
         "mcp_call",
+        "mcp_list_tools",
         "output_text",
         "reasoning",
         "reasoning_content",
@@ -71,10 +75,12 @@ _OPAQUE_KINDS: Final = frozenset(
         "server_tool_call",
         "server_tool_call_chunk",
         "server_tool_use",
+        "shell_call",
         "text",
         "thinking",
         "tool_call",
         "tool_call_chunk",
+        "tool_search_output",
         "tool_use",
         "web_search_call",
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from guardalign_guardrails.images.decode import DecodedImage, ImageSource, View, decode
+from guardalign_guardrails.images.files import keep_png, read_file
 from guardalign_guardrails.images.limits import ImageLimits
 from guardalign_guardrails.images.mask import Box, Fill, coverage, encode_png, mask_regions
 from guardalign_guardrails.images.overlay import OverlayRegion, draw_overlay
@@ -19,5 +20,7 @@ __all__ = [
     "decode",
     "draw_overlay",
     "encode_png",
+    "keep_png",
     "mask_regions",
+    "read_file",
 ]

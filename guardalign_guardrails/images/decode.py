@@ -11,9 +11,7 @@ import contextlib
 import hashlib
 import io
 import math
-import os
 import pathlib
-import stat
 import struct
 import sys
 import threading
@@ -28,6 +26,7 @@ from PIL import Image
 
 from guardalign_guardrails.errors import ImageDecodeError
 from guardalign_guardrails.images.containers import Container, inspect
+from guardalign_guardrails.images.files import check_bytes, read_file
 from guardalign_guardrails.images.limits import DEFAULT_LIMITS, ImageLimits, check_size, refusal
 from guardalign_guardrails.images.pixels import (
     Backdrop,
@@ -135,10 +134,10 @@ def _decode(source: ImageSource, limits: ImageLimits) -> DecodedImage:
         views.add(0, *from_array(source, limits))
         return views.finish("ARRAY", 1)
     if isinstance(source, pathlib.Path):
-        data = _read_file(source, limits.max_bytes)
+        data = read_file(source, limits.max_bytes)
     elif isinstance(source, bytes | bytearray | memoryview):
         size = source.nbytes if isinstance(source, memoryview) else len(source)
-        _check_bytes(size, limits.max_bytes)
+        check_bytes(size, limits.max_bytes)
         data = bytes(source)
     else:
         hint = " A str is never read as a path: pass pathlib.Path(...) or bytes." if isinstance(source, str) else ""
@@ -257,29 +256,6 @@ def _sampled(count: int, pixels: int, limits: ImageLimits) -> list[int]:
     if wanted == 1:
         return [0]
     return sorted({round(step * (count - 1) / (wanted - 1)) for step in range(wanted)})
-
-
-def _read_file(path: pathlib.Path, max_bytes: int) -> bytes:
-    # Opened before it is looked at, so that it cannot be swapped in between; non-blocking, so that a FIFO cannot hang.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
-    try:
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise refusal("unreadable")
-            _check_bytes(status.st_size, max_bytes)
-            data = file.read(max_bytes + 1)
-    except (OSError, ValueError):
-        raise refusal("unreadable") from None
-    _check_bytes(len(data), max_bytes)
-    return data
-
-
-def _check_bytes(size: int, max_bytes: int) -> None:
-    if size == 0:
-        raise refusal("empty")
-    if size > max_bytes:
-        raise refusal("too_large")
 
 
 def _as_refusal(error: Exception) -> ImageDecodeError:

@@ -9,9 +9,11 @@ from langchain_guardalign._screening import GuardReport
 
 if TYPE_CHECKING:
     from langchain_guardalign._decisions import GuardAlignDecisionModel
+    from langchain_guardalign._local_model import ChatGuardAlign
     from langchain_guardalign._middleware import GuardAlignMiddleware
 
 __all__ = [
+    "ChatGuardAlign",
     "GuardAlignDecisionModel",
     "GuardAlignMiddleware",
     "GuardReport",
@@ -21,8 +23,9 @@ __all__ = [
     "ImageGuard",
 ]
 
-# They need more than langchain-core: LangChain itself, or a core newer than most.
+# They need more than langchain-core: LangChain itself, a newer core, or transformers.
 _LATER = {
+    "ChatGuardAlign": "langchain_guardalign._local_model",
     "GuardAlignDecisionModel": "langchain_guardalign._decisions",
     "GuardAlignMiddleware": "langchain_guardalign._middleware",
 }

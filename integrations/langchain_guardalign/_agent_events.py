@@ -13,8 +13,8 @@ from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.config import ensure_config, get_callback_manager_for_config
 
 from guardalign_guardrails import Verdict
+from guardalign_guardrails.verdict import event_of
 from langchain_guardalign._events import EVENT
-from langchain_guardalign._screening import event_of
 
 
 def tell(verdicts: Sequence[Verdict], runtime: Any) -> None:

@@ -6,18 +6,16 @@ so that a field with the paths of PDFs and pictures may be named as well.
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import os
 import pathlib
 import re
 import stat
-import tempfile
 from typing import Final
 from urllib.parse import urlsplit
 
 from guardalign_guardrails.content.dialect import Reading, written
 from guardalign_guardrails.content.payload import Payload, Remote
+from guardalign_guardrails.images import keep_png
 from langchain_guardalign._document_text import is_picture
 
 _SUFFIX: Final = re.compile(
@@ -59,7 +57,7 @@ def _in_file(path: pathlib.Path, masked_dir: pathlib.Path | None, *, is_text: bo
         return Reading(read)
 
     def write(data: bytes, _: str) -> str | pathlib.Path:
-        copy = _kept(data, masked_dir)
+        copy = keep_png(data, masked_dir)
         return str(copy) if is_text else copy
 
     return Reading(read, write)
@@ -74,24 +72,6 @@ def _bytes_of(path: pathlib.Path, most: int) -> bytes | None:
             return file.read(most) if stat.S_ISREG(os.fstat(file.fileno()).st_mode) else None
     except (OSError, ValueError):
         return None
-
-
-def _kept(data: bytes, folder: pathlib.Path) -> pathlib.Path:
-    """A PNG file with these bytes, named by them: the same mask is one file, however often it is made."""
-    path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.png"
-    if path.exists():
-        return path
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=folder, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-        pathlib.Path(name).replace(path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            pathlib.Path(name).unlink()
-        raise
-    return path
 
 
 def _path_of(location: str) -> str:

@@ -18,14 +18,14 @@ from langchain_core.runnables import RunnableConfig
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from guardalign_guardrails import Guard, Source, UnsafeContentError, Verdict
+from guardalign_guardrails.content.records import with_records
 from guardalign_guardrails.content.ruling import offender
 from guardalign_guardrails.content.screen import NOTICE, Screened, Turn, ascreen, screen
 from guardalign_guardrails.content.walk import Slot
+from guardalign_guardrails.verdict import event_of
 from langchain_guardalign._document_images import Fields, Picture, find_pictures, with_pictures
-from langchain_guardalign._document_records import with_records
 from langchain_guardalign._events import EVENT
 from langchain_guardalign._runnable import ImageGuard
-from langchain_guardalign._screening import event_of
 
 Quarantine: TypeAlias = Callable[[Document, tuple[Verdict, ...]], None]
 

@@ -23,13 +23,13 @@ from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_vali
 from typing_extensions import Self
 
 from guardalign_guardrails import Guard, Policy
+from guardalign_guardrails.content.prefixing import Placement
 from guardalign_guardrails.content.ruling import OnViolation
 from langchain_guardalign import _inner_calls as inner
 from langchain_guardalign._countable import without_remote_images
 from langchain_guardalign._generation import joined, shares
 from langchain_guardalign._placement import name_of, placement_for
 from langchain_guardalign._refusal import RefusingModel
-from langchain_guardalign._rewrite import Placement
 from langchain_guardalign._ruling import Rules, Ruling, arulings, rulings
 from langchain_guardalign._runnable import ImageGuard
 from langchain_guardalign._screened_runnable import Passage, ScreenedRunnable

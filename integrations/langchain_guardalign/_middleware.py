@@ -26,9 +26,10 @@ from langgraph.runtime import Runtime
 from langgraph.types import Command
 
 from guardalign_guardrails import Guard, Policy, UnsafeContentError
+from guardalign_guardrails.content.prefixing import Placement
 from langchain_guardalign._agent_events import atell, tell
 from langchain_guardalign._agent_state import Review, Rules, refusal, refused, review
-from langchain_guardalign._rewrite import Placement, with_prefix
+from langchain_guardalign._rewrite import with_prefix
 from langchain_guardalign._runnable import ImageGuard
 from langchain_guardalign._screening import ScreenedChat, ascreen_chats, screen_chats
 from langchain_guardalign._tool_results import MESSAGES_KEY, Result, chats_of, with_chats

@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from langchain_core.language_models import BaseChatModel
 
-from langchain_guardalign._rewrite import Placement
+from guardalign_guardrails.content.prefixing import Placement
 
 # Matched anywhere in a name in lower case, so that a provider's path in front of it does not matter.
 _WITHOUT_SYSTEM_MESSAGE: Final = (

@@ -7,19 +7,17 @@ caches and equality intact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Final
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from guardalign_guardrails import Verdict
+from guardalign_guardrails.content.prefixing import Placement
+from guardalign_guardrails.content.prefixing import headed as headed_content
 
 VERDICTS_KEY: Final = "guardalign"
 """Where in a message's ``response_metadata`` its verdicts are. Chat models do not send that mapping to a provider."""
 
-Placement = Literal["system", "user"]
-"""Where the prefix goes: to the head of the first system message, or of the first human one."""
-
-_GAP: Final = "\n\n"
 # They differ from run to run, and a message that says the same must stay the same.
 _FLEETING: Final = ("timings", "is_cached")
 
@@ -68,19 +66,5 @@ def with_prefix(messages: Sequence[BaseMessage], prefix: str, placement: Placeme
 
 def headed(message: BaseMessage, prefix: str) -> BaseMessage:
     """The message with a text at its head; itself if it is there."""
-    content = message.content
-    new: str | list[Any]
-    if isinstance(content, str):
-        new = prefixed(content, prefix)
-        return message if new == content else message.model_copy(update={"content": new})
-    head = content[0] if content else None
-    if (head.get("text") if isinstance(head, dict) else head) == prefix:
-        return message
-    return message.model_copy(update={"content": [{"type": "text", "text": prefix}, *content]})
-
-
-def prefixed(text: str, prefix: str) -> str:
-    """The text with a prefix at its head, once."""
-    if text == prefix or text.startswith(prefix + _GAP):
-        return text
-    return prefix + _GAP + text if text else prefix
+    content = headed_content(message.content, prefix)
+    return message if content is message.content else message.model_copy(update={"content": content})

@@ -13,9 +13,10 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage, HumanMessage
 
 from guardalign_guardrails import Policy, UnsafeContentError, Verdict
+from guardalign_guardrails.content.prefixing import Placement
 from guardalign_guardrails.content.ruling import OnViolation, rule
 from langchain_guardalign._messages import messages_of, role
-from langchain_guardalign._rewrite import Placement, with_prefix
+from langchain_guardalign._rewrite import with_prefix
 from langchain_guardalign._runnable import ImageGuard
 from langchain_guardalign._screening import ScreenedChat, ascreen_chats, screen_chats
 

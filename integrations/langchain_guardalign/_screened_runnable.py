@@ -19,8 +19,8 @@ from langchain_core.runnables.config import get_async_callback_manager_for_confi
 from langchain_core.runnables.utils import gather_with_concurrency
 
 from guardalign_guardrails import GuardAlignError, Verdict
+from guardalign_guardrails.verdict import event_of
 from langchain_guardalign._events import EVENT
-from langchain_guardalign._screening import event_of
 
 _FILTERS: Final = (
     "include_names",

@@ -15,11 +15,13 @@ from langchain_core.prompt_values import StringPromptValue
 
 from guardalign_guardrails import Action, Guard, Verdict
 from guardalign_guardrails.content import screen as core
+from guardalign_guardrails.content.prefixing import Placement, prefixed
 from guardalign_guardrails.content.screen import Screened, Turn
 from guardalign_guardrails.decision import is_prefix_due
 from guardalign_guardrails.policy import severest
+from guardalign_guardrails.verdict import event_of
 from langchain_guardalign._messages import like, messages_of, sources
-from langchain_guardalign._rewrite import Placement, prefixed, with_prefix, with_verdicts
+from langchain_guardalign._rewrite import with_prefix, with_verdicts
 
 
 @dataclass(frozen=True)
@@ -57,14 +59,6 @@ class GuardReport:
     def event(self) -> dict[str, Any]:
         """The report as plain data without pixels, regions or text."""
         return event_of(self.verdicts)
-
-
-def event_of(verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Verdicts as the data of an event: plain, without pixels, regions or text."""
-    return {
-        "action": severest(*(verdict.action for verdict in verdicts)),
-        "verdicts": [verdict.summary() for verdict in verdicts],
-    }
 
 
 def screen_chats(

@@ -93,7 +93,7 @@ class OpenAIServer:
     Attributes:
         base_url: For ``ChatOpenAI``.
         requests: Every request so far.
-        answer: What to say to a request: ``{"words": tokens}`` or ``{"tool_calls": calls}``.
+        answer: What to say to a request: ``{"words": tokens}`` or ``{"tool_calls": calls}``, and ``reason`` to end so.
         gate: If set, each token but the first of a stream waits until it is released once.
     """
 
@@ -111,7 +111,7 @@ class OpenAIServer:
         said = self.answer(request)
         model = request.body["model"]
         head = {"id": "chatcmpl-1", "created": 0, "model": model, "system_fingerprint": "fp_1"}
-        reason = "tool_calls" if "tool_calls" in said else "stop"
+        reason = said.get("reason") or ("tool_calls" if "tool_calls" in said else "stop")
         if not request.body.get("stream"):
             message = {"role": "assistant", "content": "".join(said.get("words", ())) or None}
             message |= {key: value for key, value in said.items() if key == "tool_calls"}
@@ -132,8 +132,9 @@ class OpenAIServer:
         write("[DONE]")
 
     def respond(self, request: Request, write: Callable[[Any], None]) -> None:
-        """The Responses API, without streaming."""
-        content = {"type": "output_text", "text": "".join(self.answer(request)["words"]), "annotations": []}
+        """The Responses API."""
+        words = self.answer(request)["words"]
+        content = {"type": "output_text", "text": "".join(words), "annotations": []}
         message = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [content]}
         usage = {
             "input_tokens": USAGE["prompt_tokens"],
@@ -142,20 +143,34 @@ class OpenAIServer:
             "input_tokens_details": {"cached_tokens": 0},
             "output_tokens_details": {"reasoning_tokens": 0},
         }
-        write(
-            {
-                "id": "resp_1",
-                "object": "response",
-                "created_at": 0,
-                "status": "completed",
-                "model": request.body["model"],
-                "output": [message],
-                "usage": usage,
-                "parallel_tool_calls": True,
-                "tool_choice": "auto",
-                "tools": [],
-            }
-        )
+        response = {
+            "id": "resp_1",
+            "object": "response",
+            "created_at": 0,
+            "status": "completed",
+            "model": request.body["model"],
+            "output": [message],
+            "usage": usage,
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+        }
+        if not request.body.get("stream"):
+            write(response)
+            return
+        started = {**response, "status": "in_progress", "output": [], "usage": None}
+        at_part = {"output_index": 0, "content_index": 0, "item_id": message["id"]}
+        part = {**content, "text": ""}
+        write({"type": "response.created", "response": started})
+        write({"type": "response.output_item.added", "output_index": 0, "item": {**message, "content": []}})
+        write({"type": "response.content_part.added", **at_part, "part": part})
+        for place, word in enumerate(words):
+            if place and self.gate is not None and not self.gate.acquire(timeout=PATIENCE_S):
+                return
+            write({"type": "response.output_text.delta", **at_part, "delta": word, "logprobs": []})
+        write({"type": "response.output_text.done", **at_part, "text": content["text"], "logprobs": []})
+        write({"type": "response.output_item.done", "output_index": 0, "item": message})
+        write({"type": "response.completed", "response": response})
 
 
 @contextmanager

@@ -60,6 +60,8 @@ def input_image(block: Block) -> Reading | None:
     return Reading(
         lambda max_bytes: read_one(block, _INPUT_IMAGE, max_bytes),
         lambda data, mime: replaced(block, to_data_url(data, mime), mime, key="image_url", over="file_id"),
+        # A computer call is answered by a screenshot and nothing else.
+        takes_text=block["type"] == "input_image",
     )
 
 

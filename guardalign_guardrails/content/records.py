@@ -1,4 +1,4 @@
-"""What of a verdict goes into a document's metadata, and under which names.
+"""What of a verdict goes into the metadata of a document or node, and under which names.
 
 Vector stores keep text, numbers and booleans, so the records are JSON in one text field, and the action to filter by is
 another. They inform people and reports; no gate believes one, because whoever can write to a store can write them.

@@ -1,0 +1,326 @@
+"""``guardalign chat``: a conversation with a local model in a terminal, or with prompts from a pipe.
+
+A terminal forgives: what goes wrong is a line and the conversation goes on. A pipe does not: the first error ends it.
+Answers go to standard output, all else to standard error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
+
+import typer
+
+from guardalign_guardrails.cli.console import CommandError, report
+from guardalign_guardrails.cli.local_model import (
+    MOST_GAMMA,
+    ModelDeviceOption,
+    ModelOption,
+    Placement,
+    Queries,
+    band,
+    chosen_model,
+    target,
+)
+from guardalign_guardrails.cli.options import ENCODER_FORMS, chosen_guard
+from guardalign_guardrails.errors import GuardAlignError
+
+if TYPE_CHECKING:
+    from guardalign_guardrails.decoding.answer import Answer
+    from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
+    from guardalign_guardrails.decoding.messages import Message
+
+HELP: Final = "/image FILE attaches a picture, /reset forgets the conversation, /quit leaves; Ctrl-C stops an answer."
+_COMMAND: Final = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
+
+
+def chat(
+    model: ModelOption = "smollm2",
+    gamma: Annotated[
+        float | None,
+        typer.Option("--gamma", min=0, metavar="G", help="Strength of calibration; with --target the most of it."),
+    ] = None,
+    share: Annotated[
+        str | None,
+        typer.Option("--target", metavar="SHARE", help="Share of attention the prefix is to get, or 'shallow'."),
+    ] = None,
+    layers: Annotated[
+        str | None, typer.Option("--layers", metavar="LOW-HIGH", help="Band of layers as fractions of the depth.")
+    ] = None,
+    queries: Annotated[Queries | None, typer.Option("--queries", help="Whose attention is changed.")] = None,
+    no_calibration: Annotated[
+        bool, typer.Option("--no-calibration", help="Leave attention as it is; the prefix stays.")
+    ] = False,
+    prefix: Annotated[
+        str | None, typer.Option("--prefix", metavar="TEXT", help="The safety prefix; the default's if not given.")
+    ] = None,
+    no_prefix: Annotated[bool, typer.Option("--no-prefix", help="No safety prefix and no calibration.")] = False,
+    placement: Annotated[Placement | None, typer.Option("--placement", help="Where the prefix goes.")] = None,
+    image: Annotated[
+        list[Path] | None, typer.Option("--image", metavar="FILE", help="A picture for the first message; repeatable.")
+    ] = None,
+    is_guarded: Annotated[bool, typer.Option("--guard", help="Check pictures before the model sees them.")] = False,
+    policy: Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="The guard's policy.")] = None,
+    encoder: Annotated[
+        str | None, typer.Option("--encoder", metavar="NAME", help=f"The guard's: {ENCODER_FORMS}")
+    ] = None,
+    profile: Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="The guard's profile.")] = None,
+    max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 512,
+    temperature: Annotated[
+        float | None,
+        typer.Option("--temperature", min=0, help="0 for the likeliest token; the model's own if not given."),
+    ] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")] = None,
+    once: Annotated[str | None, typer.Option("--once", metavar="PROMPT", help="One prompt, one answer.")] = None,
+    is_reported: Annotated[
+        bool, typer.Option("--report", help="After each answer, its speed and what calibration and the guard did.")
+    ] = False,
+    device: ModelDeviceOption = None,
+) -> None:
+    """Talk to a local model with the safety prefix and calibrated attention; prompts may come from a pipe."""
+    if not is_guarded and (policy or encoder or profile):
+        raise CommandError("--policy, --encoder and --profile are the guard's; give --guard too.")
+    safety = _safety(
+        prefix=prefix,
+        placement=placement,
+        has_prefix=not no_prefix,
+        gamma=gamma,
+        share=share,
+        layers=layers,
+        queries=queries,
+        is_calibrated=not (no_calibration or no_prefix),
+    )
+    from guardalign_guardrails.decoding.settings import GenerationSettings
+
+    guard = chosen_guard(encoder or "offline", policy, profile, None, device) if is_guarded else None
+    settings = GenerationSettings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
+    ready = chosen_model(model, device, guard=guard, settings=settings, **safety)
+    conversation = Conversation(ready, is_reported=is_reported)
+    for file in image or ():
+        conversation.attach(file)
+    if once is not None:
+        conversation.say(once)
+    elif sys.stdin is not None and sys.stdin.isatty():
+        _talk(conversation)
+    else:
+        for line in _piped():
+            if line.strip() and not conversation.take(line.strip()):
+                break
+
+
+def _safety(
+    *,
+    prefix: str | None,
+    placement: Placement | None,
+    has_prefix: bool,
+    gamma: float | None,
+    share: str | None,
+    layers: str | None,
+    queries: Queries | None,
+    is_calibrated: bool,
+) -> dict[str, Any]:
+    """Prefix and calibration by what was given, the defaults for the rest."""
+    contradicts = not is_calibrated and any(value is not None for value in (gamma, share, layers, queries))
+    if contradicts or (not has_prefix and (prefix is not None or placement is not None)):
+        raise CommandError("A flag says how and another that not at all; leave one of them out.")
+    given: dict[str, Any] = {"gamma": gamma, "queries": queries}
+    given["target"] = None if share is None else target(share)
+    given["layers"] = None if layers is None else band(layers)
+    if share is not None and gamma is None:
+        given["gamma"] = MOST_GAMMA
+    words: dict[str, Any] = {"text": prefix if has_prefix else "", "placement": placement}
+    from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
+
+    return {
+        "prefix": SafetyPrefix(**{name: value for name, value in words.items() if value is not None}),
+        "calibration": CalibrationConfig(**{name: value for name, value in given.items() if value is not None})
+        if is_calibrated
+        else None,
+    }
+
+
+@dataclass
+class Conversation:
+    """A chat with its history.
+
+    Attributes:
+        model: Who answers.
+        is_reported: Whether each answer is followed by a line on how it came about.
+        messages: What was said so far.
+        pictures: Blocks of pictures that go with the next words.
+    """
+
+    model: CalibratedLVLM
+    is_reported: bool = False
+    messages: list[Message] = field(default_factory=list)
+    pictures: list[dict[str, Any]] = field(default_factory=list)
+
+    def take(self, line: str) -> bool:
+        """Do what a line asks for; False if it asks to leave.
+
+        Raises:
+            GuardAlignError: It cannot be done.
+            KeyboardInterrupt: The answer was stopped; what was heard of it is part of the conversation.
+        """
+        found = _COMMAND.fullmatch(line)
+        command, argument = found.groups() if found else (None, None)
+        if command == "quit":
+            return False
+        if command == "reset":
+            self.reset()
+        elif command == "image" and argument:
+            self.attach(Path(argument.strip()).expanduser())
+        elif command is not None:
+            raise CommandError(f"There is no such command. {HELP}")
+        else:
+            self.say(line)
+        return True
+
+    def reset(self) -> None:
+        """Forget what was said and attached."""
+        self.messages.clear()
+        self.pictures.clear()
+
+    def attach(self, file: Path) -> None:
+        """Add a picture to the next words.
+
+        Raises:
+            CommandError: The model reads words only.
+            ImageDecodeError: It cannot be opened.
+        """
+        if not self.model.is_multimodal:
+            raise CommandError(f"The model '{self.model.name}' reads words only; it cannot be given pictures.")
+        from guardalign_guardrails.content.payload import to_data_url
+        from guardalign_guardrails.images import decode
+
+        # Opened now, so that a bad file is said before any words are typed; the guard wants all frames, so it gets the
+        # file as it is.
+        kind = decode(file, self.model.limits).format.lower()
+        self.pictures.append(
+            {"type": "image_url", "image_url": {"url": to_data_url(file.read_bytes(), f"image/{kind}")}}
+        )
+
+    def say(self, words: str) -> None:
+        """Send words with the pictures attached, and write the answer as it comes.
+
+        Raises:
+            GuardAlignError: There is no answer; the conversation is as it was.
+            KeyboardInterrupt: The answer was stopped; what was heard of it is part of the conversation.
+        """
+        from guardalign_guardrails.decoding.messages import Message
+
+        turn = Message("user", [*self.pictures, {"type": "text", "text": words}] if self.pictures else words)
+        heard: list[str] = []
+        answer: Answer | None = None
+        began = time.perf_counter()
+        pieces = self.model.stream([*self.messages, turn], is_reported=self.is_reported)
+        try:
+            # Closing frees the model, also when Ctrl-C comes in between.
+            with contextlib.closing(cast("Any", pieces)):
+                for piece in pieces:
+                    heard.append(piece.text)
+                    _write(piece.text)
+                    answer = piece.answer or answer
+        finally:
+            if heard:
+                _write("\n")
+            if "".join(heard).strip():
+                self.messages += [turn, Message("assistant", "".join(heard))]
+                self.pictures.clear()
+        if answer is not None:
+            self._tell(answer, time.perf_counter() - began)
+
+    def _tell(self, answer: Answer, seconds: float) -> None:
+        if self.is_reported:
+            for line in _account(answer, seconds):
+                report(line)
+        elif answer.finish_reason == "length":
+            report("The answer was cut off; allow more with --max-new-tokens.")
+
+
+def _talk(conversation: Conversation) -> None:
+    """Take lines from a terminal until it is left."""
+    with contextlib.suppress(ImportError):
+        # Line editing and history; not there on every system.
+        import readline  # noqa: F401
+    model = conversation.model
+    report(f"{model.name}, {_described(model)}. {HELP}")
+    while True:
+        try:
+            line = input("> ").strip()
+        except EOFError:
+            _write("\n")
+            return
+        try:
+            if line and not conversation.take(line):
+                return
+        except KeyboardInterrupt:
+            report("Stopped.")
+        except GuardAlignError as error:
+            report(error)
+
+
+def _piped() -> Iterator[str]:
+    """Lines of standard input; there is none where a caller closed it."""
+    if sys.stdin is None:
+        return
+    if hasattr(sys.stdin, "reconfigure"):
+        sys.stdin.reconfigure(errors="replace")
+    yield from sys.stdin
+
+
+def _described(model: CalibratedLVLM) -> str:
+    """Safety settings in a few words."""
+    if not model.prefix.text.strip():
+        return "no safety prefix"
+    calibration = model.calibration
+    if calibration is None:
+        return f"safety prefix in place '{model.prefix.placement}', not calibrated"
+    dose = f"gamma {calibration.gamma:g}" if calibration.target is None else f"target {calibration.target}"
+    low, high = calibration.layers
+    return f"safety prefix in place '{model.prefix.placement}', calibrated with {dose} in layers {low:.2g}-{high:.2g}"
+
+
+def _account(answer: Answer, seconds: float) -> Iterator[str]:
+    """How an answer came about, in lines."""
+    for number, verdict in enumerate(answer.verdicts, 1):
+        why = verdict.uninspectable or verdict.failure or verdict.category or "nothing found"
+        yield f"picture {number}: {verdict.action} ({why})"
+    tokens = answer.usage.completion_tokens
+    if answer.finish_reason == "refusal":
+        yield "refused by the policy; the model was not asked"
+        return
+    yield (
+        f"{answer.usage.prompt_tokens} tokens in, {tokens} out in {seconds:.1f} s "
+        f"({tokens / seconds if seconds else 0:.1f} a second), end: {answer.finish_reason}"
+    )
+    found = answer.calibration
+    if found is not None and found.after:
+        before, after = _mean(found.before.values()), _mean(found.after.values())
+        strengths = [strength for layer in found.gamma.values() for strength in layer]
+        strength = f"{min(strengths):.2g}" if len(set(strengths)) == 1 else f"{min(strengths):.2g}-{max(strengths):.2g}"
+        yield (
+            f"share of the prompt's attention on the prefix {before:.3f} -> {after:.3f} in {len(found.after)} layers, "
+            f"gamma {strength}"
+        )
+
+
+def _mean(rows: Any) -> float:
+    values: Sequence[float] = [value for row in rows for value in row]
+    return sum(values) / len(values)
+
+
+def _write(text: str) -> None:
+    """Text as it comes; a model cannot move the cursor or change the terminal."""
+    shown = (
+        char if char.isprintable() or char in "\n\t" else char.encode("unicode_escape", "surrogatepass").decode("ascii")
+        for char in text
+    )
+    sys.stdout.write("".join(shown))
+    sys.stdout.flush()

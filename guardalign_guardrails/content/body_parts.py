@@ -1,0 +1,217 @@
+"""Where the content is in the body of a request to a model, and who said each part of it.
+
+Three APIs are known by their shape. Whatever else is in a body is looked through as well, because servers and proxies
+hand on more than the documented keys: ``extra_body`` is merged over the body, and fallbacks bring chats of their own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal, TypeAlias
+
+from guardalign_guardrails.content.rewrite import block_at
+from guardalign_guardrails.content.ruling import Role, sources
+from guardalign_guardrails.content.screen import Turn
+from guardalign_guardrails.content.walk import Path
+from guardalign_guardrails.policy import Source
+
+Form = Literal["chat", "responses", "messages", "other"]
+"""OpenAI's chat completions, OpenAI's Responses, Anthropic's Messages; in any other body every image counts as the
+user's."""
+
+Body: TypeAlias = Mapping[str, Any]
+
+Shape = Literal["content", "item", "loose", "picture"]
+"""What a part is: a message's content; an item of Responses that is no message; a value that is no chat content, in
+which bare pictures are looked for as well; a bare value that stands for a picture, whatever it looks like."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of a body.
+
+    Attributes:
+        path: Where it is.
+        role: Who says it.
+        value: Plain data.
+        shape: What it is.
+        source: Where it comes from.
+    """
+
+    path: Path
+    role: Role
+    value: Any = field(repr=False)
+    shape: Shape = "content"
+    source: Source = "user"
+
+    def turn(self) -> Turn:
+        """The part as the core screens it."""
+        content = {"type": "image", "image": self.value} if self.shape == "picture" else self.value
+        return Turn(content, self.source, is_loose=self.shape == "loose")
+
+    def screened(self, content: Any) -> Any:
+        """What takes the part's place, given what became of the content of its turn."""
+        if self.shape == "picture":
+            return content.get("image")
+        is_notice = self.shape == "item" and content.keys() <= {"type", "text"}
+        return _item_in_place_of(self.value, content["text"]) if is_notice else content
+
+
+_NESTED: Final = ("extra_body", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
+# Words, settings and schemas: a property of a tool may be named "image".
+_NO_CONTENT: Final = frozenset(
+    {
+        "extra_headers",
+        "extra_query",
+        "function_call",
+        "functions",
+        "litellm_metadata",
+        "metadata",
+        "model",
+        "response_format",
+        "text",
+        "text_format",
+        "tool_choice",
+        "tools",
+    }
+)
+_NO_CONTENT_OF_A_MESSAGE: Final = frozenset(
+    {"annotations", "content", "function_call", "provider_specific_fields", "role", "tool_calls"}
+)
+# These hold pictures, whatever they look like: a URL, base64 text, bytes.
+_PICTURES: Final = frozenset({"image", "images", "input_reference", "mask"})
+_ROLES: Final[Mapping[object, Role]] = {
+    "assistant": "assistant",
+    "developer": "system",
+    "function": "tool",
+    "model": "assistant",
+    "system": "system",
+    "tool": "tool",
+}
+
+
+def parts_of(body: Body, form: Form) -> list[Part]:
+    """All that may hold pictures: messages in order, what is beside them, then the same of bodies within the body.
+
+    Args:
+        body: The body, or the keyword arguments from which a client makes it.
+        form: The API it is for.
+    """
+    return [part for path in ((), *nested_bodies(body)) for part in _own_parts(block_at(body, path), form, path)]
+
+
+def nested_bodies(body: Body) -> list[Path]:
+    """Paths of the bodies within a body, outer ones first."""
+    found: list[Path] = []
+    for key in _NESTED:
+        value = body.get(key)
+        inner = {(key, index): each for index, each in enumerate(_listed(value))}
+        for path, each in inner.items() if inner else [((key,), value)]:
+            if isinstance(each, Mapping):
+                found += [path, *((*path, *below) for below in nested_bodies(each))]
+    return found
+
+
+def _own_parts(body: Body, form: Form, path: Path) -> list[Part]:
+    said = list(_READERS[form](body))
+    sourced = [replace(part, source=source) for part, source in zip(said, sources([p.role for p in said]), strict=True)]
+    variables = list(_variables(body))
+    known = _NO_CONTENT.union(_NESTED, (part.path[0] for part in (*said, *variables)))
+    parts = (*sourced, *_beside(body, (), "user", known), *_masks(body), *variables)
+    return [replace(part, path=(*path, *part.path)) for part in parts]
+
+
+def _beside(mapping: Mapping[str, Any], path: Path, role: Role, known: Set[str]) -> Iterator[Part]:
+    """The values of a mapping under keys other than the known ones."""
+    for key in [key for key in mapping if key not in known]:
+        value = mapping[key]
+        if key in _PICTURES:
+            places = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
+            for place, each in places:
+                where = (*path, key) if place is None else (*path, key, place)
+                yield Part(where, role, each, "loose" if each is None or isinstance(each, Mapping) else "picture")
+        else:
+            yield Part((*path, key), role, value, "loose")
+
+
+def _of_chat(body: Body) -> Iterator[Part]:
+    for index, message in enumerate(_listed(body.get("messages"))):
+        yield from _of_message(message, ("messages", index))
+
+
+def _of_message(message: object, path: Path) -> Iterator[Part]:
+    if not isinstance(message, Mapping):
+        yield Part(path, "user", message, "loose")
+        return
+    role = _role(message)
+    yield Part((*path, "content"), role, message.get("content"))
+    yield from _beside(message, path, role, _NO_CONTENT_OF_A_MESSAGE)
+
+
+def _of_responses(body: Body) -> Iterator[Part]:
+    if isinstance(body.get("input"), str):
+        yield Part(("input",), "user", body["input"])
+    for index, item in enumerate(_listed(body.get("input"))):
+        path = ("input", index)
+        if isinstance(item, Mapping) and item.get("type", "message") != "message":
+            # A call's output is a tool's words, all else that has no role was said by the model.
+            is_output = str(item["type"]).endswith("_output")
+            yield Part(path, "tool" if is_output else "assistant", item, "item")
+        else:
+            yield from _of_message(item, path)
+
+
+def _of_messages(body: Body) -> Iterator[Part]:
+    yield Part(("system",), "system", body.get("system"))
+    for index, message in enumerate(_listed(body.get("messages"))):
+        path = ("messages", index)
+        content = message.get("content") if isinstance(message, Mapping) else None
+        if isinstance(content, list | tuple) and any(_is_tool_result(block) for block in content):
+            # What a tool returns comes in a message of the user, beside the user's own words.
+            role = _role(message)
+            for place, block in enumerate(content):
+                yield Part((*path, "content", place), "tool" if _is_tool_result(block) else role, block)
+        else:
+            yield from _of_message(message, path)
+
+
+def _item_in_place_of(item: Mapping[str, Any], text: str) -> dict[str, Any]:
+    """Words where an item of Responses stood; a call stays answered."""
+    return {**item, "output": text} if "output" in item else {"role": "assistant", "content": text}
+
+
+def _masks(body: Body) -> Iterator[Part]:
+    """What is to be repainted in a picture, which OpenAI keeps among a tool's settings."""
+    for index, tool in enumerate(_listed(body.get("tools"))):
+        if isinstance(tool, Mapping) and "input_image_mask" in tool:
+            yield Part(("tools", index, "input_image_mask"), "user", tool["input_image_mask"])
+
+
+def _variables(body: Body) -> Iterator[Part]:
+    """What fills the gaps of a stored prompt; one that is named "image" may hold words."""
+    prompt = body.get("prompt")
+    variables = prompt.get("variables") if isinstance(prompt, Mapping) else None
+    if isinstance(variables, Mapping):
+        yield from (Part(("prompt", "variables", name), "user", value) for name, value in variables.items())
+
+
+_READERS: Final[Mapping[Form, Callable[[Body], Iterator[Part]]]] = {
+    "chat": _of_chat,
+    "responses": _of_responses,
+    "messages": _of_messages,
+    "other": lambda _: iter(()),
+}
+
+
+def _is_tool_result(block: object) -> bool:
+    return isinstance(block, Mapping) and block.get("type") == "tool_result"
+
+
+def _role(message: Mapping[Any, Any]) -> Role:
+    role = message.get("role")
+    return _ROLES.get(role, "user") if isinstance(role, str) else "user"
+
+
+def _listed(value: object) -> Sequence[Any]:
+    return value if isinstance(value, list | tuple) else ()

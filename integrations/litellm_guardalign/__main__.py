@@ -1,0 +1,110 @@
+"""Starts a guarded proxy in front of an OpenAI-compatible server, in one command.
+
+    python -m litellm_guardalign --upstream http://127.0.0.1:8000/v1 --model llava --port 4000
+
+LiteLLM's own proxy runs, with a config made from the options.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import secrets
+import sys
+import tempfile
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Final, get_args
+from urllib.parse import urlsplit
+
+from guardalign_guardrails import GuardAlignError
+from guardalign_guardrails.content.prefixing import Placement
+from guardalign_guardrails.content.ruling import OnViolation
+from guardalign_guardrails.detection.encoders.registry import FORMS
+from guardalign_guardrails.errors import SettingsError
+from litellm_guardalign._config import config_of, write
+from litellm_guardalign._settings import GuardrailSettings
+
+_KEY: Final = "LITELLM_MASTER_KEY"
+_PATHS: Final = ("policy", "profile", "cache_dir")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command; the exit status."""
+    options = _parser().parse_args(arguments)
+    try:
+        config = config_of(options.upstream, options.model, _api_key(options.api_key_env), _settings(options))
+        # fastapi comes with LiteLLM's proxy only.
+        if find_spec("litellm") is None or find_spec("fastapi") is None:
+            raise SettingsError("LiteLLM's proxy is not installed; run: pip install 'guardalign-guardrails[litellm]'")
+        if options.write is not None:
+            print(f"Wrote {write(config, options.write)}; start it with: litellm --config {options.write}/config.yaml")
+            return 0
+        with tempfile.TemporaryDirectory(prefix="guardalign-proxy-") as folder:
+            return _serve(write(config, Path(folder)), options.host, options.port)
+    except GuardAlignError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m litellm_guardalign", description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--upstream", required=True, type=_url, help="base URL of the server, such as https://host/v1")
+    parser.add_argument("--model", required=True, action="append", help="a model of the server; may be repeated")
+    parser.add_argument(
+        "--api-key-env", metavar="NAME", help="environment variable with the server's key, if it wants one"
+    )
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=4000)
+    parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the config into a folder and stop")
+    guard = parser.add_argument_group("guard")
+    guard.add_argument("--policy", type=Path, help="policy file; default: the one that ships with the package")
+    guard.add_argument("--encoder", default="offline", help=FORMS)
+    guard.add_argument("--profile", type=Path, help="calibration profile; default: one that fits")
+    guard.add_argument("--cache-dir", type=Path, help="folder for anchor features")
+    guard.add_argument("--on-violation", choices=get_args(OnViolation), default="raise")
+    guard.add_argument("--route-to", metavar="MODEL", help="one of the models, for requests that are to be routed")
+    guard.add_argument("--placement", choices=get_args(Placement), default="system")
+    return parser
+
+
+def _url(text: str) -> str:
+    parts = urlsplit(text)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise argparse.ArgumentTypeError("must be a URL such as https://host/v1")
+    return text
+
+
+def _api_key(variable: str | None) -> str:
+    if variable is None:
+        # LiteLLM wants one even for servers that do not.
+        return "none"
+    if not os.environ.get(variable):
+        raise SettingsError(f"--api-key-env: {variable} is not set.")
+    return f"os.environ/{variable}"
+
+
+def _settings(options: argparse.Namespace) -> GuardrailSettings:
+    if options.route_to is not None and options.route_to not in options.model:
+        raise SettingsError(f"--route-to: name the model with --model {options.route_to} as well.")
+    given = {name: getattr(options, name) for name in GuardrailSettings.model_fields}
+    absolute = {name: given[name].resolve() for name in _PATHS if given[name] is not None}
+    return GuardrailSettings.read({**given, **absolute}, {"event_hook": "pre_call"})
+
+
+def _serve(config: Path, host: str, port: int) -> int:
+    if not os.environ.get(_KEY):
+        os.environ[_KEY] = f"sk-{secrets.token_urlsafe(24)}"
+        print(f"{_KEY} is not set; for this run clients use the key {os.environ[_KEY]}", flush=True)
+    # Its price list comes with it; by default it asks the network for a newer one at every start.
+    os.environ.setdefault("LITELLM_LOCAL_MODEL_COST_MAP", "True")
+    from litellm.proxy.proxy_cli import run_server
+
+    arguments = ["--config", str(config), "--host", host, "--port", str(port), "--telemetry", "False"]
+    run_server.main(args=arguments, prog_name="litellm", standalone_mode=False)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

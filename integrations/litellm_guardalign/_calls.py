@@ -1,0 +1,103 @@
+"""LiteLLM's names for the APIs it serves, and what of a request's data is the client's."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from guardalign_guardrails.content.body_parts import Form
+from litellm_guardalign._version import litellm_version
+
+
+@dataclass(frozen=True)
+class Call:
+    """One kind of request.
+
+    Attributes:
+        form: How its body is read.
+        refuses: Whether LiteLLM can answer it with a refusal.
+        streams_refusals_since: First version of LiteLLM that can do so in a stream; None if none can.
+    """
+
+    form: Form
+    refuses: bool = False
+    streams_refusals_since: tuple[int, int] | None = None
+
+
+_CHAT: Final = Call("chat", refuses=True, streams_refusals_since=(1, 93))
+_RESPONSES: Final = Call("responses", refuses=True, streams_refusals_since=(1, 105))
+_CALLS: Final[Mapping[str, Call]] = {
+    "acompletion": _CHAT,
+    "completion": _CHAT,
+    "acompact_responses": Call("responses"),
+    "aresponses": _RESPONSES,
+    "responses": _RESPONSES,
+    "anthropic_messages": Call("messages", refuses=True),
+}
+# Words and sounds; and who asks for moderation wants the image looked at as it is.
+_WITHOUT_IMAGES: Final = frozenset(
+    {
+        "amoderation",
+        "aspeech",
+        "atext_completion",
+        "atranscription",
+        "moderation",
+        "speech",
+        "text_completion",
+        "transcription",
+    }
+)
+_OF_THE_PROXY: Final = frozenset({"guardrails", "metadata", "proxy_server_request", "secret_fields"})
+
+
+def call_of(call_type: str) -> Call | None:
+    """How to read a request; None for one in which no model is shown an image."""
+    return None if call_type in _WITHOUT_IMAGES else _CALLS.get(call_type, Call("other"))
+
+
+def can_refuse(call: Call, data: Mapping[str, Any]) -> bool:
+    """Whether LiteLLM can answer a request with a refusal in the way the client wants its answer."""
+    since = call.streams_refusals_since
+    return call.refuses and (not data.get("stream") or (since is not None and litellm_version() >= since))
+
+
+def body_of(data: Mapping[str, Any]) -> dict[str, Any]:
+    """What the client sent, with uploaded files as bytes."""
+    return {
+        key: _as_bytes(value)
+        for key, value in data.items()
+        if key not in _OF_THE_PROXY and not key.startswith("litellm_")
+    }
+
+
+def changes(data: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    """What is to be replaced in a request's data.
+
+    Args:
+        data: The data.
+        before: What `body_of` made of it.
+        after: The same, sanitised.
+    """
+    return {key: _like(data.get(key), value) for key, value in after.items() if before.get(key) is not value}
+
+
+def _as_bytes(value: Any) -> Any:
+    if isinstance(value, io.BytesIO):
+        return value.getvalue()
+    is_upload = isinstance(value, list) and any(isinstance(each, io.BytesIO) for each in value)
+    return [_as_bytes(each) for each in value] if is_upload else value
+
+
+def _like(old: Any, new: Any) -> Any:
+    """Bytes as the file they were; LiteLLM reads a file's type from its name."""
+    if isinstance(old, io.BytesIO) and isinstance(new, bytes):
+        if new == old.getvalue():
+            return old
+        file = io.BytesIO(new)
+        file.name = "image.png"
+        return file
+    if isinstance(old, list) and isinstance(new, list) and any(isinstance(each, io.BytesIO) for each in old):
+        return [_like(each, other) for each, other in zip(old, new, strict=True)]
+    return new

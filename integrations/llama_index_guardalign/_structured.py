@@ -1,0 +1,190 @@
+"""Objects of a pydantic class from any local model: its answers are held to the class's JSON schema as it writes.
+
+LlamaIndex would ask for a tool call, or for JSON in words; both depend on a model that does as it is told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    ChatResponseAsyncGen,
+    ChatResponseGen,
+    MessageRole,
+)
+from llama_index.core.instrumentation.events.llm import (
+    LLMStructuredPredictEndEvent,
+    LLMStructuredPredictInProgressEvent,
+    LLMStructuredPredictStartEvent,
+)
+from llama_index.core.llms.function_calling import FunctionCallingLLM
+from llama_index.core.llms.structured_llm import StructuredLLM
+from llama_index.core.program.utils import get_program_for_llm
+from llama_index.core.prompts import BasePromptTemplate, ChatPromptTemplate
+from llama_index.core.types import Model, PydanticProgramMode
+from pydantic import BaseModel
+
+from llama_index_guardalign._messages import without_loose_pictures, without_pictures
+from llama_index_guardalign._traces import DISPATCHER, opens_its_own_span
+
+if TYPE_CHECKING:
+    from llama_index.core.program.utils import FlexibleModel
+
+_BY_WORDS = (PydanticProgramMode.DEFAULT, PydanticProgramMode.LLM)
+
+
+class SchemaBoundLLM(FunctionCallingLLM):
+    """An LLM whose ``chat`` takes a ``json_schema``, which its structured output makes use of.
+
+    With another ``pydantic_program_mode`` than the default and ``LLM`` it does what LlamaIndex does in that mode.
+    Whoever traces is told the prompt without the pictures in it.
+    """
+
+    @opens_its_own_span
+    def structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """An object of a class.
+
+        Args:
+            output_cls: A pydantic class.
+            prompt: Any template.
+            llm_kwargs: For ``chat``.
+            **prompt_args: Fill the template.
+
+        Raises:
+            UnsafeContentError: The guard refused: a refusal is no object of the class.
+            ValueError: The answer was cut short.
+        """
+        _begin(output_cls, prompt, prompt_args)
+        result = self._program(output_cls, prompt)(llm_kwargs=self._bound(output_cls, llm_kwargs), **prompt_args)
+        return cast("Model", _ended(result))
+
+    @opens_its_own_span
+    async def astructured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Model:
+        """`structured_predict` without blocking the event loop."""
+        _begin(output_cls, prompt, prompt_args)
+        program = self._program(output_cls, prompt)
+        result = await program.acall(llm_kwargs=self._bound(output_cls, llm_kwargs), **prompt_args)
+        return cast("Model", _ended(result))
+
+    @opens_its_own_span
+    def stream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> Generator[Model | FlexibleModel, None, None]:
+        """`structured_predict` as it comes; what is still missing is None."""
+        _begin(output_cls, prompt, prompt_args)
+        program = self._program(output_cls, prompt)
+        last = None
+        for last in program.stream_call(llm_kwargs=self._bound(output_cls, llm_kwargs), **prompt_args):
+            DISPATCHER.event(LLMStructuredPredictInProgressEvent(output=last))
+            yield cast("Model | FlexibleModel", last)
+        _ended(last)
+
+    @opens_its_own_span
+    async def astream_structured_predict(
+        self,
+        output_cls: type[Model],
+        prompt: BasePromptTemplate,
+        llm_kwargs: dict[str, Any] | None = None,
+        **prompt_args: Any,
+    ) -> AsyncGenerator[Model | FlexibleModel, None]:
+        """`stream_structured_predict` without blocking the event loop."""
+
+        async def generate() -> AsyncGenerator[Model | FlexibleModel, None]:
+            _begin(output_cls, prompt, prompt_args)
+            program = self._program(output_cls, prompt)
+            last = None
+            objects = await program.astream_call(llm_kwargs=self._bound(output_cls, llm_kwargs), **prompt_args)
+            async for last in objects:
+                DISPATCHER.event(LLMStructuredPredictInProgressEvent(output=last))
+                yield cast("Model | FlexibleModel", last)
+            _ended(last)
+
+        return generate()
+
+    def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
+        """An LLM whose answers are objects of a class: in ``raw``, and as JSON in the message."""
+        return _StructuredLLM(llm=self, output_cls=output_cls, **kwargs)
+
+    def _program(self, output_cls: type[Model], prompt: BasePromptTemplate) -> Any:
+        mode = PydanticProgramMode.LLM if self.pydantic_program_mode in _BY_WORDS else self.pydantic_program_mode
+        return get_program_for_llm(output_cls, prompt, self, pydantic_program_mode=mode)
+
+    def _bound(self, output_cls: type[BaseModel], llm_kwargs: Mapping[str, Any] | None) -> dict[str, Any]:
+        options = dict(llm_kwargs or {})
+        if self.pydantic_program_mode in _BY_WORDS:
+            options["json_schema"] = output_cls.model_json_schema()
+        return options
+
+
+class _StructuredLLM(StructuredLLM):
+    """LlamaIndex's own, without a span and events around those of the LLM in it, which would show pictures."""
+
+    @opens_its_own_span
+    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """Answer with an object of the class."""
+        return _said(self.llm.structured_predict(self.output_cls, _template(messages), llm_kwargs=kwargs))
+
+    @opens_its_own_span
+    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
+        """`chat` without blocking the event loop."""
+        return _said(await self.llm.astructured_predict(self.output_cls, _template(messages), llm_kwargs=kwargs))
+
+    @opens_its_own_span
+    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
+        """`chat` as it comes."""
+        for partial in self.llm.stream_structured_predict(self.output_cls, _template(messages), llm_kwargs=kwargs):
+            yield _said(partial)
+
+    @opens_its_own_span
+    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
+        """`stream_chat` without blocking the event loop."""
+
+        async def responses() -> ChatResponseAsyncGen:
+            objects = await self.llm.astream_structured_predict(self.output_cls, _template(messages), llm_kwargs=kwargs)
+            async for partial in objects:
+                yield _said(partial)
+
+        return responses()
+
+
+def _template(messages: Sequence[ChatMessage]) -> Any:
+    return ChatPromptTemplate(message_templates=messages)
+
+
+def _said(value: BaseModel) -> ChatResponse:
+    return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=value.model_dump_json()), raw=value)
+
+
+def _begin(output_cls: type[BaseModel], prompt: BasePromptTemplate, arguments: dict[str, Any]) -> None:
+    if isinstance(prompt, ChatPromptTemplate):
+        told = without_pictures(prompt.message_templates)
+        prompt = prompt.model_copy(update={"message_templates": told})
+    DISPATCHER.event(
+        LLMStructuredPredictStartEvent(
+            output_cls=output_cls, template=prompt, template_args=without_loose_pictures(arguments)
+        )
+    )
+
+
+def _ended(result: Any) -> Any:
+    DISPATCHER.event(LLMStructuredPredictEndEvent(output=result))
+    return result

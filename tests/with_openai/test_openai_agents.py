@@ -1,0 +1,203 @@
+"""Runs of openai-agents: what their models are given, and what ends them."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+
+import pytest
+from agents import (
+    Agent,
+    InputGuardrailTripwireTriggered,
+    OpenAIChatCompletionsModel,
+    OpenAIResponsesModel,
+    RunConfig,
+    Runner,
+    ToolOutputImage,
+    ToolOutputText,
+    function_tool,
+)
+from agents.exceptions import ModelRefusalError
+from agents.testing import ScriptedModel, assistant_message, function_call
+from openai import AsyncOpenAI
+from openai_ways import MASKED, PREFIX, REFUSAL, client_of, item_block, opened_in, pictures, same, user
+
+from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.testing.chats import canary, leaks
+from guardalign_guardrails.testing.colours import colour_guard, painted
+from openai_guardalign import guard
+from openai_guardalign.agents import image_guardrail, input_filter, tool_guardrail
+
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+
+
+@pytest.fixture(params=["run", "streamed"])
+def run(request):
+    """Runs an agent to its end, in one piece or as a stream."""
+
+    async def whole(agent, chat, **config):
+        settings = RunConfig(tracing_disabled=True, **config)
+        if request.param == "run":
+            return await Runner.run(agent, chat, run_config=settings)
+        result = Runner.run_streamed(agent, chat, run_config=settings)
+        async for _ in result.stream_events():
+            pass
+        return result
+
+    return whole
+
+
+def seeing(*colours, guardrails=()):
+    """A tool that shows a picture."""
+
+    @function_tool
+    def look() -> list[ToolOutputText | ToolOutputImage]:
+        """Look."""
+        shown = [ToolOutputImage(image_url=item_block(painted(colour))["image_url"]) for colour in colours]
+        return [ToolOutputText(text="seen"), *shown]
+
+    look.tool_output_guardrails = list(guardrails)
+    return look
+
+
+def acting(*tools, guardrails=()):
+    """An agent that looks once and then answers, and its model."""
+    steps = [[function_call("look", {}, call_id="1")]] if tools else []
+    model = ScriptedModel([*steps, [assistant_message("done")]])
+    agent = Agent("a", instructions="Be brief.", model=model, tools=list(tools), input_guardrails=list(guardrails))
+    return agent, model
+
+
+def look_at(*pictures):
+    return [user([{"type": "input_text", "text": "What?"}, *map(item_block, pictures)])]
+
+
+class TestInputFilter:
+    async def test_pictures_of_users_are_masked_and_the_prefix_is_in_the_instructions(self, checks, run):
+        agent, model = acting()
+        await run(agent, look_at(painted("red"), painted("white")), call_model_input_filter=input_filter(checks))
+        call = model.last_call
+        masked, safe = opened_in(json.dumps(call.input))
+        assert same(masked, MASKED)
+        assert same(safe, painted("white"))
+        assert call.system_instructions == f"{PREFIX}\n\nBe brief."
+
+    async def test_so_are_pictures_of_tools_before_every_call(self, checks, run):
+        agent, model = acting(seeing("red", "blue"))
+        found = []
+        result = await run(
+            agent, look_at(painted("red")), call_model_input_filter=input_filter(checks, on_verdicts=found.append)
+        )
+        first, second = model.calls
+        assert [same(picture, MASKED) for picture in opened_in(json.dumps(first.input))] == [True]
+        assert [same(picture, MASKED) for picture in opened_in(json.dumps(second.input))] == [True, True]
+        assert NOTICE in json.dumps(second.input)
+        assert [call.system_instructions.count(PREFIX) for call in model.calls] == [1, 1]
+        assert [[verdict.source for verdict in each] for each in found] == [["user"], ["user", "tool", "tool"]]
+        assert result.final_output == "done"
+
+    async def test_a_blocked_picture_of_the_user_ends_the_run_before_a_model_is_called(self, checks, run):
+        for colour in ("blue", "yellow"):
+            agent, model = acting()
+            with pytest.raises(UnsafeContentError):
+                await run(agent, look_at(painted(colour)), call_model_input_filter=input_filter(checks))
+            assert model.calls == ()
+
+    async def test_or_is_a_notice(self, checks, run):
+        agent, model = acting()
+        filtered = input_filter(checks, on_violation="notice")
+        await run(agent, look_at(painted("blue")), call_model_input_filter=filtered)
+        assert {"type": "input_text", "text": NOTICE} in model.last_call.input[0]["content"]
+        assert opened_in(json.dumps(model.last_call.input)) == []
+
+    async def test_an_earlier_blocked_picture_does_not_end_the_run(self, checks, run):
+        agent, model = acting()
+        chat = [*look_at(painted("blue")), {"role": "assistant", "content": "No."}, user("And now?")]
+        await run(agent, chat, call_model_input_filter=input_filter(checks))
+        assert NOTICE in json.dumps(model.last_call.input)
+
+    async def test_words_alone_are_left_alone(self, checks, run):
+        plain, filtered = [], []
+        for calls, config in ((plain, {}), (filtered, {"call_model_input_filter": input_filter(checks)})):
+            agent, model = acting(seeing())
+            await run(agent, [user("hi")], **config)
+            calls += [(call.system_instructions, call.input) for call in model.calls]
+        assert plain == filtered
+
+    async def test_the_prefix_may_head_what_the_user_says(self, cache_dir, run):
+        agent, model = acting()
+        checks = colour_guard(cache_dir, prefix_when="always")
+        await run(agent, "hi", call_model_input_filter=input_filter(checks, placement="user"))
+        assert model.last_call.system_instructions == "Be brief."
+        assert model.last_call.input[0]["content"] == f"{PREFIX}\n\nhi"
+
+    async def test_runs_at_once_keep_their_own_pictures(self, checks, run):
+        async def ask(shade):
+            agent, model = acting()
+            await run(agent, look_at(painted("red", shade=shade)), call_model_input_filter=input_filter(checks))
+            return opened_in(json.dumps(model.last_call.input))[0]
+
+        for shade, picture in enumerate(await asyncio.gather(*(ask(shade) for shade in range(20)))):
+            assert picture.getpixel((63, 0)) == (255, 255, 255 - shade)
+            assert picture.getpixel((0, 0)) == (0, 0, 0)
+
+
+class TestGuardrails:
+    async def test_a_blocked_picture_trips_the_wire_before_a_model_is_called(self, checks, run):
+        agent, model = acting(guardrails=[image_guardrail(checks)])
+        with pytest.raises(InputGuardrailTripwireTriggered) as raised:
+            await run(agent, look_at(painted("blue")))
+        assert model.calls == ()
+        output = raised.value.guardrail_result.output.output_info
+        assert output["action"] == "block"
+        json.dumps(output)
+
+    async def test_others_do_not(self, checks, run):
+        for chat in ("hi", look_at(painted("white")), look_at(painted("red"))):
+            agent, model = acting(guardrails=[image_guardrail(checks)])
+            await run(agent, chat)
+            assert len(model.calls) == 1
+
+    async def test_a_tools_blocked_picture_is_withheld_from_the_history_too(self, checks, run):
+        agent, model = acting(seeing("blue", guardrails=[tool_guardrail(checks)]))
+        result = await run(agent, "look")
+        assert model.last_call.input[-1]["output"] == NOTICE
+        assert NOTICE in json.dumps(result.to_input_list())
+        assert opened_in(json.dumps(result.to_input_list())) == []
+
+    async def test_a_harmless_one_and_words_pass(self, checks, run):
+        agent, model = acting(seeing("white", guardrails=[tool_guardrail(checks)]))
+        await run(agent, "look")
+        assert same(*opened_in(json.dumps(model.last_call.input)), painted("white"))
+
+    async def test_no_picture_is_in_what_they_tell(self, checks):
+        picture = canary("blue")
+        agent, _ = acting(guardrails=[image_guardrail(checks)])
+        with pytest.raises(InputGuardrailTripwireTriggered) as raised:
+            await Runner.run(agent, look_at(picture), run_config=RunConfig(tracing_disabled=True))
+        with pytest.raises(UnsafeContentError) as filtered:
+            await Runner.run(
+                acting()[0],
+                look_at(picture),
+                run_config=RunConfig(tracing_disabled=True, call_model_input_filter=input_filter(checks)),
+            )
+        output, error = raised.value.guardrail_result.output, filtered.value
+        assert leaks(f"{raised.value!r} {output!r} {error!r} {error.__context__!r}", picture) == []
+
+
+class TestGuardedClient:
+    """The guarded client under the SDK's own models."""
+
+    @pytest.mark.parametrize("kind", [OpenAIResponsesModel, OpenAIChatCompletionsModel])
+    async def test_it_masks_and_refuses_below_an_agent(self, server, checks, kind):
+        model = kind("gpt-4o", guard(client_of(server, AsyncOpenAI), checks))
+        agent = Agent("a", instructions="Be brief.", model=model)
+        config = RunConfig(tracing_disabled=True)
+        result = await Runner.run(agent, look_at(painted("red")), run_config=config)
+        assert result.final_output == "one two three"
+        assert same(*pictures(server.last), MASKED)
+        assert server.last.raw.decode().count(PREFIX) == 1
+        with pytest.raises(ModelRefusalError, match=REFUSAL[:20]):
+            await Runner.run(agent, look_at(painted("blue")), run_config=config)
+        assert len(server.requests) == 1

@@ -1,0 +1,277 @@
+"""The guarded client as a client: copies, other endpoints, failures, verdicts, and what nobody may be told."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import traceback
+from contextvars import ContextVar
+
+import httpx
+import httpx2
+import pytest
+from openai import AsyncOpenAI, OpenAI
+from openai_ways import (
+    APIS,
+    MASKED,
+    REFUSAL,
+    Way,
+    chat_block,
+    client_of,
+    item_block,
+    pictures,
+    prefixes,
+    same,
+    url,
+    user,
+)
+
+from guardalign_guardrails import Guard, Policy, ProfileMissing, UnsafeContentError
+from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.policy import FailureRules
+from guardalign_guardrails.testing.chats import canary, leaks
+from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, colour_policy, painted
+from openai_guardalign import guard
+from with_langchain.openai_server import Request, digest, say
+
+pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
+
+
+class TestClients:
+    @pytest.mark.parametrize("kind", [OpenAI, AsyncOpenAI])
+    def test_it_is_the_sdks_own_class_with_the_same_settings(self, checks, kind):
+        client = kind(api_key="test", organization="o", max_retries=7, timeout=3, default_headers={"x-own": "1"})
+        guarded = guard(client, checks)
+        assert type(guarded) is kind
+        for name in ("api_key", "organization", "max_retries", "timeout", "base_url"):
+            assert getattr(guarded, name) == getattr(client, name)
+        assert guarded.default_headers["x-own"] == "1"
+
+    def test_the_given_client_stays_as_it_is(self, plain, server, checks):
+        guard(plain, checks)
+        plain.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
+        assert same(*pictures(server.last), painted("red"))
+
+    @pytest.mark.parametrize("method", ["copy", "with_options"])
+    def test_copies_are_guarded(self, plain, server, checks, method):
+        copied = getattr(guard(plain, checks), method)(timeout=11)
+        again = getattr(copied, method)(max_retries=1)
+        other = getattr(again, method)(http_client=httpx2.Client())
+        for client in (copied, again, other):
+            client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
+            assert same(*pictures(server.last), MASKED)
+        assert copied.timeout == 11
+        assert again.max_retries == 1
+
+    def test_an_httpx_client_of_the_older_kind_does_as_well(self, server, checks):
+        seen = []
+        own = httpx.Client(headers={"x-own": "1"}, event_hooks={"request": [lambda r: seen.append(r.headers["x-own"])]})
+        client = guard(client_of(server, http_client=own), checks)
+        client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
+        assert same(*pictures(server.last), MASKED)
+        refused = client.chat.completions.create(model="m", messages=[user([chat_block(painted("blue"))])])
+        assert refused.choices[0].message.refusal == REFUSAL
+        assert seen == ["1"]
+
+    def test_closing_closes_the_connections(self, plain, checks):
+        with guard(plain, checks) as client:
+            assert not client.is_closed()
+        assert client.is_closed()
+        assert plain.is_closed()
+
+    async def test_so_it_does_in_async_code(self, server, checks):
+        plain = AsyncOpenAI(base_url=server.base_url, api_key="test")
+        async with guard(plain, checks) as client:
+            assert not client.is_closed()
+        assert client.is_closed()
+        assert plain.is_closed()
+
+    @pytest.mark.parametrize(
+        "connect",
+        [
+            lambda client: client.realtime.connect(model="m"),
+            lambda client: client.responses.connect(),
+            lambda client: client.with_options(timeout=1).beta.responses.connect(),
+        ],
+    )
+    def test_websockets_cannot_be_opened(self, plain, checks, connect):
+        with pytest.raises(Exception, match="websockets-are-not-guarded"), connect(guard(plain, checks)):
+            pass
+
+    def test_a_policy_does_for_a_guard(self, plain):
+        client = guard(plain, colour_policy())
+        assert isinstance(client._client._gate.guard, Guard)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+class TestOtherEndpoints:
+    @pytest.fixture
+    def sent(self):
+        return []
+
+    @pytest.fixture
+    def plain(self, sent):
+        """A client whose requests end here: the stand-in on the loopback answers chats only."""
+
+        def answer(request):
+            sent.append(Request(request.url.path, request.content))
+            return httpx2.Response(200, json={})
+
+        return OpenAI(api_key="test", http_client=httpx2.Client(transport=httpx2.MockTransport(answer)))
+
+    def test_they_are_passed_through_untouched(self, plain, sent, checks):
+        content = [{"type": "image_url", "image_url": {"url": url(painted("blue"))}}]
+        for client in (plain, guard(plain, checks)):
+            client.moderations.create(input=content)
+            client.embeddings.create(model="m", input="hello", encoding_format="float")
+            client.batches.create(completion_window="24h", endpoint="/v1/responses", input_file_id="file-1")
+            client.vector_stores.files.create("vs_1", file_id="file-1")
+        assert sent[:4] == sent[4:]
+
+    def test_pictures_for_a_conversation_are_masked_and_blocked_ones_an_error(self, plain, sent, checks):
+        client = guard(plain, checks)
+        items = [user([item_block(painted("red"))])]
+        client.conversations.create(items=items)
+        client.conversations.items.create("conv_1", items=items)
+        client.responses.input_tokens.count(model="m", input=items)
+        assert [same(*pictures(request), MASKED) for request in sent] == [True] * 3
+        assert [prefixes(request) for request in sent] == [0, 0, 1]
+        with pytest.raises(UnsafeContentError):
+            client.conversations.create(items=[user([item_block(painted("blue"))])])
+        assert len(sent) == 3
+
+    def test_questions_about_a_picture_are_checked(self, plain, sent, checks):
+        if not hasattr(plain, "decisions"):
+            pytest.skip("this SDK knows no decisions")
+        question = {"type": "predicate", "instructions": [item_block(painted("red"))]}
+        guard(plain, checks).decisions.create(
+            model="m", input=[user([item_block(painted("red"))])], questions=[question]
+        )
+        assert [same(picture, MASKED) for picture in pictures(sent[0])] == [True, True]
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda client, png: client.images.edit(image=("a.png", png), prompt="add a hat"),
+            lambda client, png: client.images.create_variation(image=png),
+            lambda client, png: client.videos.create(prompt="a cat walks", input_reference=("a.png", png, "image/png")),
+        ],
+    )
+    def test_pictures_in_forms_follow_the_rule_for_what_cannot_be_opened(self, plain, sent, cache_dir, call):
+        found = []
+        strict = guard(plain, colour_guard(cache_dir), on_verdicts=found.extend)
+        with pytest.raises(UnsafeContentError) as raised:
+            call(strict, encode_png(painted()))
+        assert raised.value.verdict.uninspectable == "unsupported_endpoint"
+        assert found == [raised.value.verdict]
+        assert sent == []
+        call(guard(plain, colour_guard(cache_dir, failure={"uninspectable": "allow"})), encode_png(painted()))
+        assert encode_png(painted()) in sent[0].raw
+
+    def test_prompts_alone_are_words(self, plain, sent, checks):
+        guard(plain, checks).videos.create(prompt="an image of a cat")
+        guard(plain, checks).images.generate(prompt="an image of a cat")
+        assert len(sent) == 2
+
+
+class TestFailures:
+    def test_a_scanner_that_fails_follows_the_policy(self, simple, server, cache_dir):
+        for action, count in (("block", 0), ("allow", 1)):
+            checks = colour_guard(cache_dir, failure=FailureRules(on_error=action).model_dump())
+            checks.detector.encoder.failure = RuntimeError("the encoder is broken")
+            said = simple.ask(guard(simple.client(server), checks), [user(simple.content(painted("white")))])
+            assert len(server.requests) == count
+            assert said.refusal == (REFUSAL if action == "block" else "")
+
+    def test_a_guard_that_cannot_work_is_an_error_that_says_so(self, simple, server, cache_dir):
+        checks = Guard(Policy.default(), ColourEncoder(), cache_dir=cache_dir)
+        with pytest.raises(ProfileMissing):
+            simple.ask(guard(simple.client(server), checks), [user(simple.content(painted("white")))])
+        assert server.requests == []
+
+    def test_monitoring_changes_nothing_and_tells_all(self, simple, server, cache_dir):
+        found = []
+        client = simple.client(server)
+        watched = guard(client, colour_guard(cache_dir, mode="monitor"), on_verdicts=found.extend)
+        for each in (client, watched):
+            simple.ask(each, [user(simple.content(painted("blue"), painted("red")))])
+        assert server.requests[0].raw == server.requests[1].raw
+        assert [verdict.proposed for verdict in found] == ["block", "mask"]
+
+    def test_a_signed_request_is_not_changed(self, plain, server, checks):
+        client = guard(plain, checks).with_options(default_headers={"Authorization": "AWS4-HMAC-SHA256 Credential=a"})
+        with pytest.raises(Exception, match="signed"):
+            client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
+        client.chat.completions.create(model="m", messages=[user([chat_block(painted("white"))])])
+        assert len(server.requests) == 1
+
+
+class TestVerdicts:
+    def test_they_are_told_once_per_request_that_has_pictures(self, way, server, checks):
+        found = []
+        server.answer = say('{"word": "cat"}')
+        client = guard(way.client(server), checks, on_verdicts=found.append)
+        way.ask(client, [user("words")])
+        way.ask(client, [user(way.content(painted("red"), painted("white")))])
+        assert [[verdict.action for verdict in each] for each in found] == [["mask", "allow"]]
+
+    def test_a_retry_does_not_tell_them_again(self, server, checks):
+        attempts, found = [], []
+
+        def fail_once(request):
+            attempts.append(request)
+            status = 500 if len(attempts) == 1 else 200
+            return httpx2.Response(status, json={"choices": []}, headers={"retry-after-ms": "1"})
+
+        http = httpx2.Client(transport=httpx2.MockTransport(fail_once))
+        client = guard(OpenAI(api_key="test", http_client=http), checks, on_verdicts=found.append)
+        client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
+        assert len(found) == 1
+        assert attempts[0].content == attempts[1].content
+        assert url(painted("red")).encode() not in attempts[1].content
+
+    @pytest.mark.parametrize("api", APIS)
+    async def test_calls_at_once_keep_their_own_pictures_and_verdicts(self, server, checks, api):
+        own: ContextVar[list] = ContextVar("own")
+        server.answer = lambda request: {"words": [f"{request.texts[-1]} {digest(pictures(request)[0])}"]}
+        way = Way(api, "create", is_async=True)
+        client = guard(way.client(server), checks, on_verdicts=lambda verdicts: own.get().extend(verdicts))
+        colours = ("red", "white", "green", "magenta", "black")
+
+        async def ask(place):
+            own.set([])
+            content = way.content(painted(colours[place % 5], shade=place), words=f"picture {place}")
+            chat = {"messages" if api == "chat" else "input": [user(content)]}
+            said = await way.said(client, {"model": "m", **chat})
+            return said.text, [verdict.action for verdict in own.get()]
+
+        answers = await asyncio.gather(*(ask(place) for place in range(20)))
+        for place, (said, actions) in enumerate(answers):
+            expected = painted(colours[place % 5], shade=place)
+            if colours[place % 5] == "red":
+                expected = painted(shade=place)
+                expected.paste("black", (0, 0, 16, 16))
+            assert said == f"picture {place} {digest(expected)}"
+            assert len(actions) == 1
+
+
+class TestLeaks:
+    def outcome(self, way, client, picture):
+        try:
+            return [repr(way.ask(client, [user(way.content(picture))]).whole)]
+        except UnsafeContentError as error:
+            return [repr(error), "".join(traceback.format_exception(error)), repr(error.__context__)]
+
+    def test_no_picture_is_in_logs_errors_or_reprs(self, simple, server, cache_dir, caplog):
+        caplog.set_level(logging.DEBUG)
+        pixels = [canary("red"), canary("blue", number=1)]
+        checks = colour_guard(cache_dir)
+        told = []
+        for options in ({}, {"on_violation": "raise"}, {"route_to": "other"}):
+            client = guard(simple.client(server), checks, on_verdicts=told.append, **options)
+            for picture in pixels:
+                told += self.outcome(simple, client, picture)
+            told += [repr(client), repr(client._client), repr(client._client._gate)]
+        said = f"{told!r}{caplog.text}"
+        assert "block" in said
+        assert [leak for picture in pixels for leak in leaks(said, picture)] == []
