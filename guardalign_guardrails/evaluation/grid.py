@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal, get_args
 
+from pydantic import ValidationError
+
 from guardalign_guardrails.decoding.config import CalibrationConfig, Placement, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
 from guardalign_guardrails.decoding.settings import GenerationSettings
@@ -120,9 +122,10 @@ def conditions(
             for dose, band, rows in itertools.product(doses, bands, queries):
                 if place != "response" or (rows == "instruction+generated" and "target" not in dose):
                     found.append(Condition(prefix, CalibrationConfig(layers=band, queries=rows, **dose)))
-    except ValueError as error:
-        # Pydantic's text names the field; its first line is a count.
-        raise EvaluationError(f"A setting is out of range: {' '.join(str(error).split()[-12:])}") from None
+    except ValidationError as error:
+        # Its own text would quote what was given.
+        faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
+        raise EvaluationError(f"A setting is out of range: {faults}.") from None
     return list({condition.digest: condition for condition in found}.values())
 
 
@@ -207,7 +210,7 @@ def run(
     """Every prompt under every condition, by greedy decoding; answers that are known already are not asked for.
 
     Args:
-        model: Asked as variants of itself, one for each condition; its guard is left out.
+        model: Asked as variants of itself, one for each condition.
         prompts: What is asked.
         grid: Under which conditions.
         file: Where answers are kept.

@@ -14,7 +14,7 @@ from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import BaseMessage
 from langchain_core.utils.function_calling import convert_to_openai_tool
-from pydantic import ConfigDict, Field, PrivateAttr, SkipValidation, field_validator, model_validator
+from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SkipValidation, field_validator, model_validator
 from typing_extensions import Self
 
 from guardalign_guardrails import Guard, Policy
@@ -50,7 +50,7 @@ class LocalModel(BaseChatModel):
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid", populate_by_name=True)
 
-    model: str = Field(alias="model_name")
+    model: str = Field(validation_alias=AliasChoices("model", "model_name"))
     revision: str | None = None
     dtype: str = "auto"
     device_map: Any = None
@@ -62,8 +62,8 @@ class LocalModel(BaseChatModel):
     temperature: float | None = None
     top_p: float | None = None
     top_k: int | None = None
-    max_tokens: int | None = Field(default=None, alias="max_new_tokens")
-    stop: list[str] | None = Field(default=None, alias="stop_sequences")
+    max_tokens: int | None = Field(default=None, validation_alias=AliasChoices("max_tokens", "max_new_tokens"))
+    stop: list[str] | None = Field(default=None, validation_alias=AliasChoices("stop", "stop_sequences"))
     seed: int | None = None
     repetition_penalty: float | None = None
     num_beams: int | None = None

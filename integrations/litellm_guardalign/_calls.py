@@ -10,6 +10,9 @@ from typing import Any, Final
 from guardalign_guardrails.content.body_parts import Form
 from litellm_guardalign._version import litellm_version
 
+_ALWAYS: Final = (0, 0)
+_NEVER: Final = (1_000_000, 0)
+
 
 @dataclass(frozen=True)
 class Call:
@@ -17,24 +20,24 @@ class Call:
 
     Attributes:
         form: How its body is read.
-        refuses: Whether LiteLLM can answer it with a refusal.
-        streams_refusals_since: First version of LiteLLM that can do so in a stream; None if none can.
+        refused_since: First version of LiteLLM that answers it with a refusal a client can read.
+        streamed_since: First version that does so in a stream.
     """
 
     form: Form
-    refuses: bool = False
-    streams_refusals_since: tuple[int, int] | None = None
+    refused_since: tuple[int, int] = _NEVER
+    streamed_since: tuple[int, int] = _NEVER
 
 
-_CHAT: Final = Call("chat", refuses=True, streams_refusals_since=(1, 93))
-_RESPONSES: Final = Call("responses", refuses=True, streams_refusals_since=(1, 105))
+_CHAT: Final = Call("chat", _ALWAYS, (1, 93))
+_RESPONSES: Final = Call("responses", (1, 105), (1, 105))
 _CALLS: Final[Mapping[str, Call]] = {
     "acompletion": _CHAT,
     "completion": _CHAT,
     "acompact_responses": Call("responses"),
     "aresponses": _RESPONSES,
     "responses": _RESPONSES,
-    "anthropic_messages": Call("messages", refuses=True),
+    "anthropic_messages": Call("messages", _ALWAYS),
 }
 # Words and sounds; and who asks for moderation wants the image looked at as it is.
 _WITHOUT_IMAGES: Final = frozenset(
@@ -59,8 +62,7 @@ def call_of(call_type: str) -> Call | None:
 
 def can_refuse(call: Call, data: Mapping[str, Any]) -> bool:
     """Whether LiteLLM can answer a request with a refusal in the way the client wants its answer."""
-    since = call.streams_refusals_since
-    return call.refuses and (not data.get("stream") or (since is not None and litellm_version() >= since))
+    return litellm_version() >= (call.streamed_since if data.get("stream") else call.refused_since)
 
 
 def body_of(data: Mapping[str, Any]) -> dict[str, Any]:

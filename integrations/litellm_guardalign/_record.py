@@ -14,6 +14,7 @@ from litellm.types.utils import GuardrailStatus
 
 from guardalign_guardrails import Policy, Verdict
 from guardalign_guardrails.policy import severest
+from guardalign_guardrails.verdict import event_of
 
 PROVIDER: Final = "guardalign"
 
@@ -24,7 +25,7 @@ def record_of(policy: Policy, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     found = [verdict for verdict in verdicts if verdict.proposed != "allow"]
     masked = Counter(verdict.category or "uninspectable" for verdict in verdicts if verdict.action == "mask")
     return {
-        "guardrail_json_response": {"action": action, "verdicts": [verdict.summary() for verdict in verdicts]},
+        "guardrail_json_response": event_of(verdicts),
         "guardrail_status": _status(verdicts, is_found=bool(found), is_changed=action not in ("allow", "flag")),
         "guardrail_provider": PROVIDER,
         "masked_entity_count": dict(masked),

@@ -4,11 +4,38 @@ from typing import TYPE_CHECKING, Any
 
 from llama_index_guardalign._events import GuardVerdictEvent
 from llama_index_guardalign._guard_settings import GuardSettings
+from llama_index_guardalign._guarded_llm import GuardedLLM
+from llama_index_guardalign._postprocessor import ImageGuardPostprocessor
+from llama_index_guardalign._query_engine import GuardedQueryEngine
+from llama_index_guardalign._reader import GuardedReader
+from llama_index_guardalign._redaction import RedactingEventHandler, RedactingSpanHandler, redact_traces
+from llama_index_guardalign._retriever import GuardedRetriever
+from llama_index_guardalign._tool_guard import guard_tool
+from llama_index_guardalign._transform import ImageGuardTransform
+from llama_index_guardalign._workflow import CheckImages, ImagesBlocked, ImagesPassed, add_guard_step
 
 if TYPE_CHECKING:
     from llama_index_guardalign._local_lvlm import GuardAlignLVLM
 
-__all__ = ["GuardAlignLVLM", "GuardSettings", "GuardVerdictEvent"]
+__all__ = [
+    "CheckImages",
+    "GuardAlignLVLM",
+    "GuardSettings",
+    "GuardVerdictEvent",
+    "GuardedLLM",
+    "GuardedQueryEngine",
+    "GuardedReader",
+    "GuardedRetriever",
+    "ImageGuardPostprocessor",
+    "ImageGuardTransform",
+    "ImagesBlocked",
+    "ImagesPassed",
+    "RedactingEventHandler",
+    "RedactingSpanHandler",
+    "add_guard_step",
+    "guard_tool",
+    "redact_traces",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -12,7 +12,7 @@ from typing import Any
 from llama_index.core.instrumentation.events import BaseEvent
 
 from guardalign_guardrails import Action, UnsafeContentError, Verdict
-from guardalign_guardrails.policy import severest
+from guardalign_guardrails.verdict import event_of
 from llama_index_guardalign._traces import DISPATCHER
 
 
@@ -45,8 +45,7 @@ def announce(component: str, verdicts: Sequence[Verdict], span_id: str | None = 
     """
     if not verdicts:
         return
-    action = severest(*(verdict.action for verdict in verdicts))
-    event = GuardVerdictEvent(component=component, action=action, verdicts=[verdict.summary() for verdict in verdicts])
+    event = GuardVerdictEvent(component=component, **event_of(verdicts))
     DISPATCHER.event(event if span_id is None else event.model_copy(update={"span_id": span_id}))
 
 

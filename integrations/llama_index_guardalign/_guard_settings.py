@@ -7,13 +7,16 @@ guard itself, with its encoder and caches, is made from them when it is first ne
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, field_serializer
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, PrivateAttr, field_serializer
 from typing_extensions import Self
 
 from guardalign_guardrails import Guard, Policy
 from guardalign_guardrails.shared_guards import guard_for
+
+StoredPath = Annotated[Path, PlainSerializer(str, return_type=str)]
+"""A path that is dumped as text."""
 
 
 class GuardSettings(BaseModel):
@@ -30,8 +33,8 @@ class GuardSettings(BaseModel):
 
     policy: Policy = Field(default_factory=Policy.default)
     encoder: str = "offline"
-    profile: Path | None = None
-    cache_dir: Path | None = None
+    profile: StoredPath | None = None
+    cache_dir: StoredPath | None = None
 
     _ready: Guard | None = PrivateAttr(default=None)
 
@@ -67,10 +70,6 @@ class GuardSettings(BaseModel):
     def _dump_policy(self, policy: Policy) -> dict[str, Any]:
         return policy.to_dict()
 
-    @field_serializer("profile", "cache_dir")
-    def _dump_path(self, path: Path | None) -> str | None:
-        return None if path is None else str(path)
-
     def __reduce__(self) -> tuple[Any, ...]:
         # LlamaIndex leaves out what cannot be pickled, and another process would go on with another policy.
         return type(self).model_validate, (self.model_dump(mode="json"),)
@@ -81,3 +80,8 @@ class GuardSettings(BaseModel):
 
 GuardField = Annotated[GuardSettings, BeforeValidator(GuardSettings.of)]
 """For a component's field: settings, a ready guard or a policy."""
+
+
+def settings_of(guard: Guard | Policy | GuardSettings | None) -> GuardSettings:
+    """Settings from what a caller gives; None stands for the policy that ships with the package."""
+    return GuardSettings() if guard is None else cast("GuardSettings", GuardSettings.of(guard))

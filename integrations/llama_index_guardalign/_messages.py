@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole, ToolCallBlock
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock, ToolCallBlock
 from pydantic import BaseModel
 
+from guardalign_guardrails.content.prefixing import Placement, prefixed
 from guardalign_guardrails.content.rewrite import with_blocks
 from guardalign_guardrails.content.ruling import Role
 from guardalign_guardrails.content.screen import OMITTED
@@ -106,3 +107,37 @@ def _calls(message: ChatMessage) -> Iterator[dict[str, Any]]:
 def _call(identity: Any, name: Any, arguments: Any) -> dict[str, Any]:
     text = arguments if isinstance(arguments, str) else json.dumps(arguments, default=str)
     return {"id": str(identity or ""), "function": {"name": name, "arguments": text}}
+
+
+def with_prefix(
+    messages: Sequence[ChatMessage], prefix: str, placement: Placement, system_role: MessageRole
+) -> list[ChatMessage]:
+    """The messages with the safety prefix, once: where it is already, it is not put again.
+
+    Args:
+        messages: A chat.
+        prefix: The safety prefix; nothing is done if it is blank.
+        placement: ``system`` for the head of the first system message, which is made if there is none; ``user`` for the
+            head of the first user message, for models that know no system message. Of all of a role the first is the
+            one that stays the same from turn to turn, as providers' prompt caches need it.
+        system_role: What the model calls the role of a system message.
+    """
+    prefix, result = prefix.strip(), list(messages)
+    if not prefix:
+        return result
+    place = next((i for i, message in enumerate(messages) if role_of(message) == placement), None)
+    if place is None:
+        role = system_role if placement == "system" else MessageRole.USER
+        return [ChatMessage(role=role, content=prefix), *result]
+    result[place] = _headed(result[place], prefix)
+    return result
+
+
+def _headed(message: ChatMessage, prefix: str) -> ChatMessage:
+    """The message with a text at its head; itself if it is there."""
+    first = message.blocks[0] if message.blocks else None
+    if not isinstance(first, TextBlock):
+        return message.model_copy(update={"blocks": [TextBlock(text=prefix), *message.blocks]})
+    if (text := prefixed(first.text, prefix)) == first.text:
+        return message
+    return message.model_copy(update={"blocks": [TextBlock(text=text), *message.blocks[1:]]})

@@ -5,16 +5,9 @@ LlamaIndex would ask for a tool call, or for JSON in words; both depend on a mod
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from llama_index.core.base.llms.types import (
-    ChatMessage,
-    ChatResponse,
-    ChatResponseAsyncGen,
-    ChatResponseGen,
-    MessageRole,
-)
 from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictEndEvent,
     LLMStructuredPredictInProgressEvent,
@@ -28,6 +21,7 @@ from llama_index.core.types import Model, PydanticProgramMode
 from pydantic import BaseModel
 
 from llama_index_guardalign._messages import without_loose_pictures, without_pictures
+from llama_index_guardalign._structured_llm import QuietStructuredLLM
 from llama_index_guardalign._traces import DISPATCHER, opens_its_own_span
 
 if TYPE_CHECKING:
@@ -122,7 +116,7 @@ class SchemaBoundLLM(FunctionCallingLLM):
 
     def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
         """An LLM whose answers are objects of a class: in ``raw``, and as JSON in the message."""
-        return _StructuredLLM(llm=self, output_cls=output_cls, **kwargs)
+        return QuietStructuredLLM(llm=self, output_cls=output_cls, **kwargs)
 
     def _program(self, output_cls: type[Model], prompt: BasePromptTemplate) -> Any:
         mode = PydanticProgramMode.LLM if self.pydantic_program_mode in _BY_WORDS else self.pydantic_program_mode
@@ -133,45 +127,6 @@ class SchemaBoundLLM(FunctionCallingLLM):
         if self.pydantic_program_mode in _BY_WORDS:
             options["json_schema"] = output_cls.model_json_schema()
         return options
-
-
-class _StructuredLLM(StructuredLLM):
-    """LlamaIndex's own, without a span and events around those of the LLM in it, which would show pictures."""
-
-    @opens_its_own_span
-    def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """Answer with an object of the class."""
-        return _said(self.llm.structured_predict(self.output_cls, _template(messages), llm_kwargs=kwargs))
-
-    @opens_its_own_span
-    async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
-        """`chat` without blocking the event loop."""
-        return _said(await self.llm.astructured_predict(self.output_cls, _template(messages), llm_kwargs=kwargs))
-
-    @opens_its_own_span
-    def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
-        """`chat` as it comes."""
-        for partial in self.llm.stream_structured_predict(self.output_cls, _template(messages), llm_kwargs=kwargs):
-            yield _said(partial)
-
-    @opens_its_own_span
-    async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
-        """`stream_chat` without blocking the event loop."""
-
-        async def responses() -> ChatResponseAsyncGen:
-            objects = await self.llm.astream_structured_predict(self.output_cls, _template(messages), llm_kwargs=kwargs)
-            async for partial in objects:
-                yield _said(partial)
-
-        return responses()
-
-
-def _template(messages: Sequence[ChatMessage]) -> Any:
-    return ChatPromptTemplate(message_templates=messages)
-
-
-def _said(value: BaseModel) -> ChatResponse:
-    return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=value.model_dump_json()), raw=value)
 
 
 def _begin(output_cls: type[BaseModel], prompt: BasePromptTemplate, arguments: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from guardalign_guardrails.detection.encoders.offline import OfflineEncoder
 from guardalign_guardrails.evaluation.refusals import (
     RefusalJudge,
     has_refusal_keyword,
@@ -51,8 +50,8 @@ BROKEN = [
 
 
 @pytest.fixture(scope="module")
-def judge():
-    return RefusalJudge(OfflineEncoder())
+def judge(offline_guard):
+    return RefusalJudge(offline_guard.detector.encoder)
 
 
 @pytest.mark.parametrize(

@@ -25,6 +25,7 @@ class Scripted:
 
     Attributes:
         gate: If set to an event, decode steps wait for it.
+        begun: Set when a generation begins.
         prompts: Texts of all prompts, in order.
         rows: Number of prompts of each generation.
         pictures: What the vision tower was given for each generation; None for one without pictures.
@@ -37,6 +38,7 @@ class Scripted:
         self._wanted: list[list[list[int]]] = []
         self._written: list[list[int]] = []
         self.gate: threading.Event | None = None
+        self.begun = threading.Event()
         self.prompts: list[str] = []
         self.rows: list[int] = []
         self.pictures: list[Any] = []
@@ -72,6 +74,7 @@ class Scripted:
         return out
 
     def _begin(self, ids: torch.Tensor) -> None:
+        self.begun.set()
         texts = [self._tokenizer.decode(row) for row in ids]
         self.prompts += texts
         self.rows.append(len(texts))

@@ -17,7 +17,7 @@ import torch
 from chat_images import MASKED, Listener, openai, stream, text, v1
 from families import family
 from langchain_core.caches import InMemoryCache
-from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.callbacks import AsyncCallbackHandler, BaseCallbackHandler
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import BaseChatModel
 from langchain_core.load import dumpd, load
@@ -141,6 +141,10 @@ class TestAnswers:
         assert model.invoke("Hi", stop=["four"]).content == "One two three "
         cut = model.bind(max_new_tokens=2).invoke("Hi", stop=["four"])
         assert (cut.usage_metadata["output_tokens"], cut.response_metadata["finish_reason"]) == (2, "length")
+
+    def test_settings_have_the_names_that_others_give_them(self):
+        model = ChatGuardAlign(model_name="smollm2", max_new_tokens=3, stop_sequences=["x"], api_key="k", timeout=1)
+        assert (model.model, model.model_name, model.max_tokens, model.stop) == ("smollm2", "smollm2", 3, ["x"])
 
     def test_a_setting_that_is_out_of_range_is_an_error_when_it_is_set(self):
         lvlm, _ = scripted(WORDS)
@@ -298,14 +302,30 @@ class TestStreams:
         model, hook = local("word " * 200)
         hook.gate = threading.Event()
         task = asyncio.create_task(model.abatch(["a", "b"]))
-        while not hook.rows:
-            await asyncio.sleep(0.01)
+        await asyncio.to_thread(hook.begun.wait, 20)
         task.cancel()
         hook.gate.set()
         with pytest.raises(asyncio.CancelledError):
             await task
         await model.ainvoke("Hello", max_tokens=1)
         assert (hook.rows, hook.steps < 100) == ([2, 1], True)
+
+    async def test_a_batch_that_is_cancelled_before_all_have_come_generates_nothing(self):
+        class Waits(AsyncCallbackHandler):
+            async def on_chat_model_start(self, *_, **__):
+                came.set()
+                await asyncio.Event().wait()
+
+        model, hook = local(echo)
+        came = asyncio.Event()
+        task = asyncio.create_task(model.abatch(["a", "b"], [{}, {"callbacks": [Waits()]}]))
+        await came.wait()
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await model.ainvoke("Hello")
+        assert hook.rows == [1]
 
     def test_a_loop_that_is_left_frees_the_model(self):
         model, hook = local("word " * 200)

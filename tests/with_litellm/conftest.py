@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -12,11 +11,8 @@ import pytest
 from litellm_proxies import MASTER_KEY, provider, proxies
 
 from guardalign_guardrails.testing.colours import colour_policy
+from litellm_guardalign._version import litellm_version
 from with_langchain.openai_server import serving
-
-
-def litellm_version() -> tuple[int, ...]:
-    return tuple(map(int, version("litellm").split(".")[:2]))
 
 
 @pytest.fixture(scope="session")

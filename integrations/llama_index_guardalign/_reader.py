@@ -1,0 +1,92 @@
+"""A gate around a reader: the only place in front of an ingestion pipeline's duplicate checks and cache."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any, Final, cast
+
+from llama_index.core.readers.base import BasePydanticReader, BaseReader
+from llama_index.core.schema import Document
+from pydantic import Field, SerializeAsAny
+
+from guardalign_guardrails import Source
+from llama_index_guardalign._guard_settings import GuardField, GuardSettings, StoredPath
+from llama_index_guardalign._node_gate import Gate, Quarantine, Sifted, Withholding, asift, sift
+
+_AT_ONCE: Final = 16
+
+
+class GuardedReader(BasePydanticReader):
+    """Reads documents by another reader and checks their pictures; what becomes of them is as in `ImageGuardTransform`.
+
+    Documents with pictures get a record with the picture's digest, which tells them apart for a pipeline's duplicate
+    checks and cache. Nothing has been remembered yet, so it raises if the guard cannot work.
+
+    Attributes:
+        reader: The other reader. Its further methods, such as those for single resources, are not guarded: call the
+            four that load data here.
+        guard: Settings, a ready `Guard` or a `Policy`.
+        source: Where the pictures came from, for the policy.
+        on_violation: ``drop`` leaves a document with a withheld picture out, ``redact`` puts a notice in the picture's
+            place and keeps the rest, ``raise`` raises `UnsafeContentError`.
+        quarantine: Called with the original of every document that is withheld, and its verdicts. Not dumped.
+        masked_dir: Folder for masked pictures, whose bytes LlamaIndex does not store with documents.
+    """
+
+    reader: SerializeAsAny[BaseReader]
+    guard: GuardField = Field(default_factory=GuardSettings)
+    source: Source = "retrieved"
+    on_violation: Withholding = "drop"
+    quarantine: Quarantine | None = Field(default=None, exclude=True, repr=False)
+    masked_dir: StoredPath | None = None
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The class's name in dumps."""
+        return "GuardedReader"
+
+    def load_data(self, *args: Any, **load_kwargs: Any) -> list[Document]:
+        """Load and check.
+
+        Raises:
+            UnsafeContentError: A picture is withheld and ``on_violation`` is ``raise``.
+            GuardAlignError: The guard cannot work: no encoder, no profile, a package is missing.
+            OSError: A masked picture cannot be written.
+        """
+        return _documents(sift(self._gate(), self.reader.load_data(*args, **load_kwargs)))
+
+    async def aload_data(self, *args: Any, **load_kwargs: Any) -> list[Document]:
+        """`load_data` without blocking the event loop."""
+        return _documents(await asift(self._gate(), await self.reader.aload_data(*args, **load_kwargs)))
+
+    def lazy_load_data(self, *args: Any, **load_kwargs: Any) -> Iterable[Document]:
+        """`load_data`, some documents at a time."""
+        for part in _parts(self.reader.lazy_load_data(*args, **load_kwargs)):
+            yield from _documents(sift(self._gate(), part))
+
+    async def alazy_load_data(self, *args: Any, **load_kwargs: Any) -> Iterable[Document]:
+        """`lazy_load_data`, begun without blocking the event loop; what is iterated over later is not async."""
+        return await asyncio.to_thread(self.lazy_load_data, *args, **load_kwargs)
+
+    def _gate(self) -> Gate:
+        return Gate(
+            self.class_name(),
+            self.guard.guard,
+            self.source,
+            self.on_violation,
+            self.masked_dir,
+            self.quarantine,
+            is_for_storage=True,
+        )
+
+
+def _documents(sifted: Sifted) -> list[Document]:
+    return cast("list[Document]", sifted.passed)
+
+
+def _parts(documents: Iterable[Document]) -> Iterator[Sequence[Document]]:
+    remaining = iter(documents)
+    while part := list(islice(remaining, _AT_ONCE)):
+        yield part

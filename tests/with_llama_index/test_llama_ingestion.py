@@ -1,0 +1,301 @@
+"""Pictures on their way into a store: transforms in real pipelines, with docstores and caches, and guarded readers."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import pickle
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.ingestion import DocstoreStrategy, IngestionCache, IngestionPipeline
+from llama_index.core.readers.base import BaseReader, ReaderConfig
+from llama_index.core.schema import Document, ImageDocument, ImageNode, MediaResource, MetadataMode, Node, TextNode
+from llama_index.core.storage.docstore import SimpleDocumentStore
+from llama_index.core.vector_stores import SimpleVectorStore
+from llama_nodes import NODES, b64, pictures_of
+from llama_pictures import png, saved
+
+from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
+from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY
+from guardalign_guardrails.errors import SettingsError
+from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
+from guardalign_guardrails.testing.colours import colour_guard, colour_policy
+from llama_index_guardalign import GuardedReader, GuardSettings, ImageGuardTransform
+
+RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
+NOWHERE = GuardSettings(policy=colour_policy(), encoder="transformers:no/such-encoder")
+
+
+@pytest.fixture
+def transform(guard):
+    return ImageGuardTransform(guard=guard)
+
+
+def picture_document(image, **more) -> Document:
+    return Document(image_resource=MediaResource(data=png(image)), **more)
+
+
+def store_away(node, verdicts) -> None:
+    """A quarantine that another process can find."""
+
+
+class TestTheTransform:
+    def test_masks_drops_and_puts_on_record(self, transform):
+        nodes = [ImageNode(image=b64(RED)), ImageNode(image=b64(BLUE)), ImageNode(image=b64(WHITE)), TextNode(text="x")]
+        masked, clean, words = transform(nodes)
+        assert not any(shows(picture, "red") for picture in pictures_of(masked))
+        assert (masked.metadata[ACTION_KEY], clean.metadata[ACTION_KEY]) == ("mask", "allow")
+        assert words is nodes[3]
+        assert clean.image == nodes[2].image
+        for node in (masked, clean):
+            assert node.get_metadata_str(MetadataMode.LLM) == node.get_metadata_str(MetadataMode.EMBED) == ""
+            assert leaks(node.metadata[RECORD_KEY], RED, WHITE) == []
+
+    @pytest.mark.parametrize("kind", NODES.values(), ids=NODES)
+    async def test_does_so_with_every_node_sync_and_async(self, transform, kind, tmp_path):
+        node = kind(RED, tmp_path)
+        before = repr(node)
+        for after in (transform([node]), await transform.acall([node])):
+            assert not any(shows(picture, "red") for picture in pictures_of(after[0]))
+        assert repr(node) == before
+        assert transform([kind(BLUE, tmp_path)]) == await transform.acall([kind(BLUE, tmp_path)]) == []
+
+    def test_a_masked_node_loses_the_embedding_of_what_is_masked(self, transform):
+        masked, clean = transform(
+            [ImageNode(image=b64(image), embedding=[1.0], text_embedding=[2.0]) for image in (RED, WHITE)]
+        )
+        assert (masked.embedding, masked.text_embedding) == (None, None)
+        assert (clean.embedding, clean.text_embedding) == ([1.0], [2.0])
+
+    def test_what_is_withheld_can_be_kept_elsewhere_or_cut_out_or_raised(self, guard):
+        kept = []
+        nodes = [ImageNode(image=b64(BLUE), text="words"), ImageNode(image=b64(WHITE))]
+
+        def made(on_violation="drop"):
+            def keep(node, verdicts):
+                kept.append((node, verdicts))
+
+            return ImageGuardTransform(guard=guard, on_violation=on_violation, quarantine=keep)
+
+        assert len(made()(nodes)) == 1
+        assert kept[0][0] is nodes[0]
+        assert [verdict.action for verdict in kept[0][1]] == ["block"]
+        (redacted, _) = made("redact")(nodes)
+        assert (type(redacted), redacted.text, redacted.metadata[ACTION_KEY]) == (TextNode, "words", "block")
+        with pytest.raises(UnsafeContentError):
+            made("raise")(nodes)
+        assert len(kept) == 3
+
+    def test_it_can_be_used_twice(self, transform):
+        (once,) = transform([ImageNode(image=b64(RED))])
+        (twice,) = transform([once])
+        assert twice is once
+
+
+class TestFailures:
+    @pytest.mark.parametrize("way", ["sync", "async"])
+    def test_what_cannot_be_checked_is_left_out_and_logged_and_nothing_is_raised(self, way, caplog):
+        kept = []
+        transform = ImageGuardTransform(guard=NOWHERE, quarantine=lambda node, verdicts: kept.append((node, verdicts)))
+        nodes = [ImageNode(image=b64(WHITE)), TextNode(text="x")]
+        with caplog.at_level(logging.ERROR):
+            after = transform(nodes) if way == "sync" else asyncio.run(transform.acall(nodes))
+        assert after == [nodes[1]]
+        assert kept == [(nodes[0], ())]
+        assert "EncoderUnavailable" in caplog.text
+        assert leaks(caplog.text, WHITE) == []
+
+    def test_it_shows_before_a_run_if_asked(self):
+        with pytest.raises(EncoderUnavailable):
+            ImageGuardTransform(guard=NOWHERE).prepare()
+
+    def test_it_can_be_raised_instead(self):
+        with pytest.raises(EncoderUnavailable):
+            ImageGuardTransform(guard=NOWHERE, on_failure="raise")([ImageNode(image=b64(WHITE))])
+
+    def test_a_quarantine_that_fails_lets_nothing_pass_unchecked(self, guard, caplog):
+        def full(node, verdicts):
+            raise OSError("no space left")
+
+        transform = ImageGuardTransform(guard=guard, quarantine=full)
+        assert transform([ImageNode(image=b64(BLUE)), TextNode(text="x")])[0].text == "x"
+        assert "quarantine" in caplog.text.lower()
+
+    def test_a_folder_that_cannot_be_written_lets_nothing_pass_unchecked(self, guard, tmp_path):
+        (tmp_path / "taken").write_text("a file")
+        transform = ImageGuardTransform(guard=guard, masked_dir=tmp_path / "taken")
+        assert transform([picture_document(RED), TextNode(text="x")])[0].text == "x"
+
+
+class TestPipelines:
+    @pytest.mark.parametrize("run", ["run", "arun"])
+    def test_two_documents_without_words_are_not_taken_for_one(self, guard, run):
+        pipeline = IngestionPipeline(transformations=[ImageGuardTransform(guard=guard), MockEmbedding(embed_dim=2)])
+
+        def ran(document):
+            done = getattr(pipeline, run)(documents=[document])
+            return asyncio.run(done) if run == "arun" else done
+
+        (first,) = ran(picture_document(WHITE, id_="one"))
+        (second,) = ran(picture_document(canary("white", number=4), id_="two"))
+        assert (first.id_, second.id_) == ("one", "two")
+        assert [number_of(pictures_of(node)[0]) for node in (first, second)] == [3, 4]
+
+    def test_without_the_guard_they_are(self):
+        # Or there would be nothing to do: this is LlamaIndex's own cache.
+        pipeline = IngestionPipeline(transformations=[MockEmbedding(embed_dim=2)])
+        pipeline.run(documents=[picture_document(WHITE, id_="one")])
+        (second,) = pipeline.run(documents=[picture_document(RED, id_="two")])
+        assert second.id_ == "one"
+
+    def test_another_policy_is_another_transformation_to_a_cache(self, cache_dir):
+        cache = IngestionCache()
+
+        def ran(**changes):
+            transform = ImageGuardTransform(guard=colour_guard(cache_dir, **changes), is_cacheable=True)
+            pipeline = IngestionPipeline(transformations=[transform], cache=cache)
+            return pipeline.run(documents=[ImageNode(image=b64(RED), text="a photo")])
+
+        (masked,) = ran()
+        (passed,) = ran(sources={"retrieved": {"at_most": "flag"}})
+        assert not shows(pictures_of(masked)[0], "red")
+        assert shows(pictures_of(passed)[0], "red")
+
+    def test_a_cacheable_one_is_answered_for_by_the_cache(self, guard):
+        transform = ImageGuardTransform(guard=guard, is_cacheable=True)
+        pipeline = IngestionPipeline(transformations=[transform])
+        (first,) = pipeline.run(documents=[ImageNode(image=b64(RED), text="a photo")])
+        calls = len(guard.detector.encoder.calls)
+        guard.cache = type(guard.cache)()
+        (second,) = pipeline.run(documents=[ImageNode(image=b64(RED), text="a photo")])
+        assert second.id_ == first.id_
+        assert len(guard.detector.encoder.calls) == calls
+
+    @pytest.mark.parametrize("strategy", [DocstoreStrategy.DUPLICATES_ONLY, DocstoreStrategy.UPSERTS])
+    def test_a_blocked_document_is_dropped_and_the_run_goes_on(self, transform, strategy):
+        store = SimpleVectorStore()
+        pipeline = IngestionPipeline(
+            transformations=[transform, MockEmbedding(embed_dim=2)],
+            docstore=SimpleDocumentStore(),
+            docstore_strategy=strategy,
+            vector_store=store,
+        )
+        documents = [picture_document(BLUE, text="blocked", id_="a"), picture_document(RED, text="masked", id_="b")]
+        assert [node.get_content() for node in pipeline.run(documents=documents)] == ["masked"]
+        assert len(store.data.embedding_dict) == 1
+        assert pipeline.run(documents=documents) == []
+
+    def test_it_works_in_several_processes(self, cache_dir):
+        # The colour encoder cannot be made from its name, as another process has to: what it cannot check is left out.
+        transform = ImageGuardTransform(guard=colour_guard(cache_dir), quarantine=store_away)
+        pipeline = IngestionPipeline(transformations=[transform], disable_cache=True)
+        nodes = pipeline.run(documents=[Document(text="a"), picture_document(WHITE, text="b")], num_workers=2)
+        assert [node.get_content() for node in nodes] == ["a"]
+
+
+class TestDumps:
+    def test_the_settings_come_back(self, guard, tmp_path):
+        transform = ImageGuardTransform(guard=guard, on_violation="redact", masked_dir=tmp_path, is_cacheable=True)
+        text = transform.to_json()
+        back = ImageGuardTransform.from_json(text)
+        assert back.to_json() == text
+        assert back.guard.policy == guard.policy
+        assert pickle.loads(pickle.dumps(transform)).to_json() == text
+
+    def test_one_that_is_not_cacheable_never_looks_the_same_twice(self, transform):
+        first, second = transform.to_dict(), transform.to_dict()
+        assert first != second
+        assert ImageGuardTransform.from_dict(first).model_dump() == transform.model_dump()
+
+    def test_a_quarantine_that_would_be_lost_on_the_way_to_another_process_is_an_error(self, guard):
+        assert pickle.loads(pickle.dumps(ImageGuardTransform(guard=guard, quarantine=store_away))).quarantine
+        with pytest.raises(SettingsError, match="quarantine"):
+            pickle.dumps(ImageGuardTransform(guard=guard, quarantine=lambda node, verdicts: None))
+
+
+class Shelf(BaseReader):
+    """A reader of documents that are given."""
+
+    def __init__(self, *documents: Document) -> None:
+        self.documents = documents
+
+    def lazy_load_data(self, *args: Any, **load_kwargs: Any) -> Iterable[Document]:
+        yield from self.documents[: load_kwargs.get("most")]
+
+
+class TestTheReader:
+    @pytest.fixture
+    def shelf(self, tmp_path):
+        return Shelf(
+            picture_document(RED, text="masked"),
+            picture_document(BLUE, text="blocked"),
+            ImageDocument(image_path=str(saved(WHITE, tmp_path)), text="clean"),
+            Document(text="words"),
+        )
+
+    async def test_every_way_of_loading_is_guarded(self, guard, shelf):
+        reader = GuardedReader(reader=shelf, guard=guard)
+        loads = [
+            reader.load_data(),
+            list(reader.lazy_load_data()),
+            await reader.aload_data(),
+            list(await reader.alazy_load_data()),
+        ]
+        for masked, clean, words in loads:
+            assert not any(shows(picture, "red") for picture in pictures_of(masked))
+            assert (masked.text, clean.text) == ("masked", "clean")
+            assert isinstance(clean, ImageDocument)
+            assert words is shelf.documents[3]
+        assert len(reader.load_data(most=1)) == 1
+
+    def test_it_reads_for_a_pipeline_whose_cache_then_knows_pictures_apart(self, guard):
+        cache = IngestionCache()
+
+        def ran(image):
+            reader = GuardedReader(reader=Shelf(picture_document(image)), guard=guard)
+            pipeline = IngestionPipeline(
+                readers=[ReaderConfig(reader=reader)],
+                transformations=[ImageGuardTransform(guard=guard, is_cacheable=True), MockEmbedding(embed_dim=2)],
+                cache=cache,
+            )
+            return pipeline.run()
+
+        assert [number_of(pictures_of(ran(image)[0])[0]) for image in (WHITE, canary("white", number=4))] == [3, 4]
+
+    def test_what_it_withholds_can_be_kept_elsewhere_or_raised(self, guard, shelf):
+        kept = []
+        reader = GuardedReader(reader=shelf, guard=guard, quarantine=lambda node, verdicts: kept.append(node))
+        reader.load_data()
+        assert kept == [shelf.documents[1]]
+        with pytest.raises(UnsafeContentError):
+            GuardedReader(reader=shelf, guard=guard, on_violation="raise").load_data()
+        with pytest.raises(EncoderUnavailable):
+            GuardedReader(reader=shelf, guard=NOWHERE).load_data()
+
+    def test_a_folder_of_files_is_read_through_it(self, guard, tmp_path):
+        from llama_index.core import SimpleDirectoryReader
+
+        class Pictures(BaseReader):
+            def load_data(self, file: Path, extra_info: dict | None = None, **_: Any) -> list[Document]:
+                return [ImageDocument(image_path=str(file), metadata=extra_info or {})]
+
+        for name, image in {"a": RED, "b": BLUE, "c": WHITE}.items():
+            saved(image, tmp_path, f"{name}.png")
+        reader = GuardedReader(
+            reader=SimpleDirectoryReader(str(tmp_path), file_extractor={".png": Pictures()}), guard=guard
+        )
+        masked, clean = reader.load_data()
+        assert "file_path" not in masked.metadata
+        assert clean.metadata["file_path"].endswith("c.png")
+        assert not any(shows(picture, "red") for node in (masked, clean) for picture in pictures_of(node))
+        assert (tmp_path / "a.png").read_bytes() == png(RED)
+
+    def test_it_gives_a_node_without_words_something_to_be_known_by(self, guard):
+        (document,) = GuardedReader(reader=Shelf(picture_document(WHITE)), guard=guard).load_data()
+        assert isinstance(document, Node)
+        assert RECORD_KEY in document.get_content(MetadataMode.ALL)
+        assert document.get_content(MetadataMode.LLM) == ""

@@ -1,0 +1,333 @@
+"""Retrieved nodes: which pass, which pass masked, which are withheld, and that nothing leads to the original."""
+
+from __future__ import annotations
+
+import asyncio
+import pickle
+import time
+
+import pytest
+from llama_index.core.base.llms.types import TextBlock
+from llama_index.core.callbacks import CallbackManager
+from llama_index.core.postprocessor import SimilarityPostprocessor
+from llama_index.core.schema import (
+    Document,
+    ImageDocument,
+    ImageNode,
+    IndexNode,
+    MediaResource,
+    MetadataMode,
+    Node,
+    NodeRelationship,
+    NodeWithScore,
+    QueryBundle,
+    RelatedNodeInfo,
+    TextNode,
+)
+from llama_nodes import NODES, b64, pictures_of
+from llama_pictures import data_url, png, saved
+from llama_seen import Tracer, same_pixels
+
+from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY
+from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
+from guardalign_guardrails.testing.colours import colour_guard
+from llama_index_guardalign import GuardSettings, GuardVerdictEvent, ImageGuardPostprocessor
+from llama_index_guardalign._postprocessor import NOTE
+
+RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
+EVERY_NODE = pytest.mark.parametrize("kind", NODES.values(), ids=NODES)
+
+
+@pytest.fixture
+def postprocessor(guard):
+    return ImageGuardPostprocessor(guard=guard)
+
+
+def scored(*nodes):
+    return [NodeWithScore(node=node, score=0.9 - number / 10) for number, node in enumerate(nodes)]
+
+
+def passed(postprocessor, *nodes):
+    return [one.node for one in postprocessor.postprocess_nodes(scored(*nodes))]
+
+
+@EVERY_NODE
+class TestAPictureInAnyNode:
+    def test_is_masked_and_no_way_leads_to_the_original(self, postprocessor, kind, tmp_path):
+        (node,) = passed(postprocessor, kind(RED, tmp_path))
+        pictures = pictures_of(node)
+        assert pictures
+        assert [(number_of(picture), shows(picture, "red")) for picture in pictures] == [(1, False)] * len(pictures)
+
+    def test_is_withheld_with_its_node_if_it_is_blocked(self, postprocessor, kind, tmp_path):
+        assert passed(postprocessor, kind(BLUE, tmp_path)) == []
+
+    def test_or_is_cut_out_of_it_and_the_words_stay(self, guard, kind, tmp_path):
+        postprocessor = ImageGuardPostprocessor(guard=guard, on_violation="redact")
+        (node,) = passed(postprocessor, kind(BLUE, tmp_path))
+        assert pictures_of(node) == []
+        assert node.get_content() == "words"
+        blocks = node.get_content_blocks(metadata_mode=MetadataMode.LLM)
+        assert all(isinstance(block, TextBlock) for block in blocks)
+        assert leaks(repr(node), BLUE) == []
+
+    def test_stays_in_the_very_same_node_if_it_is_harmless(self, postprocessor, kind, tmp_path):
+        nodes = scored(kind(WHITE, tmp_path))
+        (after,) = postprocessor.postprocess_nodes(nodes)
+        assert after is nodes[0]
+
+    def test_is_never_changed_in_place(self, guard, kind, tmp_path):
+        for on_violation in ("drop", "redact"):
+            for image in (RED, BLUE):
+                node = kind(image, tmp_path)
+                before, files = repr(node), {path: path.read_bytes() for path in tmp_path.iterdir()}
+                postprocessor = ImageGuardPostprocessor(guard=guard, on_violation=on_violation)
+                passed(postprocessor, node)
+                assert repr(node) == before
+                assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
+
+    async def test_is_treated_the_same_async(self, postprocessor, kind, tmp_path):
+        nodes = scored(kind(RED, tmp_path), kind(BLUE, tmp_path / ".."), TextNode(text="x"))
+        after = await postprocessor.apostprocess_nodes(nodes)
+        assert len(after) == 2
+        assert after[1] is nodes[2]
+
+
+class TestWhatANodeKeeps:
+    def test_ids_scores_order_relationships_and_metadata(self, postprocessor):
+        related = {
+            NodeRelationship.SOURCE: RelatedNodeInfo(node_id="doc"),
+            NodeRelationship.NEXT: RelatedNodeInfo(node_id="n"),
+        }
+        node = ImageNode(
+            id_="one",
+            image=b64(RED),
+            text="a photo",
+            metadata={"page": 3},
+            relationships=related,
+            embedding=[0.1, 0.2],
+            excluded_llm_metadata_keys=["page"],
+        )
+        nodes = scored(TextNode(text="before"), node, TextNode(text="after"))
+        after = postprocessor.postprocess_nodes(nodes)
+        assert [one.score for one in after] == [one.score for one in nodes]
+        assert (after[0], after[2]) == (nodes[0], nodes[2])
+        masked = after[1].node
+        assert (masked.id_, masked.text, masked.relationships, masked.embedding) == (
+            "one",
+            "a photo",
+            related,
+            [0.1, 0.2],
+        )
+        assert masked.metadata["page"] == 3
+        assert masked.image_mimetype == "image/png"
+        assert masked.relationships is not node.relationships
+
+    def test_its_class(self, guard, tmp_path):
+        for kind in NODES.values():
+            node = kind(RED, tmp_path)
+            (after,) = passed(ImageGuardPostprocessor(guard=guard), node)
+            assert type(after) is type(node)
+
+    def test_an_image_node_without_its_image_is_a_text_node_since_nothing_else_could_read_it(self, guard):
+        node = ImageNode(id_="one", image=b64(BLUE), metadata={"page": 3}, embedding=[0.5])
+        (after,) = passed(ImageGuardPostprocessor(guard=guard, on_violation="redact"), node)
+        assert type(after) is TextNode
+        assert (after.id_, after.text, after.metadata["page"], after.embedding) == ("one", NOTICE, 3, [0.5])
+
+    def test_records_of_findings_stay_out_of_prompts_and_embeddings(self, postprocessor):
+        (masked, clean) = passed(
+            postprocessor, ImageNode(image=b64(RED), text="a"), ImageNode(image=b64(WHITE), text="b")
+        )
+        assert masked.metadata[ACTION_KEY] == "mask"
+        assert clean.metadata == {}
+        for mode in (MetadataMode.LLM, MetadataMode.EMBED):
+            assert masked.get_content(mode) == "a"
+        assert leaks(masked.metadata[RECORD_KEY]) == []
+        (again,) = passed(postprocessor, masked)
+        assert again is masked
+
+
+class TestSeveralWaysToOnePicture:
+    def test_after_a_mask_one_is_left(self, postprocessor, tmp_path):
+        path = str(saved(RED, tmp_path))
+        node = ImageNode(
+            image=b64(RED), image_path=path, image_url="https://example.org/x.png", metadata={"file_path": path}
+        )
+        (masked,) = passed(postprocessor, node)
+        assert (masked.image_path, masked.image_url) == (None, None)
+        assert "file_path" not in masked.metadata
+        assert path not in repr(masked)
+
+    def test_the_path_of_a_page_that_is_no_picture_stays(self, postprocessor):
+        node = ImageNode(image=b64(RED), metadata={"file_path": "/data/report.pdf"})
+        (masked,) = passed(postprocessor, node)
+        assert masked.metadata["file_path"] == "/data/report.pdf"
+
+    def test_a_url_beside_harmless_bytes_is_gone_since_some_models_are_sent_it(self, postprocessor, tmp_path):
+        path = str(saved(WHITE, tmp_path))
+        for node in (
+            ImageNode(image=b64(WHITE), image_path=path, image_url=data_url(BLUE)),
+            ImageNode(image_path=path, image_url="https://example.org/x.png"),
+        ):
+            (after,) = passed(postprocessor, node)
+            assert (after.image_url, after.image_path) == (None, path)
+        resource = MediaResource(data=png(WHITE), url="https://example.org/x.png")
+        (after,) = passed(postprocessor, Node(image_resource=resource))
+        assert after.image_resource.url is None
+        assert after.image_resource.data == resource.data
+
+    def test_a_masked_picture_survives_a_store(self, postprocessor):
+        (masked,) = passed(postprocessor, ImageNode(image=b64(RED)))
+        (picture, *_) = pictures_of(ImageNode.from_dict(masked.to_dict()))
+        assert (number_of(picture), shows(picture, "red")) == (1, False)
+
+    def test_a_masked_resource_survives_one_in_a_file_of_its_own(self, guard, tmp_path):
+        path = saved(RED, tmp_path)
+        postprocessor = ImageGuardPostprocessor(guard=guard, masked_dir=tmp_path / "masked")
+        node = Node(image_resource=MediaResource(path=path))
+        (masked,) = passed(postprocessor, node)
+        (picture, *_) = pictures_of(Node.from_dict(masked.to_dict()))
+        assert (number_of(picture), shows(picture, "red")) == (1, False)
+        assert same_pixels(pictures_of(node)[0], RED)
+        passed(postprocessor, node)
+        assert len(list((tmp_path / "masked").iterdir())) == 1
+
+
+class TestWhatNobodyCanLookAt:
+    NODES = (
+        ImageNode(image_url="https://example.org/x.png", text="a"),
+        ImageNode(image="not a picture!", text="b"),
+        ImageNode(image_path="/nowhere/x.png", text="c"),
+        ImageNode(image_path="//host/share/x.png", text="d"),
+        Node(video_resource=MediaResource(url="https://example.org/x.mp4")),
+        Node(audio_resource=MediaResource(data=b"ID3...")),
+        Document(text="e", image_resource=MediaResource(url="https://example.org/x.png")),
+    )
+
+    def test_is_withheld_by_default(self, postprocessor):
+        assert passed(postprocessor, *self.NODES) == []
+
+    def test_passes_if_the_policy_lets_it(self, cache_dir):
+        lenient = colour_guard(cache_dir, failure={"uninspectable": "allow"})
+        after = passed(ImageGuardPostprocessor(guard=lenient), *self.NODES)
+        assert [node.id_ for node in after] == [node.id_ for node in self.NODES]
+
+    def test_can_be_cut_out(self, guard):
+        after = passed(ImageGuardPostprocessor(guard=guard, on_violation="redact"), *self.NODES)
+        assert len(after) == len(self.NODES)
+        assert all(block.block_type == "text" for node in after for block in node.get_content_blocks())
+        assert [node.get_content() for node in after[4:6]] == [NOTICE, NOTICE]
+
+
+class TestWords:
+    def test_nodes_of_words_are_the_very_same_and_no_encoder_is_loaded(self):
+        postprocessor = ImageGuardPostprocessor(guard=GuardSettings(encoder="transformers:no/such-encoder"))
+        nodes = scored(
+            TextNode(text="a", metadata={"url": "https://example.org", "file_path": "/x/y.png", "n": 1}),
+            Document(text="b"),
+            IndexNode(text="c", index_id="c", obj=None),
+            ImageNode(text="d"),
+            TextNode(text="data:image/png;base64,AAAA"),
+        )
+        after = postprocessor.postprocess_nodes(nodes)
+        assert all(new is old for new, old in zip(after, nodes, strict=True))
+
+
+class TestWhenNothingIsLeft:
+    def test_the_list_is_empty_by_default(self, postprocessor):
+        assert passed(postprocessor, ImageNode(image=b64(BLUE))) == []
+
+    def test_a_note_may_stand_there_that_later_postprocessors_keep(self, guard):
+        postprocessor = ImageGuardPostprocessor(guard=guard, on_empty="note")
+        (note,) = postprocessor.postprocess_nodes(scored(ImageNode(image=b64(BLUE))))
+        assert note.node.get_content() == NOTE
+        assert SimilarityPostprocessor(similarity_cutoff=0.5).postprocess_nodes([note]) == [note]
+        assert postprocessor.postprocess_nodes([]) == []
+        assert len(passed(postprocessor, ImageNode(image=b64(BLUE)), TextNode(text="x"))) == 1
+
+    def test_or_an_error_is_raised(self, guard):
+        postprocessor = ImageGuardPostprocessor(guard=guard, on_empty="raise")
+        with pytest.raises(UnsafeContentError):
+            passed(postprocessor, ImageNode(image=b64(BLUE)))
+
+    def test_an_error_may_be_raised_for_any_withheld_picture_and_is_told(self, guard):
+        postprocessor = ImageGuardPostprocessor(guard=guard, on_violation="raise")
+        with Tracer() as tracer, pytest.raises(UnsafeContentError) as caught:
+            passed(postprocessor, TextNode(text="x"), ImageNode(image=b64(BLUE)), ImageNode(image=b64(WHITE)))
+        assert caught.value.verdict.action == "block"
+        (event,) = tracer.of(GuardVerdictEvent)
+        assert [verdict["action"] for verdict in event.verdicts] == ["block", "allow"]
+
+
+class TestThePostprocessor:
+    def test_pictures_of_a_call_make_one_batch(self, cache_dir):
+        guard = colour_guard(cache_dir)
+        passed(ImageGuardPostprocessor(guard=guard), *(ImageNode(image=b64(canary(number=n))) for n in range(5)))
+        crops = guard.detector.encoder.calls
+        assert len(crops) == 1
+
+    async def test_it_does_not_block_the_event_loop(self, guard, monkeypatch):
+        real = guard.check_batch
+
+        def slow(*args):
+            time.sleep(0.3)
+            return real(*args)
+
+        monkeypatch.setattr(guard, "check_batch", slow)
+        task = asyncio.create_task(
+            ImageGuardPostprocessor(guard=guard).apostprocess_nodes(scored(ImageNode(image=b64(RED))))
+        )
+        ticks = 0
+        while not task.done():
+            await asyncio.sleep(0.01)
+            ticks += 1
+        assert ticks > 5
+        assert len(await task) == 1
+
+    def test_its_callback_manager_can_be_set_as_engines_do(self, postprocessor):
+        manager = CallbackManager([])
+        postprocessor.callback_manager = manager
+        assert postprocessor.callback_manager is manager
+
+    def test_it_is_dumped_with_its_policy_and_comes_back(self, guard, tmp_path):
+        postprocessor = ImageGuardPostprocessor(guard=guard, on_violation="redact", masked_dir=tmp_path)
+        text = postprocessor.to_json()
+        back = ImageGuardPostprocessor.from_json(text)
+        assert back.to_json() == text
+        assert back.guard.policy == guard.policy
+        again = pickle.loads(pickle.dumps(postprocessor))
+        assert again.to_json() == text
+
+    def test_the_query_and_the_source_are_passed_through(self, cache_dir):
+        guard = colour_guard(cache_dir, sources={"retrieved": {"at_most": "flag"}, "user": {"at_most": "block"}})
+        nodes = scored(ImageNode(image=b64(BLUE)))
+        after = ImageGuardPostprocessor(guard=guard).postprocess_nodes(nodes, query_bundle=QueryBundle("q"))
+        assert len(after) == 1
+        assert ImageGuardPostprocessor(guard=guard, source="user").postprocess_nodes(nodes, query_str="q") == []
+
+    def test_monitoring_changes_nothing_and_tells(self, cache_dir):
+        guard = colour_guard(cache_dir, mode="monitor")
+        node = ImageNode(image=b64(BLUE), image_url="https://example.org/x.png")
+        with Tracer() as tracer:
+            (after,) = passed(ImageGuardPostprocessor(guard=guard), node)
+        assert (after.image, after.image_url) == (node.image, node.image_url)
+        assert tracer.of(GuardVerdictEvent)[0].verdicts[0]["proposed"] == "block"
+        assert after.metadata[ACTION_KEY] == "allow"
+
+    def test_a_record_that_a_node_brings_along_is_not_believed(self, postprocessor):
+        node = ImageNode(image=b64(RED), metadata={RECORD_KEY: "[]", ACTION_KEY: "allow"})
+        (after,) = passed(postprocessor, node)
+        assert not shows(pictures_of(after)[0], "red")
+
+    def test_its_events_hold_no_pixels(self, postprocessor, tmp_path):
+        path = str(saved(WHITE, tmp_path))
+        with Tracer() as tracer:
+            passed(postprocessor, ImageNode(image=b64(RED)), ImageDocument(image_path=path))
+        (event,) = tracer.of(GuardVerdictEvent)
+        assert event.component == "ImageGuardPostprocessor"
+        assert [verdict["source"] for verdict in event.verdicts] == ["retrieved", "retrieved"]
+        assert leaks(repr(event), RED, WHITE) == []
+        assert path not in repr(event)
