@@ -30,7 +30,6 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import yaml
 from PIL import Image
 
 from litellm_guardalign._config import config_of, write
@@ -185,6 +184,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--at-once", type=int, default=20)
     parser.add_argument("--encoder", default="offline")
+    parser.add_argument("--only", default="", help="the cases whose names contain this")
     options = parser.parse_args()
     safe, masked = example("cat.jpg"), example("coffee_and_pistol.jpg")
     cases: dict[str, Callable[[], Any]] = {
@@ -193,12 +193,10 @@ def main() -> None:
         "a photo seen before, masked": lambda: [masked],
         "a new photo": lambda: [new_photo()],
     }
-    print(
-        f"{os.cpu_count()} cores, {options.encoder} encoder, {options.at_once} requests at once, {options.rounds} rounds"
-    )
+    print(f"{os.cpu_count()} cores, {options.encoder} encoder, {options.rounds} rounds of {options.at_once} at once")
     print("\n| request | without: p50 / p95 ms | with: p50 / p95 ms | added: p50 / p95 ms |\n|---|---|---|---|")
     with tempfile.TemporaryDirectory() as folder, proxy(options.encoder, Path(folder)) as url:
-        for name, make in cases.items():
+        for name, make in ((name, make) for name, make in cases.items() if options.only in name):
             plain, guarded = asyncio.run(measure(url, make, options.rounds, options.at_once))
             p50, p95 = ((percentile(plain, share), percentile(guarded, share)) for share in (0.5, 0.95))
             print(

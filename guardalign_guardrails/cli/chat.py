@@ -7,6 +7,7 @@ Answers go to standard output, all else to standard error.
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import sys
 import time
@@ -86,6 +87,9 @@ def chat(
     """Talk to a local model with the safety prefix and calibrated attention; prompts may come from a pipe."""
     if not is_guarded and (policy or encoder or profile):
         raise CommandError("--policy, --encoder and --profile are the guard's; give --guard too.")
+    for flag, value in (("--gamma", gamma), ("--temperature", temperature)):
+        if value is not None and not math.isfinite(value):
+            raise CommandError(f"{flag} takes finite numbers.")
     safety = _safety(
         prefix=prefix,
         placement=placement,

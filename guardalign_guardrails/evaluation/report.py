@@ -189,7 +189,9 @@ def tables(rows: Sequence[Row]) -> list[Table]:
         by_label.add_column(f"{label} refused", no_wrap=True)
         by_label.add_column("change", no_wrap=True)
     by_label.add_column("broken")
-    by_source = Table("", *(source.replace("/", " ") for source in sources), "said twice", "tokens/s", box=None, pad_edge=False)
+    by_source = Table(
+        "", *(source.replace("/", " ") for source in sources), "said twice", "tokens/s", box=None, pad_edge=False
+    )
     for number, (row, name) in enumerate(zip(rows, names(rows), strict=True), 1):
         cells = [str(number), name]
         for label in labels:

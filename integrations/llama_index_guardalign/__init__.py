@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from llama_index_guardalign._chat_screening import ScreenedChat, ascreen_chat, screen_chat
 from llama_index_guardalign._events import GuardVerdictEvent
 from llama_index_guardalign._guard_settings import GuardSettings
 from llama_index_guardalign._guarded_llm import GuardedLLM
@@ -32,9 +33,12 @@ __all__ = [
     "ImagesPassed",
     "RedactingEventHandler",
     "RedactingSpanHandler",
+    "ScreenedChat",
     "add_guard_step",
+    "ascreen_chat",
     "guard_tool",
     "redact_traces",
+    "screen_chat",
 ]
 
 

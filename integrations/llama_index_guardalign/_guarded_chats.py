@@ -35,7 +35,7 @@ from llama_index_guardalign._events import announce
 from llama_index_guardalign._guard_settings import GuardField, GuardSettings
 from llama_index_guardalign._messages import role_of, with_prefix, without_pictures
 from llama_index_guardalign._refusal import Refusal, with_record
-from llama_index_guardalign._traces import atraced, opens_its_own_span, traced
+from llama_index_guardalign._traces import atraced, not_spanned, traced
 
 # What `predict` reads; set on the wrapped LLM, it counts for the guarded one as well.
 _OF_THE_WRAPPED_LLM: Final = (
@@ -106,7 +106,7 @@ class GuardedChats(FunctionCallingLLM):
 
     # Chats
 
-    @opens_its_own_span
+    @not_spanned
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat.
 
@@ -119,7 +119,7 @@ class GuardedChats(FunctionCallingLLM):
             return traced(self, "chat", without_pictures(messages), kwargs, self._refusal(way).response)
         return with_record(way.llm.chat(way.messages, **kwargs), way.verdicts)
 
-    @opens_its_own_span
+    @not_spanned
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat` as it comes; the chat is checked before this returns."""
         way = self._way(messages)
@@ -127,7 +127,7 @@ class GuardedChats(FunctionCallingLLM):
             return traced(self, "stream_chat", without_pictures(messages), kwargs, self._refusal(way).stream)
         return way.llm.stream_chat(way.messages, **kwargs)
 
-    @opens_its_own_span
+    @not_spanned
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat` without blocking the event loop."""
         way = await self._away(messages)
@@ -135,7 +135,7 @@ class GuardedChats(FunctionCallingLLM):
             return await atraced(self, "achat", without_pictures(messages), kwargs, self._refusal(way).aresponse)
         return with_record(await way.llm.achat(way.messages, **kwargs), way.verdicts)
 
-    @opens_its_own_span
+    @not_spanned
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """`stream_chat` without blocking the event loop."""
         way = await self._away(messages)
@@ -145,7 +145,7 @@ class GuardedChats(FunctionCallingLLM):
 
     # Prompts, in which there is no picture
 
-    @opens_its_own_span
+    @not_spanned
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """The wrapped LLM's, with the prefix if it is always due.
 
@@ -154,17 +154,17 @@ class GuardedChats(FunctionCallingLLM):
         """
         return self.llm.complete(self._prompt(prompt, kwargs), formatted=formatted, **kwargs)
 
-    @opens_its_own_span
+    @not_spanned
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete` as it comes."""
         return self.llm.stream_complete(self._prompt(prompt, kwargs), formatted=formatted, **kwargs)
 
-    @opens_its_own_span
+    @not_spanned
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete`, async."""
         return await self.llm.acomplete(self._prompt(prompt, kwargs), formatted=formatted, **kwargs)
 
-    @opens_its_own_span
+    @not_spanned
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete`, async."""
         return await self.llm.astream_complete(self._prompt(prompt, kwargs), formatted=formatted, **kwargs)

@@ -28,7 +28,7 @@ from llama_index_guardalign._guarded_chats import GuardedChats, Way
 from llama_index_guardalign._messages import without_pictures
 from llama_index_guardalign._refusal import with_record
 from llama_index_guardalign._structured_llm import QuietStructuredLLM, template_of
-from llama_index_guardalign._traces import atraced, opens_its_own_span, traced
+from llama_index_guardalign._traces import atraced, not_spanned, traced
 
 if TYPE_CHECKING:
     from llama_index.core.program.utils import FlexibleModel
@@ -187,7 +187,7 @@ class GuardedLLM(GuardedChats):
 
     # Objects
 
-    @opens_its_own_span
+    @not_spanned
     def structured_predict(
         self,
         output_cls: type[Model],
@@ -204,7 +204,7 @@ class GuardedLLM(GuardedChats):
         result = _object_llm(way).structured_predict(output_cls, template_of(way.messages), llm_kwargs=llm_kwargs)
         return cast("Model", result)
 
-    @opens_its_own_span
+    @not_spanned
     async def astructured_predict(
         self,
         output_cls: type[Model],
@@ -217,7 +217,7 @@ class GuardedLLM(GuardedChats):
         llm, template = _object_llm(way), template_of(way.messages)
         return cast("Model", await llm.astructured_predict(output_cls, template, llm_kwargs=llm_kwargs))
 
-    @opens_its_own_span
+    @not_spanned
     def stream_structured_predict(
         self,
         output_cls: type[Model],
@@ -229,7 +229,7 @@ class GuardedLLM(GuardedChats):
         way = self._way(prompt.format_messages(llm=self.llm, **prompt_args))
         return _object_llm(way).stream_structured_predict(output_cls, template_of(way.messages), llm_kwargs=llm_kwargs)
 
-    @opens_its_own_span
+    @not_spanned
     async def astream_structured_predict(
         self,
         output_cls: type[Model],

@@ -93,6 +93,8 @@ def _model(value: BaseModel, inner: Change) -> Any:
     # Events of workflows keep what they have no field for beside their fields.
     loose = value.to_dict() if isinstance(value, Event) else None
     if (new_loose := inner(loose)) is not loose:
+        private = {**(value.__pydantic_private__ or {}), "_data": new_loose}
         value = value.model_copy()
-        value.__pydantic_private__ = {**(value.__pydantic_private__ or {}), "_data": new_loose}
+        # Their own way of setting an attribute would put it into what the copy still shares.
+        object.__setattr__(value, "__pydantic_private__", private)
     return value.model_copy(update=changed) if changed else value

@@ -42,7 +42,7 @@ from llama_index_guardalign._messages import chat_of, without_pictures
 from llama_index_guardalign._responses import Growth, Step, chat_response, completion_response
 from llama_index_guardalign._structured import SchemaBoundLLM
 from llama_index_guardalign._tools import schemas_of, selections_of, with_first_call
-from llama_index_guardalign._traces import atraced, opens_its_own_span, traced
+from llama_index_guardalign._traces import atraced, not_spanned, traced
 
 T = TypeVar("T")
 Form: TypeAlias = Callable[[Step, str], T]
@@ -214,7 +214,7 @@ class GuardAlignLVLM(SchemaBoundLLM):
 
     # What it does
 
-    @opens_its_own_span
+    @not_spanned
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a chat.
 
@@ -225,43 +225,43 @@ class GuardAlignLVLM(SchemaBoundLLM):
         """
         return traced(self, "chat", self._told(messages), kwargs, lambda: self._whole(chat_response, messages, kwargs))
 
-    @opens_its_own_span
+    @not_spanned
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt, which is what a user says, whether it is ``formatted`` or not."""
         chat = _asked(prompt)
         return traced(self, "complete", prompt, kwargs, lambda: self._whole(completion_response, chat, kwargs))
 
-    @opens_its_own_span
+    @not_spanned
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat` as tokens come; closing the stream frees the model."""
         run = partial(self._stream, chat_response, messages, kwargs)
         return traced(self, "stream_chat", self._told(messages), kwargs, lambda: run(active_span_id.get()))
 
-    @opens_its_own_span
+    @not_spanned
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete` as tokens come."""
         run = partial(self._stream, completion_response, _asked(prompt), kwargs)
         return traced(self, "stream_complete", prompt, kwargs, lambda: run(active_span_id.get()))
 
-    @opens_its_own_span
+    @not_spanned
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat` without blocking the event loop; cancelling it frees the model."""
         run = partial(self._awhole, chat_response, messages, kwargs)
         return await self._atraced("achat", self._told(messages), kwargs, run)
 
-    @opens_its_own_span
+    @not_spanned
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete` without blocking the event loop."""
         run = partial(self._awhole, completion_response, _asked(prompt), kwargs)
         return await self._atraced("acomplete", prompt, kwargs, run)
 
-    @opens_its_own_span
+    @not_spanned
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """`stream_chat` without blocking the event loop."""
         run = partial(self._begun, chat_response, messages, kwargs)
         return await self._atraced("astream_chat", self._told(messages), kwargs, run)
 
-    @opens_its_own_span
+    @not_spanned
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete` without blocking the event loop."""
         run = partial(self._begun, completion_response, _asked(prompt), kwargs)

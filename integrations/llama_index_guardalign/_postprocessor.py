@@ -12,6 +12,7 @@ from pydantic import Field
 from guardalign_guardrails import Source, UnsafeContentError
 from llama_index_guardalign._guard_settings import GuardField, GuardSettings, StoredPath
 from llama_index_guardalign._node_gate import Gate, Sifted, Withholding, asift, sift
+from llama_index_guardalign._traces import not_spanned
 
 NOTE: Final = "[all that was found is withheld by the safety policy]"
 """What a prompt says in the place of retrieved nodes, if none is left and ``on_empty`` is ``note``."""
@@ -53,6 +54,7 @@ class ImageGuardPostprocessor(BaseNodePostprocessor):
         """The class's name in dumps."""
         return "ImageGuardPostprocessor"
 
+    @not_spanned
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:

@@ -22,7 +22,7 @@ from pydantic import BaseModel
 
 from llama_index_guardalign._messages import without_loose_pictures, without_pictures
 from llama_index_guardalign._structured_llm import QuietStructuredLLM
-from llama_index_guardalign._traces import DISPATCHER, opens_its_own_span
+from llama_index_guardalign._traces import DISPATCHER, not_spanned
 
 if TYPE_CHECKING:
     from llama_index.core.program.utils import FlexibleModel
@@ -37,7 +37,7 @@ class SchemaBoundLLM(FunctionCallingLLM):
     Whoever traces is told the prompt without the pictures in it.
     """
 
-    @opens_its_own_span
+    @not_spanned
     def structured_predict(
         self,
         output_cls: type[Model],
@@ -61,7 +61,7 @@ class SchemaBoundLLM(FunctionCallingLLM):
         result = self._program(output_cls, prompt)(llm_kwargs=self._bound(output_cls, llm_kwargs), **prompt_args)
         return cast("Model", _ended(result))
 
-    @opens_its_own_span
+    @not_spanned
     async def astructured_predict(
         self,
         output_cls: type[Model],
@@ -75,7 +75,7 @@ class SchemaBoundLLM(FunctionCallingLLM):
         result = await program.acall(llm_kwargs=self._bound(output_cls, llm_kwargs), **prompt_args)
         return cast("Model", _ended(result))
 
-    @opens_its_own_span
+    @not_spanned
     def stream_structured_predict(
         self,
         output_cls: type[Model],
@@ -92,7 +92,7 @@ class SchemaBoundLLM(FunctionCallingLLM):
             yield cast("Model | FlexibleModel", last)
         _ended(last)
 
-    @opens_its_own_span
+    @not_spanned
     async def astream_structured_predict(
         self,
         output_cls: type[Model],

@@ -16,29 +16,29 @@ from llama_index.core.llms.structured_llm import StructuredLLM
 from llama_index.core.prompts import ChatPromptTemplate
 from pydantic import BaseModel
 
-from llama_index_guardalign._traces import opens_its_own_span
+from llama_index_guardalign._traces import not_spanned
 
 
 class QuietStructuredLLM(StructuredLLM):
     """LlamaIndex's own, without a span and events around those of the LLM in it, which would show pictures."""
 
-    @opens_its_own_span
+    @not_spanned
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer with an object of the class."""
         return _said(self.llm.structured_predict(self.output_cls, template_of(messages), llm_kwargs=kwargs))
 
-    @opens_its_own_span
+    @not_spanned
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat` without blocking the event loop."""
         return _said(await self.llm.astructured_predict(self.output_cls, template_of(messages), llm_kwargs=kwargs))
 
-    @opens_its_own_span
+    @not_spanned
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat` as it comes."""
         for partial in self.llm.stream_structured_predict(self.output_cls, template_of(messages), llm_kwargs=kwargs):
             yield _said(partial)
 
-    @opens_its_own_span
+    @not_spanned
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """`stream_chat` without blocking the event loop."""
 

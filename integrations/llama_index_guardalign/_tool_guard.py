@@ -11,7 +11,6 @@ from llama_index.core.base.llms.types import BaseContentBlock, TextBlock
 from llama_index.core.schema import BaseNode
 from llama_index.core.tools.function_tool import FunctionTool
 from llama_index.core.tools.types import AsyncBaseTool, BaseTool, ToolMetadata, ToolOutput
-from PIL import Image
 
 from guardalign_guardrails import Guard, Policy, UnsafeContentError, Verdict
 from guardalign_guardrails.content.ruling import offender
@@ -21,6 +20,7 @@ from llama_index_guardalign._events import announce
 from llama_index_guardalign._guard_settings import GuardSettings, settings_of
 from llama_index_guardalign._leaves import mapped
 from llama_index_guardalign._node_gate import Gate, Sifted, asift, sift
+from llama_index_guardalign._traces import not_spanned
 
 _COMPONENT: Final = "guard_tool"
 
@@ -60,10 +60,12 @@ class _GuardedFunctionTool(FunctionTool):
 
     gate: _ToolGate
 
+    @not_spanned
     def call(self, *args: Any, **kwargs: Any) -> ToolOutput:
         """The other tool's, checked."""
         return self.gate.checked(super().call(*args, **kwargs))
 
+    @not_spanned
     async def acall(self, *args: Any, **kwargs: Any) -> ToolOutput:
         """`call` without blocking the event loop."""
         return await self.gate.achecked(await super().acall(*args, **kwargs))
@@ -81,10 +83,12 @@ class _GuardedTool(AsyncBaseTool):
         """The other tool's."""
         return self._tool.metadata
 
+    @not_spanned
     def call(self, *args: Any, **kwargs: Any) -> ToolOutput:
         """The other tool's, checked."""
         return self._gate.checked(self._tool(*args, **kwargs))
 
+    @not_spanned
     async def acall(self, *args: Any, **kwargs: Any) -> ToolOutput:
         """`call` without blocking the event loop."""
         if isinstance(self._tool, AsyncBaseTool):
@@ -191,8 +195,8 @@ def _with_replacements(output: ToolOutput, new: dict[int, Any]) -> ToolOutput:
         return new.get(id(leaf), leaf)
 
     blocks, raw = mapped(output.blocks, change), mapped(output.raw_output, change)
-    if raw is not output.raw_output and isinstance(output.raw_output, str | bytes | Image.Image):
-        # A function tool shows the model what a function returned as text, be it a picture.
+    if raw is not output.raw_output:
+        # What is neither block nor node, a function tool shows the model as text: pictures, and objects with all bytes.
         told = str(output.raw_output)
         blocks = [TextBlock(text=str(raw)) if getattr(block, "text", None) == told else block for block in blocks]
     return output.model_copy(update={"blocks": blocks, "raw_output": raw})

@@ -1,8 +1,8 @@
 """LlamaIndex's spans, events and callbacks around a call, told of its messages what may be told.
 
-LlamaIndex opens a span around every public method of an LLM and hands its arguments, pictures and all, to whoever
-traces. A method marked here opens the span itself instead, with messages of its own choice, and then runs with the
-real ones.
+LlamaIndex opens a span around the methods of its components and hands their arguments, pictures and all, to whoever
+traces. Not around a method marked here: an LLM's opens the span itself, with messages of its own choice, and then runs
+with the real ones.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ Told = Sequence[ChatMessage] | str
 DISPATCHER: Final = get_dispatcher("llama_index_guardalign")
 
 
-def opens_its_own_span(method: Method) -> Method:
-    """Mark a method so that LlamaIndex opens no span around it."""
+def not_spanned(method: Method) -> Method:
+    """Mark a method so that LlamaIndex opens no span around it, which would show its arguments as they came."""
     setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
     return method
 

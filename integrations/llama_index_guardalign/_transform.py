@@ -21,6 +21,7 @@ from guardalign_guardrails.errors import SettingsError
 from llama_index_guardalign._guard_settings import GuardField, GuardSettings, StoredPath
 from llama_index_guardalign._node_gate import Gate, Quarantine, Withholding, asift, sift
 from llama_index_guardalign._node_images import find_pictures
+from llama_index_guardalign._traces import not_spanned
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,7 @@ class ImageGuardTransform(TransformComponent):
         """From what `to_dict` made."""
         return super().from_dict({key: value for key, value in data.items() if key != _RUN}, **kwargs)
 
+    @not_spanned
     def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Check nodes.
 

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
-from decoding.scripted_model import ScriptedModel
 from PIL import Image
 from typer.testing import CliRunner
 
+from decoding.scripted_model import ScriptedModel
 from guardalign_guardrails.cli import app, local_model
 from guardalign_guardrails.decoding import config, loading
 from guardalign_guardrails.decoding.config import CalibrationConfig

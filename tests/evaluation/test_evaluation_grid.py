@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 
 import pytest
-from decoding.scripted_model import ScriptedModel
 
+from decoding.scripted_model import ScriptedModel
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
 from guardalign_guardrails.errors import EvaluationError

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -11,6 +13,7 @@ pytest.importorskip("litellm", reason="LiteLLM has its own virtual environment: 
 
 import openai
 from litellm_proxies import MASTER_KEY, await_health, free_port, proxy_command, started, stopped
+from PIL import Image
 
 from guardalign_guardrails.content.payload import to_data_url
 from litellm_guardalign.__main__ import main
@@ -18,7 +21,8 @@ from with_litellm.conftest import guardrail
 
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.slow]
 
-IMAGES = Path(__file__).parents[2] / "examples" / "images"
+ROOT = Path(__file__).parents[2]
+IMAGES = ROOT / "examples" / "images"
 
 
 def test_it_starts_a_proxy_whose_upstream_gets_no_unsafe_picture(upstream, tmp_path):
@@ -34,6 +38,16 @@ def test_it_starts_a_proxy_whose_upstream_gets_no_unsafe_picture(upstream, tmp_p
             client.chat.completions.create(model="gpt-4o", messages=[{"role": "user", "content": [block]}])
             sent = upstream.last.blocks[-1] == block
             assert sent == (name == "cat.jpg")
+        script, photo = ROOT / "examples" / "litellm_proxy" / "ask.sh", IMAGES / "coffee_and_pistol.jpg"
+        done = subprocess.run(
+            [str(script), str(photo), "gpt-4o", f"http://127.0.0.1:{port}"],
+            env={**os.environ, "LITELLM_MASTER_KEY": MASTER_KEY},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        assert "x-litellm-applied-guardrails: guardalign" in done.stdout
+        assert upstream.last.pictures[0].tobytes() != Image.open(photo).convert("RGB").tobytes()
     finally:
         stopped(process)
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
+import yaml
 
 from guardalign_guardrails import GuardAlignError
 from guardalign_guardrails.detection.encoders import registry
@@ -11,6 +15,7 @@ from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy
 from litellm_guardalign._config import config_of
 from litellm_guardalign._settings import GuardrailSettings
 
+ROOT = Path(__file__).parents[2]
 PRE_CALL = {"event_hook": "pre_call", "guardrail_name": "images", "default_on": True, "on_violation": None}
 
 
@@ -93,3 +98,23 @@ def test_the_config_of_a_guarded_server_names_it_its_models_and_the_guardrail_an
         "guardalign": {"encoder": "open_clip:ViT-L-14/openai", "route_to": "b"},
     }
     assert read(guardrail["litellm_params"]["guardalign"]) == settings
+
+
+def test_the_example_and_the_page_show_settings_that_are_read_and_the_defaults_that_count():
+    page = (ROOT / "docs" / "litellm.md").read_text()
+    example = yaml.safe_load((ROOT / "examples" / "litellm_proxy" / "config.yaml").read_text())
+    for config in (example, yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])):
+        (entry,) = config["guardrails"]
+        params = entry["litellm_params"]
+        settings = GuardrailSettings.read(params["guardalign"], {"event_hook": params["mode"]})
+        assert params["guardrail"] == "litellm_guardalign.ImageGuardrail"
+        assert params["default_on"] is True
+        assert settings.route_to is not None
+    assert settings.route_to in page
+    assert example["guardrails"][0]["litellm_params"]["guardalign"]["route_to"] in {
+        model["model_name"] for model in example["model_list"]
+    }
+    assert (ROOT / example["guardrails"][0]["litellm_params"]["guardalign"]["policy"]).exists()
+    for name, field in GuardrailSettings.model_fields.items():
+        (shown,) = re.findall(rf"^\| `{name}` \| (.*?) \|", page, re.MULTILINE)
+        assert field.default is None or shown == f"`{field.default}`"

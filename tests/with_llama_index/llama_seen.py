@@ -34,39 +34,45 @@ def same_pixels(one: Image.Image, other: Image.Image) -> bool:
 
 
 class _Spans(BaseSpanHandler[BaseSpan]):
-    told: list[Any] = Field(default_factory=list)
+    """Keeps the names of spans, and all that is told of them as text: objects may change after they were told."""
+
+    names: list[str] = Field(default_factory=list)
+    told: list[str] = Field(default_factory=list)
 
     def new_span(self, id_, bound_args, instance=None, parent_span_id=None, tags=None, **kwargs):
-        self.told.append((id_, dict(bound_args.arguments)))
+        self.names.append(id_)
+        self.told.append(repr((dict(bound_args.arguments), tags)))
         return BaseSpan(id_=id_, parent_id=parent_span_id)
 
     def prepare_to_exit_span(self, id_, bound_args, instance=None, result=None, **kwargs):
-        self.told.append((id_, result))
+        self.told.append(repr((dict(bound_args.arguments), result)))
         return self.open_spans.get(id_)
 
     def prepare_to_drop_span(self, id_, bound_args, instance=None, err=None, **kwargs):
-        self.told.append((id_, err))
+        self.told.append(repr((dict(bound_args.arguments), err)))
         return self.open_spans.get(id_)
 
 
 class _Events(BaseEventHandler):
-    told: list[Any] = Field(default_factory=list)
+    events: list[Any] = Field(default_factory=list)
+    told: list[str] = Field(default_factory=list)
 
     def handle(self, event, **kwargs):
-        self.told.append(event)
+        self.events.append(event)
+        self.told.append(repr(event))
 
 
 class _Callbacks(BaseCallbackHandler):
     def __init__(self):
         super().__init__([], [])
-        self.told: list[Any] = []
+        self.told: list[str] = []
 
     def on_event_start(self, event_type, payload=None, event_id="", parent_id="", **kwargs):
-        self.told.append((event_type, payload))
+        self.told.append(repr((event_type, payload)))
         return event_id
 
     def on_event_end(self, event_type, payload=None, event_id="", **kwargs):
-        self.told.append((event_type, payload))
+        self.told.append(repr((event_type, payload)))
 
     def start_trace(self, trace_id=None):
         pass
@@ -99,19 +105,13 @@ class Tracer:
     @property
     def spans(self) -> list[str]:
         """Names of the spans, as they were opened."""
-        opened = dict.fromkeys(name for name, _ in self._spans.told)
-        return [name.rsplit("-", 5)[0] for name in opened]
-
-    @property
-    def events(self) -> list[Any]:
-        """All events, in order."""
-        return list(self._events.told)
+        return [name.rsplit("-", 5)[0] for name in self._spans.names]
 
     def of(self, kind: type) -> list[Any]:
-        """The events of a class."""
-        return [event for event in self._events.told if isinstance(event, kind)]
+        """The events of a class, in order."""
+        return [event for event in self._events.events if isinstance(event, kind)]
 
     @property
     def said(self) -> str:
         """Everything that was told, as text."""
-        return repr((self._spans.told, self._events.told, self.callbacks.told))
+        return "\n".join([*self._spans.told, *self._events.told, *self.callbacks.told])

@@ -165,7 +165,7 @@ class TestEveryWayIn:
             guarded.complete("a").text,
             next(iter(guarded.stream_complete("b"))).text,
             (await guarded.acomplete("c")).text,
-            [piece async for piece in await guarded.astream_complete("d")][0].text,
+            [piece async for piece in await guarded.astream_complete("d")][-1].text,
         ]
         assert texts == ["done"] * 4
         assert llm.prompts == ["a", "b", "c", "d"]
@@ -354,7 +354,6 @@ class TestWhatOthersRead:
 
     @EVERY_WAY
     async def test_no_span_event_or_callback_shows_what_was_taken_out(self, guarded, llm, way):
-        pictures = [RED, BLUE, WHITE]
         chat = [ask(BLUE), said("no", "assistant"), ask(RED, WHITE)]
         with Tracer() as tracer:
             guarded.callback_manager = CallbackManager([tracer.callbacks])
@@ -368,7 +367,6 @@ class TestWhatOthersRead:
         assert any(isinstance(block, ImageBlock) for message in first.messages for block in message.blocks)
         assert not any(isinstance(block, ImageBlock) for message in second.messages for block in message.blocks)
         assert [event.action for event in tracer.of(GuardVerdictEvent)] == ["block", "block"]
-        assert pictures
 
     async def test_it_does_not_block_the_event_loop(self, guarded, monkeypatch):
         real = guarded.guard.guard.check_batch

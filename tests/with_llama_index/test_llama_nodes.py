@@ -329,5 +329,5 @@ class TestThePostprocessor:
         (event,) = tracer.of(GuardVerdictEvent)
         assert event.component == "ImageGuardPostprocessor"
         assert [verdict["source"] for verdict in event.verdicts] == ["retrieved", "retrieved"]
-        assert leaks(repr(event), RED, WHITE) == []
-        assert path not in repr(event)
+        assert leaks(tracer.said, RED, WHITE) == []
+        assert path not in tracer.said

@@ -1,0 +1,117 @@
+"""Twenty conversations as data, and how each framework would write them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from PIL import Image
+
+from guardalign_guardrails.content.payload import to_base64, to_data_url
+from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.testing.colours import painted
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture in a conversation: painted, elsewhere, or broken."""
+
+    colour: str = ""
+    url: str = ""
+
+    @property
+    def picture(self) -> Image.Image:
+        return painted(self.colour)
+
+    @property
+    def data_url(self) -> str:
+        """Where every framework can be told to find it."""
+        if self.url:
+            return self.url
+        return to_data_url(b"no picture", "image/png") if not self.colour else to_data_url(self.data, "image/png")
+
+    @property
+    def data(self) -> bytes:
+        return encode_png(self.picture)
+
+    @property
+    def base64(self) -> str:
+        return to_base64(self.data)
+
+
+Part: TypeAlias = str | Shown
+Said: TypeAlias = tuple[str, list[Part]]
+
+ELSEWHERE = Shown(url="https://example.com/a.png")
+BROKEN = Shown()
+
+
+def show(colour: str) -> Shown:
+    return Shown(colour)
+
+
+CONVERSATIONS: dict[str, list[Said]] = {
+    "words": [("user", ["Hi"])],
+    "a harmless picture": [("user", ["Look", show("white")])],
+    "a picture alone": [("user", [show("red")])],
+    "masked": [("user", ["Look", show("red")])],
+    "prefixed": [("user", ["Look", show("green")])],
+    "flagged": [("user", ["Look", show("magenta")])],
+    "blocked": [("user", ["Look", show("blue")])],
+    "routed": [("user", ["Look", show("yellow")])],
+    "two pictures": [("user", [show("red"), "and", show("white")])],
+    "one of two is blocked": [("user", [show("white"), show("blue")])],
+    "masked before": [("user", [show("red")]), ("assistant", ["Seen."]), ("user", ["And now?"])],
+    "blocked before": [("user", [show("blue")]), ("assistant", ["Seen."]), ("user", ["And now?"])],
+    "masked before, harmless now": [("user", [show("red")]), ("assistant", ["Seen."]), ("user", [show("white")])],
+    "a tool shows one to mask": [("user", ["Look"]), ("tool", ["Here", show("red")])],
+    "a tool shows one to block": [("user", ["Look"]), ("tool", [show("blue"), "Here"])],
+    "user and tool": [("user", [show("green")]), ("tool", [show("red"), show("white")])],
+    "the app speaks first": [("system", ["Be brief."]), ("user", ["Look", show("red")])],
+    "two messages in a row": [("user", [show("red")]), ("user", ["and", show("green")])],
+    "elsewhere": [("user", ["Look", ELSEWHERE])],
+    "broken": [("user", ["Look", BROKEN])],
+    "elsewhere before": [("user", [ELSEWHERE]), ("assistant", ["No."]), ("user", ["And now?", show("white")])],
+}
+
+
+def as_chat(conversation: list[Said]) -> list[dict[str, Any]]:
+    """As OpenAI's chat completions take it."""
+    messages: list[dict[str, Any]] = []
+    for role, parts in conversation:
+        if role == "tool":
+            call = {"id": "call1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+            messages.append({"role": "assistant", "content": None, "tool_calls": [call]})
+        content: Any = [_chat_block(part) for part in parts]
+        if role == "assistant":
+            content = parts[0]
+        extra = {"tool_call_id": "call1"} if role == "tool" else {}
+        messages.append({"role": role, "content": content, **extra})
+    return messages
+
+
+def as_items(conversation: list[Said]) -> list[dict[str, Any]]:
+    """As OpenAI's Responses take it."""
+    items: list[dict[str, Any]] = []
+    for role, parts in conversation:
+        blocks = [_item_block(part) for part in parts]
+        if role == "tool":
+            items.append({"type": "function_call", "call_id": "call1", "name": "look", "arguments": "{}"})
+            items.append({"type": "function_call_output", "call_id": "call1", "output": blocks})
+        elif role == "assistant":
+            items.append({"role": role, "content": parts[0]})
+        else:
+            items.append({"role": role, "content": blocks})
+    return items
+
+
+def _chat_block(part: Part) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    return {"type": "image_url", "image_url": {"url": part.data_url}}
+
+
+def _item_block(part: Part) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "input_text", "text": part}
+    return {"type": "input_image", "image_url": part.data_url}

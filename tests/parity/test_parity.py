@@ -1,0 +1,76 @@
+"""Whichever way a conversation goes, it gets the same verdicts, and the same pixels arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pytest
+from adapters import ADAPTERS, Adapter
+from conversations import CONVERSATIONS
+
+from guardalign_guardrails import Guard
+from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy
+
+pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
+
+REFUSED = {"blocked", "routed", "one of two is blocked", "elsewhere", "broken"}
+
+
+class Watched(Guard):
+    """A guard that remembers what it said."""
+
+    said: list[tuple[Any, ...]]
+
+    def check_batch(self, images: Sequence[Any], source: Any = "user") -> Any:
+        results = super().check_batch(images, source)
+        self.said += [_kept(result.verdict) for result in results]
+        return results
+
+    def uninspectable(self, reason: str, source: Any = "user") -> Any:
+        result = super().uninspectable(reason, source)
+        self.said.append(_kept(result.verdict))
+        return result
+
+
+def _kept(verdict: Any) -> tuple[Any, ...]:
+    return (
+        verdict.digest,
+        verdict.source,
+        verdict.action,
+        verdict.category or "",
+        verdict.uninspectable or "",
+        verdict.masks,
+    )
+
+
+@pytest.fixture(scope="module")
+def guard(cache_dir) -> Watched:
+    return Watched(colour_policy(), ColourEncoder(), cache_dir=cache_dir)
+
+
+@pytest.fixture(scope="module")
+def first(guard):
+    """What became of each conversation by the first adapter, which the others are held against."""
+    return {name: _seen(guard, ADAPTERS[0], conversation) for name, conversation in CONVERSATIONS.items()}
+
+
+def _seen(guard: Watched, adapter: Adapter, conversation: Any) -> tuple[Any, list[tuple[Any, ...]]]:
+    guard.said = []
+    arrived = adapter(guard, conversation)
+    return arrived, sorted(guard.said)
+
+
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_the_first_adapter_does_what_the_policy_says(first, name):
+    arrived, said = first[name]
+    assert (arrived is None) == (name in REFUSED)
+    assert len(said) == sum(not isinstance(part, str) for _, parts in CONVERSATIONS[name] for part in parts)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS[1:], ids=lambda adapter: adapter.__name__)
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_every_other_adapter_does_the_same(guard, first, adapter, name):
+    arrived, said = _seen(guard, adapter, CONVERSATIONS[name])
+    assert said == first[name][1]
+    assert arrived == first[name][0]
