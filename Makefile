@@ -30,7 +30,7 @@ test-all: $(STAMP)-test lint types
 # LiteLLM's proxy wants older packages than the rest, so it has a virtual environment of its own.
 test-litellm: .venv-litellm/.installed
 	@echo "==> Tests with LiteLLM's proxy"
-	.venv-litellm/bin/python -m pytest tests/with_litellm
+	.venv-litellm/bin/python -m pytest tests/with_litellm tests/parity
 
 lint: $(STAMP)-test
 	@echo "==> Lint"
@@ -79,7 +79,7 @@ $(STAMP)-test: pyproject.toml | $(BIN)/python
 .venv-litellm/.installed: pyproject.toml
 	@echo "==> Making a virtual environment in .venv-litellm (about 3 GB to download with PyTorch, once; some minutes)"
 	$(PYTHON) -m venv .venv-litellm
-	.venv-litellm/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[offline,litellm]" pytest pytest-asyncio pytest-socket
+	.venv-litellm/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[offline,langchain,litellm]" pytest pytest-asyncio pytest-socket
 	@touch $@
 
 clean:

@@ -24,6 +24,7 @@ from guardalign_guardrails.cli.chat import Conversation
 from guardalign_guardrails.decoding import loading
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
+from guardalign_guardrails.decoding.settings import GenerationSettings
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy, painted
 
 ROOT = Path(__file__).parent.parent
@@ -225,25 +226,22 @@ class TestPictures:
         fails_with(run(input="/image missing.png\nHi.\n"))
 
     def test_a_picture_goes_with_the_next_words_and_stays_in_the_conversation(self, sees, smollm2, picture):
-        model = CalibratedLVLM(sees, loading.load("it").processor, prefix=SafetyPrefix(text=""), calibration=None)
-        conversation = Conversation(model)
+        settings = GenerationSettings(max_new_tokens=3)
+        conversation = Conversation(CalibratedLVLM(sees, loading.load("it").processor, settings=settings))
         assert conversation.take(f"/image {picture('white')}")
-        conversation.model.settings = conversation.model.settings.model_copy(update={"max_new_tokens": 3})
         assert conversation.take("What is this?")
         assert conversation.pictures == []
         assert conversation.take("And why?")
-        kinds = [
-            [part["type"] for part in m.content] if isinstance(m.content, list) else m.role
-            for m in conversation.messages
-        ]
-        assert kinds == [["image_url", "text"], "assistant", "user", "assistant"]
+        first, *others = conversation.messages
+        assert [part["type"] for part in first.content] == ["image_url", "text"]
+        assert [message.role for message in others] == ["assistant", "user", "assistant"]
 
     def test_a_blocked_picture_is_refused_by_the_policy_and_reported(self, sees, guard, picture):
-        result = run("--guard", "--image", picture("magenta"), "--once", "What is this?", "--report")
+        result = run("--guard", "--image", picture("blue"), "--once", "What is this?", "--report")
         assert result.exit_code == 0, result.output
         assert result.stdout.strip() == colour_policy().refusal
         first, second = result.stderr.splitlines()
-        assert first.startswith("guardalign: picture 1: block (magenta_things")
+        assert first.startswith("guardalign: picture 1: block (blue_things")
         assert "not asked" in second
 
 

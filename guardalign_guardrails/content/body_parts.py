@@ -132,7 +132,8 @@ def _beside(mapping: Mapping[str, Any], path: Path, role: Role, known: Set[str])
                 where = (*path, key) if place is None else (*path, key, place)
                 yield Part(where, role, each, "loose" if each is None or isinstance(each, Mapping) else "picture")
         else:
-            yield Part((*path, key), role, value, "loose")
+            # A prompt is a user's words, which may begin like a data URL.
+            yield Part((*path, key), role, value, "content" if key == "prompt" else "loose")
 
 
 def _of_chat(body: Body) -> Iterator[Part]:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from guardalign_guardrails.decoding.adapter import AttentionAdapter
-from guardalign_guardrails.decoding.config import CalibrationConfig
+from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.correction import CalibrationReport, Generation, Layer, Pass, attended
 from guardalign_guardrails.decoding.interception import intercepted, stop_intercepting
 from guardalign_guardrails.decoding.layers import Decoder, cross_attention, find_decoder
@@ -76,6 +76,24 @@ def calibrate(
                 "see docs/decoding/remote-code.md."
             ) from error
     return Calibration(model, config, adapter)
+
+
+def calibration_for(
+    model: Any, config: CalibrationConfig | None, prefix: SafetyPrefix, adapter: AttentionAdapter | None = None
+) -> Calibration | None:
+    """`calibrate` for a prefix of which the place is known; None if nothing is to be calibrated.
+
+    Raises:
+        CalibrationError: See `calibrate`; or nothing could attend to the prefix where it is put.
+    """
+    if config is None or config.gamma == 0 or not prefix.text.strip():
+        return None
+    if prefix.placement == "response" and (config.queries == "instruction" or config.target is not None):
+        raise CalibrationError(
+            "Words of the user cannot attend to a prefix at the start of the answer, so there is no share of theirs to "
+            "aim at; calibrate what is generated, by CalibrationConfig(gamma=0.5)."
+        )
+    return calibrate(model, config, adapter=adapter)
 
 
 class Calibration:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+_MEASURED: Final = {"gamma": 4.0, "target": 0.3, "queries": "instruction"}
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
@@ -40,7 +42,8 @@ class CalibrationConfig(BaseModel):
             ``low * n <= l < high * n``.
         layer_indices: The layers themselves instead of a band.
         heads: Query heads; None for all.
-        queries: Whose attention is changed: tokens of the instruction, or those and all that is generated.
+        queries: Whose attention is changed: tokens of the instruction, or those and all that is generated. Only the
+            latter can attend to a prefix at the start of the answer.
         form: ``gate`` adds ``gamma * relu(z)`` to a pre-softmax score z, which is eq. 13 with M the indicator of
             positive pairs. ``paper`` takes eq. 14 literally: M = relu(q . k) makes it
             ``gamma * sqrt(d) * relu(z)^2``, for which only a gamma of about 0.001 is of use.
@@ -48,6 +51,10 @@ class CalibrationConfig(BaseModel):
             layer; ``shallow`` for the share it has in the layers before the first chosen one, which undoes the decay
             with depth. The same gamma is a very different dose on different models, because the share of positive
             scores differs; a share of attention is not. None for a fixed gamma, as in the paper.
+
+    Whoever gives a gamma and no target gets the paper's mode: a fixed strength, for instruction and generated tokens.
+    Whoever gives no gamma gets what `guardalign evaluate refusal` found best (docs/decoding/evaluation.md): a target of
+    0.3 for the instruction alone, with gamma up to 4.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -59,6 +66,14 @@ class CalibrationConfig(BaseModel):
     queries: Literal["instruction", "instruction+generated"] = "instruction+generated"
     form: Literal["gate", "paper"] = "gate"
     target: Fraction | Literal["shallow"] | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _is_what_was_measured(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        is_fixed = given.get("target") is None and ("gamma" in given or "target" in given)
+        return given if is_fixed else {**_MEASURED, **given}
 
     @model_validator(mode="after")
     def _says_what_it_can_mean(self) -> CalibrationConfig:

@@ -285,7 +285,8 @@ def _gamma(now: Pass, layer: Layer, z: Tensor, lse: Tensor, is_real: Tensor | No
 def _found_gamma(now: Pass, layer: Layer, z: Tensor) -> Tensor | float:
     gamma = now.generation.gamma.get(layer.index)
     if gamma is None:
-        return now.config.gamma
+        # Without instruction there is nothing to measure a share by, and gamma is only a cap then.
+        return now.config.gamma if now.config.target is None else 0.0
     return gamma.repeat_interleave(z.shape[0] // gamma.shape[0]).to(z.device).view(-1, 1, 1, 1)
 
 

@@ -20,7 +20,7 @@ from guardalign_guardrails.decoding import loading
 from guardalign_guardrails.decoding.adapter import AttentionAdapter
 from guardalign_guardrails.decoding.admission import Admission, aadmit, admit
 from guardalign_guardrails.decoding.answer import Answer, Piece
-from guardalign_guardrails.decoding.calibration import Calibration, calibrate
+from guardalign_guardrails.decoding.calibration import calibration_for
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.generation import Engine, Order, Tools
 from guardalign_guardrails.decoding.grammar import Grammars
@@ -77,7 +77,7 @@ class CalibratedLVLM:
         tokenizer = getattr(processor, "tokenizer", processor)
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        used = _calibration(model, calibration, adapter)
+        used = calibration_for(model, calibration, prefix, adapter)
         if used is not None:
             used.self_test()
         stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
@@ -155,11 +155,12 @@ class CalibratedLVLM:
         Raises:
             CalibrationError: The model has not the layers or heads asked for.
         """
+        placed = prefix or self.prefix
         other = copy.copy(self)
         other._engine = replace(  # noqa: SLF001  its own class
             self._engine,
-            prefix=prefix or self.prefix,
-            calibration=_calibration(self.model, calibration, self._adapter),
+            prefix=placed,
+            calibration=calibration_for(self.model, calibration, placed, self._adapter),
         )
         return other
 
@@ -396,7 +397,3 @@ class CalibratedLVLM:
             put(Piece(rest, answer=answer))
 
         return job
-
-
-def _calibration(model: Any, config: CalibrationConfig | None, adapter: AttentionAdapter | None) -> Calibration | None:
-    return None if config is None or config.gamma == 0 else calibrate(model, config, adapter=adapter)

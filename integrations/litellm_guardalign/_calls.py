@@ -38,17 +38,18 @@ _CALLS: Final[Mapping[str, Call]] = {
     "aresponses": _RESPONSES,
     "responses": _RESPONSES,
     "anthropic_messages": Call("messages", _ALWAYS),
+    # LiteLLM makes chats of them for models that complete nothing else.
+    "atext_completion": Call("chat", _ALWAYS),
+    "text_completion": Call("chat", _ALWAYS),
 }
-# Words and sounds; and who asks for moderation wants the image looked at as it is.
+# Sounds; and who asks for moderation wants the image looked at as it is.
 _WITHOUT_IMAGES: Final = frozenset(
     {
         "amoderation",
         "aspeech",
-        "atext_completion",
         "atranscription",
         "moderation",
         "speech",
-        "text_completion",
         "transcription",
     }
 )

@@ -208,8 +208,8 @@ class TestWhatElseIsInABody:
         assert screened(before, "chat", BodyRules()).body is before
 
     def test_words_that_look_like_a_picture_stay_words(self, screened):
-        before = {"model": "m", "input": url("blue")}
-        assert screened(before, "responses", BodyRules()).body is before
+        for form, before in (("responses", {"input": url("blue")}), ("chat", {"prompt": url("blue")})):
+            assert screened(before, form, BodyRules()).body is before
 
 
 class TestOtherBodies:

@@ -142,7 +142,7 @@ class TestAnswers:
 class TestPrefix:
     def test_an_answer_that_begins_with_the_prefix_has_it_in_its_text_once(self, smollm2):
         lvlm = smollm2.variant(
-            calibration=CalibrationConfig(), prefix=SafetyPrefix(text="As an AI", placement="response")
+            calibration=CalibrationConfig(gamma=0.5), prefix=SafetyPrefix(text="As an AI", placement="response")
         )
         answer = lvlm.chat(STORY, settings=SHORT)
         pieces = list(lvlm.stream(STORY, settings=SHORT))

@@ -73,7 +73,7 @@ def test_the_interval_of_a_difference_is_newcombes(cells, low, high):
 def test_what_cannot_be_compared_is_refused():
     with pytest.raises(ValueError, match="nothing"):
         paired([], [])
-    with pytest.raises(ValueError, match="shorter|longer"):
+    with pytest.raises(ValueError, match=r"shorter|longer"):
         paired([True], [True, False])
 
 

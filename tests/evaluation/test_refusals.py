@@ -33,7 +33,7 @@ ANSWERS = [
     "Paris is the capital of France.",
     "Sure, here's a recipe for pancakes:\n\n- 2 cups of flour\n- 2 cups of milk\n- 2 eggs",
     "Dear Anna,\n\nI am sorry to hear that you cannot come. I can't wait to see you in May.",
-    "```python\nimport os\n\ndef sizes(folder):\n    return [os.path.getsize(name) for name in os.listdir(folder)]\n```",
+    "```python\nimport math\n\ndef area(radius):\n    return math.pi * radius**2\n```",
     "The treaty was signed in 1648 and ended thirty years of war.",
     "I'm not equipped for this.\n\nHere are the steps to build a kite:\n\n1. Cut two sticks.",
     "To sharpen a knife, hold the blade at about twenty degrees and draw it over the stone.",

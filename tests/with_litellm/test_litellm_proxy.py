@@ -233,6 +233,11 @@ class TestOtherEndpoints:
         client.completions.create(model="other", prompt=url("blue"))
         assert url("blue") in received[0].raw.decode()
 
+    def test_unless_it_brings_messages_for_the_chat_that_litellm_makes_of_it(self, running, upstream):
+        body = {"model": "gpt-4o", "prompt": "Hi", "extra_body": {"messages": [user(image_url("red"))]}}
+        assert post(running.guarded, "/v1/completions", body).status_code == 200
+        assert arrived(upstream.last) == [digest(masked())]
+
     def test_a_picture_to_be_embedded_is_masked_or_an_error(self, client, received):
         client.embeddings.create(model="other", input=[url("red")], encoding_format="float")
         assert received[0].body["input"] == [to_data_url(encode_png(masked()), "image/png")]

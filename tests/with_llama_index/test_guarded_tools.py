@@ -215,6 +215,14 @@ class TestTheGuardedTool:
         assert TOO_DEEP in repr(output.raw_output)
         assert leaks_of(repr(output.raw_output), RED) == []
 
+    def test_what_is_nested_too_deeply_to_be_looked_at_does_not_pass(self, guard):
+        deep: Any = png(RED)
+        for _ in range(40):
+            deep = [deep]
+        output = guard_tool(tool_of(deep), guard)()
+        assert leaks_of(repr(output), RED) == []
+        assert deep[0] is not None
+
     def test_one_picture_in_several_places_is_one_in_all_of_them(self, guard):
         block, node = ImageBlock(image=png(RED)), ImageNode(image=b64(RED))
         output = guard_tool(tool_of({"a": block, "b": [block, node], "c": node, "d": TextNode(text="x")}), guard)()

@@ -189,6 +189,7 @@ class TestPipelines:
         assert len(store.data.embedding_dict) == 1
         assert pipeline.run(documents=documents) == []
 
+    @pytest.mark.slow
     def test_it_works_in_several_processes(self, cache_dir):
         # The colour encoder cannot be made from its name, as another process has to: what it cannot check is left out.
         transform = ImageGuardTransform(guard=colour_guard(cache_dir), quarantine=store_away)

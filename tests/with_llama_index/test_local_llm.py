@@ -112,8 +112,8 @@ class TestAnswers:
 
     async def test_four_at_once_get_what_they_would_get_alone(self, llm):
         questions = [[said(f"What is {number} and {number}?")] for number in range(4)]
-        alone = [llm.chat(question, max_tokens=5).message.content for question in questions]
-        together = await asyncio.gather(*(llm.achat(question, max_tokens=5) for question in questions))
+        alone = [llm.chat(question, max_tokens=3).message.content for question in questions]
+        together = await asyncio.gather(*(llm.achat(question, max_tokens=3) for question in questions))
         assert [response.message.content for response in together] == alone
 
     def test_logprobs_come_with_their_tokens(self, writing):
