@@ -50,6 +50,7 @@ bench: $(STAMP)-test
 	$(BIN)/python benchmarks/detection.py --data "$(DATA)"
 	$(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/langchain_overhead.py
+	$(BIN)/python benchmarks/decoding.py
 
 fuzz: $(STAMP)-test
 	$(BIN)/python benchmarks/fuzz_images.py --count 10000

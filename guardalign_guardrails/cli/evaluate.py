@@ -38,19 +38,19 @@ def refusal(
         Path, typer.Argument(metavar="PROMPTS.jsonl", help="One object a line: prompt, label (safe|unsafe), source.")
     ],
     model: ModelOption = "smollm2",
-    gammas: Annotated[str, typer.Option("--gammas", metavar="LIST", help="Fixed strengths.")] = "0.25,0.5,1",
+    gammas: Annotated[str, typer.Option("--gammas", metavar="LIST", help="Fixed strengths.")] = "0.5,1",
     targets: Annotated[
         str, typer.Option("--targets", metavar="LIST", help="Shares of attention to reach, or 'shallow'.")
-    ] = "",
+    ] = "0.3",
     placements: Annotated[
         str, typer.Option("--placements", metavar="LIST", help="Of user, system, response.")
-    ] = "user,system",
+    ] = "user",
     layers: Annotated[
         str, typer.Option("--layers", metavar="LIST", help="Bands of layers, LOW-HIGH as fractions of the depth.")
     ] = "1/3-2/3",
     queries: Annotated[
-        str, typer.Option("--queries", metavar="LIST", help="Of instruction+generated, instruction (prompt rows only).")
-    ] = "instruction+generated",
+        str, typer.Option("--queries", metavar="LIST", help="Of instruction (prompt rows only), instruction+generated.")
+    ] = "instruction,instruction+generated",
     prefix: Annotated[
         list[str] | None, typer.Option("--prefix", metavar="TEXT", help="A prefix; repeatable; the default's if none.")
     ] = None,

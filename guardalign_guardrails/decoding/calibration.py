@@ -33,6 +33,8 @@ __all__ = ["Calibration", "CalibrationReport", "calibrate"]
 # Without "sdpa", "flash" or "/" in them: transformers looks for these within names. The mask registry must know them
 # too, or models are given no mask at all and padded rows go wrong.
 _NAMES: Final = {"sdpa": "guardalign_calibration", "eager": "guardalign_calibration_eager"}
+# What some models add to scores or to the softmax; the rows would be corrected as if it were not there.
+_UNKNOWN: Final = ("s_aux", "position_bias")
 _ATTRIBUTE: Final = "_guardalign_layer"
 
 
@@ -325,6 +327,9 @@ def _attention(
 
     if now is None or not layer.is_in(now):
         return stock()
+    unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
+    if unknown:
+        raise CalibrationError(f"Scores of this model have more to them ({', '.join(unknown)}) than can be calibrated.")
     out = attended(
         now,
         layer,

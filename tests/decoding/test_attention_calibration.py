@@ -291,3 +291,11 @@ def test_a_model_is_calibrated_once_at_a_time_and_installing_twice_is_once():
 def test_what_is_not_there_cannot_be_calibrated(settings, match):
     with pytest.raises(CalibrationError, match=match):
         Calibration(made(llama), CalibrationConfig(**settings))
+
+
+@pytest.mark.parametrize("name", ["s_aux", "position_bias"])
+def test_scores_with_more_to_them_are_refused(name):
+    model = made(llama)
+    calibration = Calibration(model, CalibrationConfig(**ALL))
+    with torch.no_grad(), calibration, calibration.generation(SINGLE), pytest.raises(CalibrationError, match=name):
+        model(**tokens(1), **{name: torch.zeros(4)})

@@ -17,6 +17,7 @@ from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.detection.encoders import offline
 
 RUNNER = CliRunner()
+FEW = ("--gammas", "0.5", "--targets", "", "--queries", "instruction+generated")
 GROUP_KEYS = {"total", "refusal", "deflection", "compliance", "degenerate", "refused", "low", "high", "keywords"}
 ROW_KEYS = {
     "condition",
@@ -62,7 +63,7 @@ def run(*args):
 
 
 def test_a_table_on_standard_output_and_files_in_the_folder(prompts, model):
-    result = run(prompts, "--placements", "user", "--gammas", "0,0.5", "--max-new-tokens", 12)
+    result = run(prompts, *FEW, "--gammas", "0,0.5", "--max-new-tokens", 12)
     assert result.exit_code == 0, result.output
     assert "user, gamma 0.5" in result.stdout
     assert "3/3" in result.stdout
@@ -80,7 +81,7 @@ def test_a_table_on_standard_output_and_files_in_the_folder(prompts, model):
 
 
 def test_json_is_one_object_a_condition_and_nothing_else(prompts, model):
-    result = run(prompts, "--placements", "user", "--gammas", "0.5", "--targets", "0.2,shallow", "--json")
+    result = run(prompts, *FEW, "--targets", "0.2,shallow", "--json")
     assert result.exit_code == 0, result.output
     rows = [json.loads(line) for line in result.stdout.splitlines()]
     assert len(rows) == 5
@@ -90,18 +91,23 @@ def test_json_is_one_object_a_condition_and_nothing_else(prompts, model):
     assert "secret" not in result.output
 
 
+def test_what_is_measured_if_not_told_otherwise_includes_what_the_package_does_by_default(prompts, model):
+    rows = [json.loads(line) for line in run(prompts, "--json").stdout.splitlines()]
+    assert CalibrationConfig().model_dump(mode="json") in [row["calibration"] for row in rows]
+
+
 def test_a_second_run_asks_nothing_again(prompts, model):
-    first = run(prompts, "--placements", "user", "--gammas", "0.5", "--out", "here", "--json")
+    first = run(prompts, *FEW, "--out", "here", "--json")
     asked = len(model.prompts)
-    second = run(prompts, "--placements", "user", "--gammas", "0.5", "--out", "here", "--json")
+    second = run(prompts, *FEW, "--out", "here", "--json")
     assert len(model.prompts) == asked > 0
     assert first.stdout == second.stdout
 
 
 def test_a_limit_is_for_each_label_and_sources_can_be_chosen(prompts, model):
-    rows = [json.loads(line) for line in run(prompts, "--limit", 1, "--gammas", "", "--json").stdout.splitlines()]
-    assert [row["groups"]["safe"]["total"] for row in rows] == [1, 1, 1]
-    result = run(prompts, "--sources", "b", "--gammas", "", "--out", "other", "--json")
+    rows = [json.loads(line) for line in run(prompts, "--limit", 1, *FEW, "--gammas", "", "--json").stdout.splitlines()]
+    assert [row["groups"]["safe"]["total"] for row in rows] == [1, 1]
+    result = run(prompts, "--sources", "b", *FEW, "--out", "other", "--json")
     assert set(json.loads(result.stdout.splitlines()[0])["groups"]) == {"safe", "safe/b", "unsafe", "unsafe/b"}
 
 
