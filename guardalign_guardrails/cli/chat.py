@@ -38,7 +38,6 @@ if TYPE_CHECKING:
     from guardalign_guardrails.decoding.messages import Message
 
 HELP: Final = "/image FILE attaches a picture, /reset forgets the conversation, /quit leaves; Ctrl-C stops an answer."
-_RESPONSE_GAMMA: Final = 0.5
 _COMMAND: Final = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 
 
@@ -139,9 +138,6 @@ def _safety(
     given["layers"] = None if layers is None else band(layers)
     if share is not None and gamma is None:
         given["gamma"] = MOST_GAMMA
-    elif placement == "response" and gamma is None:
-        # Nothing of the user's comes after it, so that there is no share of attention to aim at.
-        given["gamma"] = _RESPONSE_GAMMA
     words: dict[str, Any] = {"text": prefix if has_prefix else "", "placement": placement}
     from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 

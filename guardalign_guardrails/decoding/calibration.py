@@ -35,6 +35,7 @@ __all__ = ["Calibration", "CalibrationReport", "calibrate"]
 _NAMES: Final = {"sdpa": "guardalign_calibration", "eager": "guardalign_calibration_eager"}
 # What some models add to scores or to the softmax; the rows would be corrected as if it were not there.
 _UNKNOWN: Final = ("s_aux", "position_bias")
+_RESPONSE_GAMMA: Final = 0.5
 _ATTRIBUTE: Final = "_guardalign_layer"
 
 
@@ -85,11 +86,16 @@ def calibration_for(
 ) -> Calibration | None:
     """`calibrate` for a prefix of which the place is known; None if nothing is to be calibrated.
 
+    The default settings become a fixed gamma for what is generated where the prefix stands at the start of the answer.
+
     Raises:
         CalibrationError: See `calibrate`; or nothing could attend to the prefix where it is put.
     """
     if config is None or config.gamma == 0 or not prefix.text.strip():
         return None
+    if prefix.placement == "response" and config == CalibrationConfig():
+        # Nobody chose anything, and what was measured for other places means nothing here.
+        config = CalibrationConfig(gamma=_RESPONSE_GAMMA)
     if prefix.placement == "response" and (config.queries == "instruction" or config.target is not None):
         raise CalibrationError(
             "Words of the user cannot attend to a prefix at the start of the answer, so there is no share of theirs to "

@@ -122,6 +122,7 @@ def _summary(answer: Answer, config: CalibrationConfig, row: int) -> dict[str, A
     measured = {"gammas": report.gamma, "shares_before": report.before, "shares_after": report.after}
     return {
         "gamma": config.gamma,
+        **({} if config.target is None else {"target": config.target}),
         "layers": list(report.layers),
         **{
             name: {str(layer): values[row] for layer, values in by_layer.items()}

@@ -22,8 +22,8 @@ from typing_extensions import Self
 from guardalign_guardrails import Guard, Policy, UnsafeContentError
 from guardalign_guardrails.content.prefixing import Placement
 from guardalign_guardrails.content.ruling import offender
+from guardalign_guardrails.shared_guards import guard_for
 from langchain_guardalign._events import aannounce, announce
-from langchain_guardalign._guards import guard_for
 from langchain_guardalign._screening import GuardReport, ascreen, screen, unpack, without_images
 
 

@@ -8,8 +8,8 @@ from itertools import islice
 from typing import Any, Final, cast
 
 from llama_index.core.readers.base import BasePydanticReader, BaseReader
-from llama_index.core.schema import Document
-from pydantic import Field, SerializeAsAny
+from llama_index.core.schema import BaseComponent, Document
+from pydantic import Field, field_serializer
 
 from guardalign_guardrails import Source
 from llama_index_guardalign._guard_settings import GuardField, GuardSettings, StoredPath
@@ -26,7 +26,7 @@ class GuardedReader(BasePydanticReader):
 
     Attributes:
         reader: The other reader. Its further methods, such as those for single resources, are not guarded: call the
-            four that load data here.
+            four that load data here. Dumped by name only, unless it can be dumped.
         guard: Settings, a ready `Guard` or a `Policy`.
         source: Where the pictures came from, for the policy.
         on_violation: ``drop`` leaves a document with a withheld picture out, ``redact`` puts a notice in the picture's
@@ -35,7 +35,7 @@ class GuardedReader(BasePydanticReader):
         masked_dir: Folder for masked pictures, whose bytes LlamaIndex does not store with documents.
     """
 
-    reader: SerializeAsAny[BaseReader]
+    reader: BaseReader
     guard: GuardField = Field(default_factory=GuardSettings)
     source: Source = "retrieved"
     on_violation: Withholding = "drop"
@@ -46,6 +46,10 @@ class GuardedReader(BasePydanticReader):
     def class_name(cls) -> str:
         """The class's name in dumps."""
         return "GuardedReader"
+
+    @field_serializer("reader")
+    def _dump_reader(self, reader: BaseReader) -> dict[str, Any]:
+        return reader.to_dict() if isinstance(reader, BaseComponent) else {"class_name": type(reader).__name__}
 
     def load_data(self, *args: Any, **load_kwargs: Any) -> list[Document]:
         """Load and check.

@@ -96,7 +96,9 @@ class _GuardedTool(AsyncBaseTool):
         return await self._gate.achecked(await asyncio.to_thread(self._tool, *args, **kwargs))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self.__dict__["_tool"], name)
+        if "_tool" not in self.__dict__:
+            raise AttributeError(name)
+        return getattr(self._tool, name)
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,7 @@ class TestAnswers:
         assert answer.response_metadata == {
             "model_name": "scripted",
             "finish_reason": "stop",
-            "calibration": {"gamma": 0.5, "layers": [1]},
+            "calibration": {"gamma": 4.0, "target": 0.3, "layers": [1]},
         }
 
     def test_it_can_be_part_of_a_chain(self, call):
@@ -836,7 +836,7 @@ class TestIdentity:
         told = model._identifying_params
         assert (told["model"], told["temperature"], told["seed"]) == ("smollm2", 0, 3)
         own = told["guardalign"]
-        assert (own["calibration"]["gamma"], own["prefix"]["text"]) == (0.5, PREFIX)
+        assert (own["calibration"]["target"], own["prefix"]["text"]) == (0.3, PREFIX)
         assert (own["policy"], own["encoder"]) == (guard.policy.fingerprint, "colour")
         json.dumps(told)
         assert model.loaded is None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import pickle
 from collections.abc import Iterable
@@ -294,6 +295,11 @@ class TestTheReader:
         assert clean.metadata["file_path"].endswith("c.png")
         assert not any(shows(picture, "red") for node in (masked, clean) for picture in pictures_of(node))
         assert (tmp_path / "a.png").read_bytes() == png(RED)
+
+    def test_it_is_dumped_with_its_policy_and_the_readers_name(self, guard, shelf, tmp_path):
+        data = json.loads(GuardedReader(reader=shelf, guard=guard, masked_dir=tmp_path).to_json())
+        assert data["reader"] == {"class_name": "Shelf"}
+        assert data["guard"]["policy"]["name"] == "colours"
 
     def test_it_gives_a_node_without_words_something_to_be_known_by(self, guard):
         (document,) = GuardedReader(reader=Shelf(picture_document(WHITE)), guard=guard).load_data()

@@ -269,6 +269,20 @@ class TestThePostprocessor:
         crops = guard.detector.encoder.calls
         assert len(crops) == 1
 
+    def test_pictures_of_many_nodes_are_not_in_memory_at_once(self, guard, monkeypatch):
+        sizes = []
+        real = guard.check_batch
+
+        def counted(images, sources):
+            sizes.append(len(images))
+            return real(images, sources)
+
+        monkeypatch.setattr(guard, "check_batch", counted)
+        nodes = [ImageNode(image=b64(WHITE), text=str(number)) for number in range(150)]
+        after = passed(ImageGuardPostprocessor(guard=guard), *nodes)
+        assert [node.text for node in after] == [node.text for node in nodes]
+        assert sizes == [64, 64, 22]
+
     async def test_it_does_not_block_the_event_loop(self, guard, monkeypatch):
         real = guard.check_batch
 
