@@ -80,7 +80,9 @@ class Words:
         if self._hold is not None and (at := self.text.find(self._hold)) >= 0:
             return max(at, self._sent)
         for mark in (*self._stop, *([self._hold] if self._hold else [])):
-            longest = next((n for n in range(min(len(mark) - 1, end), 0, -1) if self.text.endswith(mark[:n])), 0)
+            longest = next(
+                (n for n in range(min(len(mark), len(self.text) + 1) - 1, 0, -1) if self.text.endswith(mark[:n])), 0
+            )
             end = min(end, len(self.text) - longest)
         return max(end, self._sent)
 

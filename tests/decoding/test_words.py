@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from guardalign_guardrails.decoding.progress import Words
@@ -42,6 +42,7 @@ def test_pieces_are_the_text_whatever_is_in_it(tokenizer, text):
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text("ab c", max_size=20), stop=st.lists(st.text("ab c", min_size=1, max_size=4), max_size=3))
+@example(text="ab ", stop=["ba", "ab "])
 def test_text_ends_at_the_first_stop_string(tokenizer, text, stop):
     pieces, words = written(tokenizer, text, tuple(stop))
     whole = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids)
