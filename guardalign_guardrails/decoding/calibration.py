@@ -24,7 +24,13 @@ from guardalign_guardrails.decoding.adapter import AttentionAdapter
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.correction import CalibrationReport, Generation, Layer, Pass, attended
 from guardalign_guardrails.decoding.interception import intercepted, stop_intercepting
-from guardalign_guardrails.decoding.layers import Decoder, cross_attention, find_decoder
+from guardalign_guardrails.decoding.layers import (
+    Decoder,
+    cross_attention,
+    find_decoder,
+    is_split,
+    tensor_parallel_group,
+)
 from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans, places
 from guardalign_guardrails.errors import CalibrationError
 
@@ -135,8 +141,9 @@ class Calibration:
         heads = self._decoder.heads
         if config.heads is not None and max(config.heads) >= heads:
             raise CalibrationError(f"Head {max(config.heads)} is not there: the model has {heads} heads.")
-        if config.heads is not None and (getattr(model, "tp_size", None) or 1) > 1:
+        if config.heads is not None and is_split(model):
             raise CalibrationError("Heads cannot be chosen in a model that is split by heads over processes.")
+        self._group = tensor_parallel_group(model)
         self._installing = threading.Lock()
         self._depth = 0
         self._undo = contextlib.ExitStack()
@@ -305,7 +312,7 @@ class Calibration:
             device=tokens.device,
         )
         if found is not None:
-            _PASS.set(Pass(self, self.config, generation, found, past, tokens.shape[1], self._fired))
+            _PASS.set(Pass(self, self.config, generation, found, past, tokens.shape[1], self._fired, self._group))
 
 
 def _forget(*_: object) -> None:

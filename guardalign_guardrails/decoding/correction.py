@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from typing import Final
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed import ProcessGroup
 
 from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.decoding.entries import Entries
@@ -70,6 +72,8 @@ class Pass:
         past: Tokens before this pass, those in the cache.
         length: Tokens in this pass.
         fired: Layers that took part in a pass of this calibration, to be added to.
+        group: Processes that the model's heads are split over, so that a share is the mean over all heads; None if they
+            are not split.
     """
 
     owner: object
@@ -79,6 +83,7 @@ class Pass:
     past: int
     length: int
     fired: set[int]
+    group: ProcessGroup | None = None
 
     @property
     def is_prompt(self) -> bool:
@@ -243,12 +248,12 @@ def _paired(z: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor | None]:
 def _extra(now: Pass, layer: Layer, z: Tensor, lse: Tensor, is_real: Tensor | None, size: int) -> Tensor | None:
     """What is added to the scores ``z`` [B, H, I, P]; None in a layer that is only measured."""
     if layer.is_measured:
-        now.generation.shallow.append(_mean(share(z, lse), is_real))
+        now.generation.shallow.append(_mean(now, share(z, lse), is_real))
         return None
     gamma = _gamma(now, layer, z, lse, is_real, size)
     extra = _increased(now, z, gamma, size)
     if now.generation.report is not None and now.is_prompt:
-        _report(now.generation.report, layer.index, gamma, z, lse, extra, is_real)
+        _report(now, now.generation.report, layer.index, gamma, z, lse, extra, is_real)
     return extra
 
 
@@ -274,11 +279,10 @@ def _gamma(now: Pass, layer: Layer, z: Tensor, lse: Tensor, is_real: Tensor | No
         else:
             raise CalibrationError("target 'shallow' needs a layer before the first chosen one.")
 
-        def share_at(gamma: Tensor) -> Tensor:
-            extra = increment(z, gamma.view(-1, 1, 1, 1), config.form, size)
-            return _mean(share(z, lse, extra), is_real)
-
-        generation.gamma[layer.index] = gamma_for(target, config.gamma, share_at)
+        push = _increased(now, z, 1.0, size)
+        generation.gamma[layer.index] = gamma_for(
+            target, config.gamma, z, lse, push, lambda shares: _mean(now, shares, is_real)
+        )
     return _found_gamma(now, layer, z)
 
 
@@ -335,15 +339,21 @@ def _masked(z: Tensor, mask: Tensor) -> Tensor:
     return z.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else z + mask.to(z.dtype)
 
 
-def _mean(shares: Tensor, is_real: Tensor | None) -> Tensor:
+def _mean(now: Pass, shares: Tensor, is_real: Tensor | None) -> Tensor:
     """Mean over heads and rows, [B, H, I] to [B]."""
     if is_real is None:
-        return shares.mean((1, 2))
-    kept = is_real.unsqueeze(1).to(shares.dtype)
-    return (shares.nan_to_num() * kept).sum((1, 2)) / (kept.sum((1, 2)) * shares.shape[1]).clamp_min(1)
+        mean = shares.mean((1, 2))
+    else:
+        kept = is_real.unsqueeze(1).to(shares.dtype)
+        mean = (shares.nan_to_num() * kept).sum((1, 2)) / (kept.sum((1, 2)) * shares.shape[1]).clamp_min(1)
+    if now.group is not None:
+        dist.all_reduce(mean, group=now.group)
+        mean /= dist.get_world_size(now.group)
+    return mean
 
 
 def _report(
+    now: Pass,
     report: CalibrationReport,
     index: int,
     gamma: Tensor | float,
@@ -354,5 +364,5 @@ def _report(
 ) -> None:
     batch = z.shape[0]
     report.gamma[index] = gamma.flatten().tolist() if isinstance(gamma, Tensor) else [gamma] * batch
-    report.before[index] = _mean(share(z, lse), is_real).tolist()
-    report.after[index] = _mean(share(z, lse, extra), is_real).tolist()
+    report.before[index] = _mean(now, share(z, lse), is_real).tolist()
+    report.after[index] = _mean(now, share(z, lse, extra), is_real).tolist()

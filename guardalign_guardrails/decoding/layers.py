@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import nn
+from torch.distributed import ProcessGroup
 
 from guardalign_guardrails.errors import CalibrationError
 
@@ -92,6 +93,26 @@ def cached_length(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
         return int(cache.get_seq_length())
     layers = kwargs.get("past_key_values")
     return int(layers[0][0].shape[2]) if layers and layers[0] is not None else 0
+
+
+def is_split(model: Any) -> bool:
+    """Whether each of several processes has some of a model's heads (tensor parallel, by transformers)."""
+    return (getattr(model, "tp_size", None) or 1) > 1
+
+
+def tensor_parallel_group(model: Any) -> ProcessGroup | None:
+    """The processes that a model's heads are split over; None if they are not.
+
+    Raises:
+        CalibrationError: They are, but transformers does not tell over which.
+    """
+    if not is_split(model):
+        return None
+    mesh = getattr(model, "_device_mesh", None)
+    if mesh is None:
+        raise CalibrationError("The model is split over processes, but does not tell over which.")
+    group: ProcessGroup = mesh.get_group("tp") if "tp" in (mesh.mesh_dim_names or ()) else mesh.get_group()
+    return group
 
 
 def _layers(module: nn.Module) -> nn.ModuleList | None:

@@ -38,8 +38,9 @@ def reference(
     config: Any,
     *,
     is_edited: bool,
+    gamma: Tensor | None = None,
 ) -> Tensor:
-    """[B, L, H, D] in float64."""
+    """[B, L, H, D] in float64; ``gamma`` has one strength for each prompt, if it is not the configured one."""
     batch, heads, length, size = query.shape
     repeats = heads // key.shape[1]
     q, k, v = query.double(), key.double().repeat_interleave(repeats, 1), value.double().repeat_interleave(repeats, 1)
@@ -49,7 +50,8 @@ def reference(
     shift = max(0, past + length - key.shape[2])
     if is_edited:
         for row in range(batch):
-            prompt = spans.prompts[row * len(spans.prompts) // batch]
+            number = row * len(spans.prompts) // batch
+            prompt, strength = spans.prompts[number], config.gamma if gamma is None else float(gamma[number])
             for position in range(past, past + length):
                 is_asked = any(a <= position < b for a, b in prompt.instruction)
                 is_generated = position >= spans.length and config.queries == "instruction+generated"
@@ -61,7 +63,7 @@ def reference(
                         continue
                     old = z[row, :, position - past, at]
                     gain = old.clamp_min(0)
-                    gain = gain * config.gamma if config.form == "gate" else gain**2 * config.gamma * size**0.5
+                    gain = gain * strength if config.form == "gate" else gain**2 * strength * size**0.5
                     if config.heads is not None:
                         keep = torch.zeros(heads, dtype=torch.bool)
                         keep[list(config.heads)] = True
@@ -94,7 +96,8 @@ def spying(calibrator: Calibration, spans: BatchSpans) -> Iterator[Seen]:
         seen.tokens[layer.index] = past + query.shape[2]
         plain = (query, key, value, mask, kwargs["scaling"], kwargs.get("softcap"), kwargs.get("sliding_window"))
         args = (spans, past, calibrator.config)
-        want = reference(*plain, *args, is_edited=True)
+        gamma = calibration._GENERATIONS.get()[calibrator].gamma.get(layer.index)
+        want = reference(*plain, *args, is_edited=True, gamma=gamma)
         rows = torch.isfinite(want).all(-1).all(-1)
         if mask is not None and mask.dtype == torch.bool:
             rows &= mask[:, 0].any(-1)

@@ -62,6 +62,9 @@ def test_every_layer_of_prefill_and_every_decode_step_equals_the_float64_referen
         {"form": "paper", "gamma": 0.01},
         {"layers": (0.25, 0.75)},
         {"layer_indices": (3, 0)},
+        {"target": 0.5, "heads": (0, 3)},
+        {"target": 0.5, "form": "paper", "gamma": 0.1},
+        {"target": "shallow", "layers": (0.5, 1), "gamma": 4},
     ],
 )
 def test_each_setting_equals_the_reference(settings):
@@ -71,6 +74,18 @@ def test_each_setting_equals_the_reference(settings):
         generate(model, tokens(2))
     assert max(seen.errors) < TOLERANCE[torch.float32]
     assert max(seen.effects) > 1e-3
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("queries", ["instruction", "instruction+generated"])
+@pytest.mark.parametrize("name", TEXT_MODELS)
+def test_a_target_is_as_exact_as_a_fixed_gamma(name, queries, dtype):
+    model = made(TEXT_MODELS[name], dtype)
+    calibration = Calibration(model, CalibrationConfig(target=0.5, layers=(0, 1), queries=queries))
+    with calibration, spying(calibration, PADDED) as seen, calibration.generation(PADDED):
+        generate(model, tokens(2))
+    assert max(seen.errors) < TOLERANCE[dtype]
+    assert max(seen.effects) > 3 * TOLERANCE[dtype], "calibration did nothing that could be wrong"
 
 
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])

@@ -12,7 +12,7 @@ import pytest
 import torch
 from tiny_models import llama, made
 from transformers import LlamaForCausalLM
-from two_processes import answered, weights
+from two_processes import CONFIGS, answered, weights
 
 from guardalign_guardrails.decoding.calibration import Calibration
 from guardalign_guardrails.decoding.config import CalibrationConfig
@@ -39,11 +39,14 @@ def test_two_processes_give_what_one_gives(tmp_path):
     split = json.loads((tmp_path / "split.json").read_text())
     assert split["processes"] == 2
     assert split["own rows"] * 2 == whole["own rows"]
-    for name in ("plain", "calibrated"):
+    for name in CONFIGS:
         assert split[name + " tokens"] == whole[name + " tokens"]
-        assert split[name] == pytest.approx(whole[name], abs=1e-4)
-    moved = max(abs(a - b) for a, b in zip(whole["plain"], whole["calibrated"], strict=True))
-    assert moved > 1e-2, "calibration did nothing that could be wrong"
+        for what in (name, name + " gamma", name + " share"):
+            assert split[what] == pytest.approx(whole[what], abs=1e-4)
+    assert min(whole["target gamma"]) < max(whole["target gamma"]) < 4, "the target is nowhere, or out of reach"
+    for name in ("fixed", "target"):
+        moved = max(abs(a - b) for a, b in zip(whole["plain"], whole[name], strict=True))
+        assert moved > 1e-2, "calibration did nothing that could be wrong"
 
 
 def test_heads_cannot_be_chosen_where_they_are_split():

@@ -18,29 +18,31 @@ from guardalign_guardrails.decoding.calibration import Calibration
 from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans
 
+CONFIGS = {
+    "plain": CalibrationConfig(gamma=0),
+    "fixed": CalibrationConfig(gamma=1.0, layers=(0, 1)),
+    "target": CalibrationConfig(target=0.5, layers=(0, 1)),
+}
 SPANS = BatchSpans((PromptSpans((1, 5), ((8, 14),)),), 20)
 
 
 def answered(model: Any) -> dict[str, Any]:
     """Logits of prompt and answer with and without calibration, and shares of attention."""
-    calibration = Calibration(model, CalibrationConfig(gamma=1.0, layers=(0, 1)))
     torch.manual_seed(1)
     ids = torch.randint(3, 99, (1, SPANS.length))
     settings = {"max_new_tokens": 6, "min_new_tokens": 6, "do_sample": False, "output_logits": True}
     settings |= {"return_dict_in_generate": True, "pad_token_id": 0}
     result = {}
-    with calibration:
-        for name in ("plain", "calibrated"):
-            if name == "calibrated":
-                with calibration.generation(SPANS) as report:
-                    out = model.generate(ids, **settings)
-            else:
-                out = model.generate(ids, **settings)
-            result[name] = torch.stack(out.logits).double().flatten().tolist()
-            result[name + " tokens"] = out.sequences.tolist()
+    for name, config in CONFIGS.items():
+        calibration = Calibration(model, config)
+        with calibration, calibration.generation(SPANS, is_reported=True) as report:
+            out = model.generate(ids, **settings)
+        result[name] = torch.stack(out.logits).double().flatten().tolist()
+        result[name + " tokens"] = out.sequences.tolist()
+        result[name + " gamma"] = [gamma for row in report.gamma.values() for gamma in row]
+        result[name + " share"] = [share for row in report.after.values() for share in row]
     weight = model.model.layers[0].self_attn.q_proj.weight
     result["own rows"] = getattr(weight, "_local_tensor", weight).shape[0]
-    result["layers"] = list(report.layers)
     return result
 
 
