@@ -6,15 +6,14 @@ It says what it received, which is the one thing that a guard in front of it cha
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Iterator
 from typing import Any
 
+from demo_picture import described
 from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, SystemMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from PIL import Image
 
 
 class ReportingModel(BaseChatModel):
@@ -54,14 +53,12 @@ class ReportingModel(BaseChatModel):
 
     def _answer(self, messages: list[BaseMessage]) -> str:
         blocks = [block for message in messages if isinstance(message.content, list) for block in message.content]
-        images = [_describe(block) for block in blocks if isinstance(block, dict) and block.get("type") == "image"]
+        images = [
+            described(base64.b64decode(block["base64"]))
+            for block in blocks
+            if isinstance(block, dict) and block.get("type") == "image"
+        ]
         notices = [block["text"] for block in blocks if isinstance(block, dict) and "removed" in block.get("text", "")]
         parts = [f"an image of {image}" for image in images] + [f"the words '{notice}'" for notice in notices]
         prefix = "".join(f", after '{m.content}'" for m in messages if isinstance(m, SystemMessage))
         return f"{self.opening} {' and '.join(parts) or 'no image'}{prefix}."
-
-
-def _describe(block: dict[str, Any]) -> str:
-    picture = Image.open(io.BytesIO(base64.b64decode(block["base64"]))).convert("RGB")
-    black = sum(pixel == (0, 0, 0) for pixel in picture.get_flattened_data()) / (picture.width * picture.height)
-    return f"{picture.width} x {picture.height}" + (f", {black:.0%} of it black" if black > 0.05 else "")

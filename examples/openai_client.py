@@ -7,7 +7,6 @@ without network or key. Run: ``python examples/openai_client.py``.
 from __future__ import annotations
 
 import base64
-import io
 import json
 import logging
 import mimetypes
@@ -25,8 +24,8 @@ warnings.filterwarnings("ignore")
 logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 
 import httpx2  # noqa: E402
+from demo_picture import described  # noqa: E402
 from openai import OpenAI  # noqa: E402
-from PIL import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from guardalign_guardrails import Guard, Policy, Verdict  # noqa: E402
@@ -48,17 +47,11 @@ def report(request: httpx2.Request) -> httpx2.Response:
     """Answer a request with what it brought."""
     body = json.loads(request.content)
     picture = next(part["image_url"] for part in body["input"][0]["content"] if part["type"] == "input_image")
-    words = f"I received {describe(picture)}, told {body.get('instructions')!r}."
+    seen = described(base64.b64decode(picture.partition(",")[2]))
+    words = f"I received a picture of {seen}, told {body.get('instructions')!r}."
     content = [{"type": "output_text", "text": words}]
     message = {"type": "message", "id": "msg_1", "role": "assistant", "content": content}
     return httpx2.Response(200, json={"id": "resp_1", "object": "response", "output": [message]})
-
-
-def describe(url: str) -> str:
-    """Size of a picture, and how much of it is masked."""
-    picture = Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
-    black = sum(pixel == (0, 0, 0) for pixel in picture.get_flattened_data()) / (picture.width * picture.height)
-    return f"a picture of {picture.width} x {picture.height}" + (f", {black:.0%} of it black" if black > 0.05 else "")
 
 
 def question(image: str) -> list[Any]:

@@ -79,8 +79,10 @@ class Piece:
         text: New words; may be empty.
         logprobs: Of the tokens that came since the last piece.
         answer: The whole answer, with the last piece only.
+        verdicts: What the guard found in the chat's images, with the first piece only; it comes before any word.
     """
 
     text: str = field(repr=False)
     logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
     answer: Answer | None = None
+    verdicts: tuple[Verdict, ...] = ()

@@ -282,12 +282,14 @@ class CalibratedLVLM:
         is_reported: bool = False,
         logits_processors: Sequence[Any] = (),
     ) -> Iterator[Piece]:
-        """`chat` in pieces, as tokens come; the last one has the whole answer. Closing it frees the model."""
+        """`chat` in pieces, as tokens come: verdicts first, the whole answer last. Closing it frees the model."""
         order = self._order(settings, tools, is_reported, logits_processors)
         (admission,) = admit(self.guard, [messages_of(chat)], self.on_violation, self.limits)
         if (refusal := self._refusal(admission)) is not None:
-            yield Piece(refusal.text, answer=refusal)
+            yield Piece(refusal.text, answer=refusal, verdicts=refusal.verdicts)
             return
+        if admission.verdicts:
+            yield Piece("", verdicts=admission.verdicts)
         pieces = self._worker.stream(self._streaming(admission, order))
         with contextlib.closing(cast("Any", pieces)):
             yield from pieces
@@ -305,8 +307,10 @@ class CalibratedLVLM:
         order = self._order(settings, tools, is_reported, logits_processors)
         (admission,) = await aadmit(self.guard, [messages_of(chat)], self.on_violation, self.limits)
         if (refusal := self._refusal(admission)) is not None:
-            yield Piece(refusal.text, answer=refusal)
+            yield Piece(refusal.text, answer=refusal, verdicts=refusal.verdicts)
             return
+        if admission.verdicts:
+            yield Piece("", verdicts=admission.verdicts)
         async with aclosing(cast("Any", self._worker.astream(self._streaming(admission, order)))) as pieces:
             async for piece in pieces:
                 yield piece

@@ -205,8 +205,7 @@ class ChatGuardAlign(Batching):
         try:
             with closing(cast("Any", lvlm.stream(chat_of(messages), **call.arguments))) as pieces:
                 for piece in pieces:
-                    if piece.answer is not None:
-                        tell(piece.answer.verdicts, config)
+                    tell(piece.verdicts, config)
                     chunk = chunk_of(piece, call, lvlm)
                     if chunk is None:
                         continue
@@ -229,8 +228,7 @@ class ChatGuardAlign(Batching):
         try:
             async with aclosing(cast("Any", lvlm.astream(chat_of(messages), **call.arguments))) as pieces:
                 async for piece in pieces:
-                    if piece.answer is not None:
-                        await atell(piece.answer.verdicts, config)
+                    await atell(piece.verdicts, config)
                     chunk = chunk_of(piece, call, lvlm)
                     if chunk is None:
                         continue

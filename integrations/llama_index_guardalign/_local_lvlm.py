@@ -360,7 +360,7 @@ class GuardAlignLVLM(SchemaBoundLLM):
             closing(cast("Any", self.lvlm.stream(chat, **order.arguments))) as pieces,
         ):
             for piece in pieces:
-                announce(self.class_name(), piece.answer.verdicts if piece.answer else (), span_id)
+                announce(self.class_name(), piece.verdicts, span_id)
                 if (step := growth.step(piece)) is not None:
                     yield form(step, self.model_name)
 
@@ -378,7 +378,7 @@ class GuardAlignLVLM(SchemaBoundLLM):
         with announced_violations(self.class_name(), span_id):
             async with aclosing(cast("Any", self.lvlm.astream(chat, **order.arguments))) as pieces:
                 async for piece in pieces:
-                    announce(self.class_name(), piece.answer.verdicts if piece.answer else (), span_id)
+                    announce(self.class_name(), piece.verdicts, span_id)
                     if (step := growth.step(piece)) is not None:
                         yield form(step, self.model_name)
 

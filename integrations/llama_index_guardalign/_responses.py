@@ -67,7 +67,8 @@ class Growth:
             answer = self._order.finished(piece.answer)
             return Step(answer.text, "" if is_held else piece.text, piece.logprobs, answer)
         self._text += piece.text
-        return None if is_held else Step(self._text, piece.text, piece.logprobs)
+        is_empty = not piece.text and not piece.logprobs
+        return None if is_held or is_empty else Step(self._text, piece.text, piece.logprobs)
 
 
 def chat_response(step: Step, model: str) -> ChatResponse:

@@ -314,6 +314,24 @@ class TestGuard:
         assert lvlm.model.steps == 0
         (piece,) = lvlm.stream([{"role": "user", "content": ["Look", picture("blue")]}])
         assert (piece.text, piece.answer.finish_reason) == (guard.policy.refusal, "refusal")
+        assert [verdict.action for verdict in piece.verdicts] == ["block"]
+
+    async def test_a_stream_tells_of_its_pictures_before_any_word(self, tokenizer, guard):
+        # A picture of an earlier turn, since this model reads words only.
+        chat = [
+            {"role": "user", "content": [picture("blue")]},
+            {"role": "assistant", "content": "no"},
+            {"role": "user", "content": "And now?"},
+        ]
+        lvlm = writing(tokenizer, "yes it is", guard=guard)
+        streamed = list(lvlm.stream(chat))
+        lvlm = writing(tokenizer, "yes it is", guard=guard)
+        for pieces in (streamed, [piece async for piece in lvlm.astream(chat)]):
+            first, *others = pieces
+            assert (first.text, [verdict.action for verdict in first.verdicts]) == ("", ["block"])
+            assert "".join(piece.text for piece in others) == "yes it is"
+            assert not any(piece.verdicts for piece in others)
+            assert others[-1].answer.verdicts == first.verdicts
 
     def test_it_can_be_raised_instead(self, tokenizer, guard):
         lvlm = writing(tokenizer, "yes", guard=guard, on_violation="raise")

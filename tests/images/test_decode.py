@@ -7,7 +7,6 @@ import os
 import pathlib
 import struct
 import sys
-import time
 import tracemalloc
 import warnings
 import zlib
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from PIL.GifImagePlugin import GifImageFile
 
 from guardalign_guardrails.errors import ImageDecodeError
 from guardalign_guardrails.images import ImageLimits, decode
@@ -256,12 +256,16 @@ def test_an_animation_too_long_to_draw_is_refused():
     assert reason(data, ImageLimits(max_frame_pixels_total=1_000_000)) == "too_many_frames"
 
 
-def test_an_animation_with_many_tiny_frames_is_refused_quickly():
+def test_an_animation_with_many_tiny_frames_is_refused_without_drawing_one(monkeypatch):
+    drawn, load = [], GifImageFile.load
+    monkeypatch.setattr(GifImageFile, "load", lambda image: (drawn.append(image), load(image))[1])
     data = animation("GIF", 2, size=(1, 1))
     start = data.rindex(b"!\xf9")
-    started = time.perf_counter()
+    decode(data)
+    assert drawn
+    drawn.clear()
     assert reason(data[:start] + data[start:-1] * 100_000 + b";") == "too_many_frames"
-    assert time.perf_counter() - started < 1
+    assert not drawn
 
 
 def test_an_apng_that_lies_about_its_frame_count_is_corrupt():
@@ -292,15 +296,13 @@ def test_mpo_is_read_as_one_jpeg():
     assert (result.format, result.frame_count, len(result.views)) == ("JPEG", 1, 1)
 
 
-def test_a_400_megapixel_png_is_refused_at_once_and_without_memory():
+def test_a_400_megapixel_png_is_refused_without_memory():
     body = zlib.compressobj(9)
     packed = b"".join(body.compress(bytes(1_000_000)) for _ in range(40)) + body.flush()
     head = chunk(b"IHDR", struct.pack(">IIBBBBB", 20_000, 20_000, 8, 2, 0, 0, 0))
     data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", packed) + chunk(b"IEND", b"")
     tracemalloc.start()
-    started = time.perf_counter()
     assert reason(data) == "too_many_pixels"
-    assert time.perf_counter() - started < 0.5
     assert tracemalloc.get_traced_memory()[1] < 2_000_000
     tracemalloc.stop()
 

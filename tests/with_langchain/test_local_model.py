@@ -535,6 +535,13 @@ class TestGuard:
         assert (name, data["action"]) == (EVENT, "mask")
         assert [verdict["action"] for verdict in data["verdicts"]] == ["mask", "allow"]
 
+    def test_a_streams_listeners_hear_of_pictures_before_the_first_word(self, guarded):
+        model, _ = guarded()
+        listener = Listener()
+        first = next(model.stream(see(painted("red")), {"callbacks": [listener]}))
+        assert first.content
+        assert [data["action"] for _, data in listener.events] == ["mask"]
+
     @pytest.mark.parametrize("way", ["ainvoke", "astream", "events"])
     async def test_async_listeners_hear_of_every_picture_once(self, guarded, way):
         model, _ = guarded()

@@ -43,3 +43,41 @@ def test_the_local_model_answers_refuses_and_tells_what_calibration_did(smollm2,
     assert "I can't help with this" in said
     assert "refusal: route, weapons" in said
     assert "Capital(city='Paris', country='France')" in said
+
+
+@pytest.mark.slow
+def test_the_rag_example_masks_before_storing_and_catches_a_poisoned_picture_before_the_prompt():
+    pytest.importorskip("llama_index.vector_stores.chroma")
+    lines = [
+        [cell.strip() for cell in line.strip("│\n").split("│")] for line in output_of("llama_index_rag").splitlines()
+    ]
+    rows = {cells[0]: cells[1:] for cells in lines}
+    assert rows["cat.jpg"] == ["allow", "stored"]
+    assert rows["coffee_and_pistol.jpg"] == ["mask", "stored, masked"]
+    assert rows["rifle.png"] == ["route", "not stored, kept aside for a person"]
+
+    retrieved, without, with_it = rows["Show me the ginger cat."]
+    assert retrieved == "cat.jpg"
+    assert without == with_it == "I received an image of 451 x 300."
+    retrieved, without, with_it = rows["What lies beside the coffee cup?"]
+    assert retrieved == "coffee_and_pistol.jpg"
+    assert without == with_it
+    assert "of it black" in with_it
+    retrieved, without, with_it = rows["What does a calm evening by the sea look like?"]
+    assert (retrieved, with_it) == ("sea.jpg", "I received no image.")
+    assert "an image of" in without
+
+
+@pytest.mark.slow
+def test_the_agent_sees_what_its_camera_took_only_behind_the_gate():
+    said = output_of("llama_index_agent")
+    seen = re.findall(r"camera, after the gate: (.*)", said)
+    assert len(seen) == 3
+    assert "black" not in seen[0]
+    assert "of it black" in seen[1]
+    assert "removed" in seen[2]
+    answers = re.findall(r"^agent (.*)", said, re.MULTILINE)
+    assert len(answers) == 3
+    assert seen[1] in answers[1]
+    assert "an image" not in answers[2]
+    assert re.search(r"In the agent's memory, for every later turn: 2 pictures, .* and .* of it black", said)
