@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
+from guardalign_guardrails.content.payload import is_data_url, read_data_url
 from guardalign_guardrails.content.rewrite import block_at
 from guardalign_guardrails.content.ruling import Role, sources
 from guardalign_guardrails.content.screen import Turn
@@ -54,14 +55,15 @@ class Part:
         """What takes the part's place, given what became of the content of its turn."""
         if self.shape == "picture":
             return content.get("image")
-        is_notice = self.shape == "item" and content.keys() <= {"type", "text"}
-        return _item_in_place_of(self.value, content["text"]) if is_notice else content
+        return _as_item(self.value, content) if self.shape == "item" else content
 
 
 _NESTED: Final = ("extra_body", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
 # Words, settings and schemas: a property of a tool may be named "image".
 _NO_CONTENT: Final = frozenset(
     {
+        "agent",
+        "environment",
         "extra_headers",
         "extra_query",
         "function_call",
@@ -79,6 +81,8 @@ _NO_CONTENT: Final = frozenset(
 _NO_CONTENT_OF_A_MESSAGE: Final = frozenset(
     {"annotations", "content", "function_call", "provider_specific_fields", "role", "tool_calls"}
 )
+# LiteLLM hands these on as blocks of the message; what else is among a provider's own fields are notes.
+_HANDED_ON: Final = ("compaction_blocks", "tool_results", "web_search_results")
 # These hold pictures, whatever they look like: a URL, base64 text, bytes.
 _PICTURES: Final = frozenset({"image", "images", "input_reference", "mask"})
 _ROLES: Final[Mapping[object, Role]] = {
@@ -126,7 +130,8 @@ def _beside(mapping: Mapping[str, Any], path: Path, role: Role, known: Set[str])
     """The values of a mapping under keys other than the known ones."""
     for key in [key for key in mapping if key not in known]:
         value = mapping[key]
-        if key in _PICTURES:
+        # Bytes are an uploaded file, which is a film if it is no picture.
+        if key in _PICTURES or isinstance(value, bytes):
             places = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
             for place, each in places:
                 where = (*path, key) if place is None else (*path, key, place)
@@ -147,7 +152,33 @@ def _of_message(message: object, path: Path) -> Iterator[Part]:
         return
     role = _role(message)
     yield Part((*path, "content"), role, message.get("content"))
+    if role == "tool":
+        yield from _pictures_in_words(message.get("content"), (*path, "content"))
+    yield from _attached(message, path, role)
     yield from _beside(message, path, role, _NO_CONTENT_OF_A_MESSAGE)
+
+
+def _pictures_in_words(content: object, path: Path) -> Iterator[Part]:
+    """A tool's words that are a data URL and nothing else: for Gemini, LiteLLM makes an image of them, put together."""
+    blocks = enumerate(_listed(content))
+    said = {(*path, index, "text"): block.get("text") for index, block in blocks if isinstance(block, Mapping)}
+    texts = {where: text for where, text in said.items() if isinstance(text, str)}
+    whole = content if isinstance(content, str) else "".join(texts.values())
+    for where, text in (texts if len(texts) == 1 else {**texts, path: whole}).items():
+        if is_data_url(text) and read_data_url(text, len(text)) != "malformed":
+            yield Part(where, "tool", text, "loose")
+
+
+def _attached(message: Mapping[str, Any], path: Path, role: Role) -> Iterator[Part]:
+    """Content beside a message's content: files that OpenRouter has taken apart, blocks that LiteLLM hands on."""
+    for index, note in enumerate(_listed(message.get("annotations"))):
+        file = note.get("file") if isinstance(note, Mapping) else None
+        if isinstance(file, Mapping) and "content" in file:
+            yield Part((*path, "annotations", index, "file", "content"), role, file["content"])
+    fields = message.get("provider_specific_fields")
+    if isinstance(fields, Mapping):
+        for key in [key for key in _HANDED_ON if key in fields]:
+            yield Part((*path, "provider_specific_fields", key), role, fields[key])
 
 
 def _of_responses(body: Body) -> Iterator[Part]:
@@ -159,6 +190,7 @@ def _of_responses(body: Body) -> Iterator[Part]:
             # A call's output is a tool's words, all else that has no role was said by the model.
             is_output = str(item["type"]).endswith("_output")
             yield Part(path, "tool" if is_output else "assistant", item, "item")
+            yield from _pictures_in_words(item.get("output"), (*path, "output"))
         else:
             yield from _of_message(item, path)
 
@@ -173,20 +205,39 @@ def _of_messages(body: Body) -> Iterator[Part]:
             role = _role(message)
             for place, block in enumerate(content):
                 yield Part((*path, "content", place), "tool" if _is_tool_result(block) else role, block)
+                if _is_tool_result(block):
+                    yield from _pictures_in_words(block.get("content"), (*path, "content", place, "content"))
+            yield from _beside(message, path, role, _NO_CONTENT_OF_A_MESSAGE)
         else:
             yield from _of_message(message, path)
 
 
-def _item_in_place_of(item: Mapping[str, Any], text: str) -> dict[str, Any]:
-    """Words where an item of Responses stood; a call stays answered."""
-    return {**item, "output": text} if "output" in item else {"role": "assistant", "content": text}
+def _as_item(item: Mapping[str, Any], content: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What became of an item of Responses, as they take it: words where it stood or one of its outputs."""
+    if content.keys() <= {"type", "text"}:
+        text = content["text"]
+        # A call stays answered.
+        return {**item, "output": text} if "output" in item else {"role": "assistant", "content": text}
+    outputs = content.get("outputs")
+    if item.get("type") != "code_interpreter_call" or not isinstance(outputs, list):
+        return content
+    pairs = zip(item["outputs"], outputs, strict=True)
+    return {**content, "outputs": [new if new is old else _as_log(new) for old, new in pairs]}
+
+
+def _as_log(output: Mapping[str, Any]) -> Mapping[str, Any]:
+    """An output of a code interpreter, which has logs for words."""
+    return {"type": "logs", "logs": output["text"]} if output.get("type") == "text" else output
 
 
 def _masks(body: Body) -> Iterator[Part]:
     """What is to be repainted in a picture, which OpenAI keeps among a tool's settings."""
-    for index, tool in enumerate(_listed(body.get("tools"))):
-        if isinstance(tool, Mapping) and "input_image_mask" in tool:
-            yield Part(("tools", index, "input_image_mask"), "user", tool["input_image_mask"])
+    items = [(("input", index), item) for index, item in enumerate(_listed(body.get("input")))]
+    for path, holder in [((), body), *items]:
+        tools = holder.get("tools") if isinstance(holder, Mapping) else None
+        for index, tool in enumerate(_listed(tools)):
+            if isinstance(tool, Mapping) and "input_image_mask" in tool:
+                yield Part((*path, "tools", index, "input_image_mask"), "user", tool["input_image_mask"])
 
 
 def _variables(body: Body) -> Iterator[Part]:

@@ -30,6 +30,8 @@ file that is elsewhere."""
 
 LOCATORS: Final = frozenset(
     {
+        "audio",
+        "audio_url",
         "base64",
         "blob",
         "bytes",
@@ -42,19 +44,30 @@ LOCATORS: Final = frozenset(
         "fileUri",
         "file_url",
         "image",
+        "image_bytes",
+        "image_embeds",
         "image_path",
+        "image_pil",
         "image_url",
+        "images",
         "inline_data",
         "inlineData",
+        "input_audio",
+        "input_image",
+        "media",
         "path",
+        "pixel_values",
         "s3Location",
+        "screenshot",
         "source",
         "source_type",
         "uri",
         "url",
+        "video",
+        "video_url",
     }
 )
-"""Keys by which some provider finds the pixels of an image block."""
+"""Keys by which some provider finds the pixels, or another medium, of a block."""
 
 MIME_KEYS: Final = ("mime_type", "mimeType", "media_type", "mimetype", "image_mimetype")
 """Keys that say what kind of file a block holds."""

@@ -44,17 +44,28 @@ class Remote:
     url: str = field(repr=False)
 
 
+class Ambiguous(bytes):
+    """Bytes of a text that others may read as other bytes: they may know no percent-encoding, or pass over ``-``."""
+
+
 Payload: TypeAlias = bytes | Image.Image | Remote | Reason
 """An encoded picture, a decoded one, where it is, or why there is none."""
 
 _HEAD: Final = re.compile(r"\s*data:([^,]{0,1024}),", re.IGNORECASE)
 _PERCENT_GROWTH: Final = 3
 _SLACK: Final = 1024
+_AMBIGUOUS: Final = re.compile("[%_-]")
 
 
 def is_data_url(text: str) -> bool:
     """Whether a text is, or tries to be, a data URL."""
     return text[:64].lstrip()[:5].lower() == "data:"
+
+
+def mime_of_data_url(url: str) -> str:
+    """The media type a data URL states, in lower case; empty if it states none."""
+    head = _HEAD.match(url)
+    return "" if head is None else head[1].partition(";")[0].strip().lower()
 
 
 def read_url(url: str, max_bytes: int) -> Payload:
@@ -76,7 +87,7 @@ def read_data_url(url: str, max_bytes: int) -> bytes | Reason:
         return read_base64(url[head.end() :], max_bytes)
     if len(url) > _PERCENT_GROWTH * max_bytes + _SLACK:
         return "too_large"
-    return unquote_to_bytes(url[head.end() :])
+    return Ambiguous(unquote_to_bytes(url[head.end() :]))
 
 
 def read_base64(text: str, max_bytes: int) -> bytes | Reason:
@@ -93,9 +104,10 @@ def read_base64(text: str, max_bytes: int) -> bytes | Reason:
         return "too_large"
     standard = compact.replace("-", "+").replace("_", "/")
     try:
-        return base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
+        data = base64.b64decode(standard + "=" * (-len(standard) % 4), validate=True)
     except (binascii.Error, ValueError):
         return "malformed"
+    return Ambiguous(data) if _AMBIGUOUS.search(text) else data
 
 
 def read_bytes(value: object, max_bytes: int) -> bytes | Reason:

@@ -1,7 +1,7 @@
 """From contents to sanitised contents: open, fetch, check all images of all of them in one batch, put results back.
 
 What every integration shares. It knows content as plain data and the guard; messages, callbacks, prefixes and refusals
-are the integrations' own. Sync and async differ in one line, the call to the guard.
+are the integrations' own. The async way is the sync one in a thread.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 from PIL import Image
 
-from guardalign_guardrails.content.payload import Payload, Remote
+from guardalign_guardrails.content.payload import Ambiguous, Payload, Remote
 from guardalign_guardrails.content.rewrite import block_at, text_in_place_of, with_blocks
 from guardalign_guardrails.content.walk import Slot, find, find_loose
 from guardalign_guardrails.errors import FetchRefused
@@ -66,21 +66,21 @@ class Screened:
 
 @dataclass(frozen=True)
 class _Place:
-    """One slot of one turn, with what was found in it."""
+    """One slot of one turn, with what was found in it, and whether a model may find something else there."""
 
     turn: int
     slot: Slot
     source: Source
     payload: bytes | Image.Image | str
-    is_fetched: bool = False
+    is_open: bool = False
 
 
 def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     """Check turns; all images of all of them make one batch.
 
     An image is masked in its own dialect, replaced by a notice or, where only a picture may stand, by a black one
-    (``route``, ``block``), or stays. A fetched image that may stay is inlined, so that a model sees the very bytes that
-    were checked.
+    (``route``, ``block``), or stays. One that stays is inlined if it was fetched, and written anew if its text can be
+    read in two ways, so that a model sees the very bytes that were checked.
 
     Args:
         guard: Checks, and fetches if its policy says so.
@@ -102,12 +102,10 @@ def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
 
 async def ascreen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     """`screen` without blocking the event loop."""
-    slots = [turn.find() for turn in turns]
-    if not any(slots):
+    if not any(turn.find() for turn in turns):
         return [Screened(turn.content) for turn in turns]
-    places = await asyncio.to_thread(_open, guard, turns, slots)
-    checked = await guard.acheck_batch(*_images(places))
-    return await asyncio.to_thread(_close, guard, turns, places, checked)
+    # One thread from beginning to end: a call that hands over thrice waits thrice behind all others.
+    return await asyncio.to_thread(screen, guard, turns)
 
 
 def without_images(content: Any, text: str = OMITTED) -> Any:
@@ -127,10 +125,10 @@ def _place(
     turn: int, source: Source, slot: Slot, payload: Payload, fetched: Mapping[str, bytes | FetchRefused]
 ) -> _Place:
     if not isinstance(payload, Remote):
-        return _Place(turn, slot, source, payload)
+        return _Place(turn, slot, source, payload, is_open=isinstance(payload, Ambiguous))
     answer = fetched.get(payload.url)
     if isinstance(answer, bytes) and slot.reading.write is not None:
-        return _Place(turn, slot, source, answer, is_fetched=True)
+        return _Place(turn, slot, source, answer, is_open=True)
     return _Place(turn, slot, source, answer.reason if isinstance(answer, FetchRefused) else "remote_reference")
 
 
@@ -181,7 +179,7 @@ def _replacement(block: Any, place: _Place, result: Checked, *, is_enforced: boo
         return None
     if verdict.action == "mask" and result.image is not None:
         return write(encode_png(result.image), "image/png")
-    if place.is_fetched and isinstance(place.payload, bytes) and is_enforced:
+    if place.is_open and isinstance(place.payload, bytes) and is_enforced:
         mime = Image.MIME.get(sniff(place.payload) or "")
         return write(place.payload, mime) if mime else None
     return None

@@ -16,7 +16,7 @@ from PIL import Image
 
 from guardalign_guardrails.content.dialect import MIME_KEYS, Reading, mime_of, read_value, written
 from guardalign_guardrails.content.dialects import DIALECTS, WHOLE_BLOCK_DIALECTS
-from guardalign_guardrails.content.payload import Reason
+from guardalign_guardrails.content.payload import Reason, is_data_url, mime_of_data_url
 from guardalign_guardrails.images.containers import sniff
 
 Path = tuple[Any, ...]
@@ -24,12 +24,16 @@ Path = tuple[Any, ...]
 
 _MEDIA_KINDS: Final = re.compile("image|video|audio|media|file|document|screenshot|pdf|blob|resource_link")
 _MEDIA_MIMES: Final = re.compile("image/|video/|audio/|application/pdf", re.IGNORECASE)
-# Stricter than what a URL field may hold: a sentence may begin with "Data:".
-_MEDIA_URL: Final = re.compile(r"\s*data:((image|video|audio|application)/|[^,\s]*;\s*base64\s*,)", re.IGNORECASE)
+# Stricter than what a URL field may hold: a sentence may begin with "Data:". Its first words may be anything where what
+# follows can be nothing but base64: some read no more than that.
+_MEDIA_URL: Final = re.compile(
+    r"\s*data:((image|video|audio|application)/|[^,\s]*;\s*base64\s*,|[^,]{0,1024},[a-z0-9+/_=-]{64})", re.IGNORECASE
+)
 # Some chat templates take a block for an image by one of these keys, whatever its type says.
 _MEDIA_KEYS: Final = frozenset(
     {
         "audio",
+        "audio_url",
         "blob",
         "file_data",
         "fileData",
@@ -38,6 +42,8 @@ _MEDIA_KEYS: Final = frozenset(
         "fileUri",
         "image",
         "image_bytes",
+        "image_embeds",
+        "image_pil",
         "image_url",
         "images",
         "inline_data",
@@ -88,9 +94,16 @@ _OPAQUE_KINDS: Final = frozenset(
 # A block of these keys alone is words; most blocks are, and need not be looked at from all sides.
 _PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
 _TEXT_KEYS: Final = frozenset({"text", "content"})
+_SCALARS: Final = (bool, int, float, type(None))
 _MAX_DEPTH: Final = 24
 # Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
 _MAX_NODES: Final = 100_000
+# Pictures that are written in letters, which Pillow opens wherever it is given them (PPM, XBM, XPM, FITS, IM, EPS).
+_DRAWN: Final = re.compile(
+    rb"\A\s*(P([1-7]|f|y\w+)\s+[#\d]|/\* XPM|SIMPLE\s*=|Image type|%!PS)|#define[ \t].*_width[ \t]", re.IGNORECASE
+)
+# Words are words where a file is meant. LiteLLM makes an image of a document.
+_FILE_KINDS: Final = frozenset({"file", "input_file", "media"})
 _WORDS_MIMES: Final = ("text/", "application/json", "application/yaml")
 _MOST_WORDS: Final = 4 * 1024 * 1024
 
@@ -169,14 +182,16 @@ def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) ->
         yield from _walk_mapping(value, path, nodes, is_loose=home is None)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            yield from _walk(item, (*path, index), home, nodes)
+            # Not places to look at: texts to be embedded may be lists of very many numbers.
+            if not isinstance(item, _SCALARS):
+                yield from _walk(item, (*path, index), home, nodes)
     elif home is None:
         if (bare := _bare(value)) is not None:
             yield path, bare
     elif isinstance(value, str):
         if len(path) > 1 and path[-1] not in _TEXT_KEYS and _MEDIA_URL.match(value):
             yield home, _unread("unsupported_block")
-    elif not isinstance(value, bool | int | float | None):
+    elif not isinstance(value, _SCALARS):
         # Bytes, a PIL image, an array: whatever it is, it is not text.
         yield home, _unread("unsupported_block")
 
@@ -192,7 +207,8 @@ def _walk_mapping(
             yield path, reading
     elif _kind(block) not in _OPAQUE_KINDS:
         for key, item in block.items():
-            yield from _walk(item, (*path, key), None if is_loose else path, nodes)
+            if not isinstance(item, _SCALARS):
+                yield from _walk(item, (*path, key), None if is_loose else path, nodes)
 
 
 def _bare(value: object) -> Reading | None:
@@ -225,17 +241,25 @@ def _looks_like_media(block: Mapping[Any, Any]) -> bool:
 
 
 def _is_words(block: Mapping[Any, Any], reading: Reading) -> bool:
-    """Whether an attached file says that it is text, and is."""
-    if not mime_of(block).startswith(_WORDS_MIMES):
+    """Whether an attached file says that it is text, wherever it says so, and is."""
+    stated = _stated(block) if _kind(block) in _FILE_KINDS else set()
+    if not stated or not all(mime.startswith(_WORDS_MIMES) for mime in stated):
         return False
     data = reading.read(_MOST_WORDS)
-    if not isinstance(data, bytes) or sniff(data) is not None or b"\0" in data:
+    if not isinstance(data, bytes) or sniff(data) is not None or b"\0" in data or _DRAWN.search(data):
         return False
     try:
         data.decode()
     except UnicodeDecodeError:
         return False
     return True
+
+
+def _stated(block: Mapping[Any, Any]) -> set[str]:
+    """The media types that a block, the mapping that holds its file, and their data URLs state."""
+    holders = (block, *(value for value in block.values() if isinstance(value, Mapping)))
+    urls = (value for holder in holders for value in holder.values() if isinstance(value, str) and is_data_url(value))
+    return {mime for mime in (*map(mime_of, holders), *map(mime_of_data_url, urls)) if mime}
 
 
 def _kind(block: Mapping[Any, Any]) -> str:

@@ -267,6 +267,8 @@ UNREADABLE: dict[str, dict[str, Any]] = {
     "MCP resource_link without a media type": {"type": "resource_link", "uri": "https://pictures.example/a"},
     "MCP audio": {"type": "audio", "data": "AAAA", "mimeType": "audio/wav"},
     "pixel_values": {"pixel_values": [[0.0]]},
+    "vLLM image_embeds": {"image_embeds": "AAAA"},
+    "text with a PIL image of vLLM beside it": {"type": "text", "text": "hi", "uuid": "u", "image_pil": "AAAA"},
     "an image of a novel type": {"type": "hologram_image", "matter": "AAAA"},
     "bytes in a novel block": {"type": "novel", "payload": b"\x89PNG"},
     "an image block in capitals": {"type": "IMAGE_URL", "image_url": {"url": "data:image/png;base64,AAAA"}},

@@ -16,6 +16,7 @@ from guardalign_guardrails.testing.chats import pictures_in
 from guardalign_guardrails.testing.colours import CELL, colour_guard, painted
 
 PREFIX = "Be careful."
+URL_SAFE = str.maketrans("+/", "-_")
 FORMS = ["chat", "responses", "messages"]
 
 
@@ -110,6 +111,34 @@ class TestPictures:
         assert result.ruling.answerer == "model"
         assert [verdict.source for verdict in result.verdicts] == ["history", "user"]
 
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize("odd", [lambda text: text.replace("A", "%41"), lambda text: text.translate(URL_SAFE)])
+    def test_a_harmless_one_whose_text_others_may_read_otherwise_is_written_anew(self, screened, form, odd):
+        plain = to_base64(png("magenta"))
+        assert odd(plain) != plain
+        before = json.loads(json.dumps(body(form, user(block(form, "magenta")))).replace(plain, odd(plain)))
+        assert screened(before, form, BodyRules()).body == body(form, user(block(form, "magenta")))
+
+    @pytest.mark.parametrize(
+        "beside",
+        [
+            {"annotations": [{"type": "file", "file": {"hash": "h", "content": [block("chat", "red")]}}]},
+            {"provider_specific_fields": {"tool_results": [{"type": "x", "content": [block("messages", "red")]}]}},
+        ],
+        ids=["a file that OpenRouter took apart", "blocks that LiteLLM hands on"],
+    )
+    def test_one_that_is_shown_along_with_a_message_is_masked(self, screened, beside):
+        message = {"role": "assistant", "content": "I see.", **beside}
+        result = screened(body("chat", message, user()), "chat", BodyRules())
+        assert to_base64(png("red")) not in json.dumps(result.body)
+        assert to_base64(masked()) in json.dumps(result.body)
+        assert [verdict.source for verdict in result.verdicts] == ["generated"]
+
+    def test_notes_on_a_message_are_no_pictures(self, screened):
+        notes = [{"type": "file_citation", "file_id": "f"}, {"type": "file", "file": {"hash": "h"}}]
+        before = body("chat", {"role": "assistant", "content": "x", "annotations": notes}, user())
+        assert screened(before, "chat", BodyRules()).body is before
+
     @pytest.mark.parametrize("key", ["image", "images"])
     @pytest.mark.parametrize("value", [{"type": "image_url", "image_url": {"url": url("red")}}, url("red")])
     def test_one_beside_a_messages_content_is_masked(self, screened, key, value):
@@ -128,6 +157,41 @@ class TestToolResults:
         )
         assert result.ruling.answerer == "model"
         assert result.body["messages"][1]["content"] == [{"type": "text", "text": NOTICE}]
+
+    @pytest.mark.parametrize(("colour", "after"), [("red", "masked"), ("blue", NOTICE)])
+    @pytest.mark.parametrize("said", [str, lambda text: [{"type": "text", "text": text}]])
+    def test_words_that_are_a_pictures_data_url_are_one(self, screened, colour, after, said):
+        # For Gemini, LiteLLM makes an image of them.
+        after = said(to_data_url(masked(), "image/png") if after == "masked" else after)
+        in_chat = {"role": "tool", "tool_call_id": "1", "content": said(url(colour))}
+        in_responses = {"type": "function_call_output", "call_id": "1", "output": said(url(colour))}
+        in_messages = {"type": "tool_result", "tool_use_id": "1", "content": said(url(colour))}
+        (*_, new) = screened(body("chat", user(), in_chat), "chat").body["messages"]
+        assert new == {**in_chat, "content": after}
+        (*_, new) = screened(body("responses", user(), in_responses), "responses").body["input"]
+        assert new == {**in_responses, "output": after}
+        (*_, new) = screened(body("messages", user(in_messages)), "messages").body["messages"]
+        assert new == user({**in_messages, "content": after})
+
+    @pytest.mark.parametrize("size", [3, 30])
+    def test_so_are_words_in_pieces(self, screened, size):
+        pieces = [{"type": "input_text", "text": text} for text in (url("red")[:size], url("red")[size:])]
+        output = {"type": "function_call_output", "call_id": "1", "output": pieces}
+        (_, new) = screened(body("responses", user(), output), "responses").body["input"]
+        assert url("red")[size:] not in json.dumps(new)
+
+    def test_words_that_begin_like_one_are_words(self, screened):
+        said = [
+            {"role": "tool", "tool_call_id": "1", "content": text} for text in ("data:image/png;base64, eh?", "Data: 5")
+        ]
+        before = body("chat", user(), *said)
+        assert screened(before, "chat", BodyRules()).body is before
+
+    def test_a_code_interpreters_picture_leaves_a_log(self, screened):
+        outputs = [{"type": "image", "url": url("blue")}, {"type": "logs", "logs": "1"}]
+        item = {"type": "code_interpreter_call", "id": "ci_1", "code": "draw()", "outputs": outputs}
+        (new,) = screened(body("responses", item), "responses", BodyRules()).body["input"]
+        assert new == {**item, "outputs": [{"type": "logs", "logs": NOTICE}, outputs[1]]}
 
     @pytest.mark.parametrize("colour", ["blue", "red"])
     def test_in_responses_they_are_items(self, screened, colour):
@@ -166,6 +230,11 @@ class TestToolResults:
         result = screened(body("messages", user(tool_result, block("messages", "blue"))), "messages", BodyRules())
         assert result.ruling.answerer == "refusal"
 
+    def test_a_picture_beside_a_message_with_one_is_found(self, screened):
+        message = {**user({"type": "tool_result", "tool_use_id": "1", "content": "done"}), "images": [url("red")]}
+        result = screened(body("messages", message), "messages", BodyRules())
+        assert result.body["messages"][0]["images"] == [to_data_url(masked(), "image/png")]
+
     def test_a_generated_picture_leaves_an_item_that_responses_take(self, screened):
         item = {"type": "image_generation_call", "id": "ig_1", "result": to_base64(png("blue"))}
         (new,) = screened(body("responses", item), "responses", BodyRules()).body["input"]
@@ -200,6 +269,8 @@ class TestWhatElseIsInABody:
     def test_a_mask_for_the_image_tool_that_cannot_be_read_stops_the_chat(self, screened):
         tool = {"type": "image_generation", "input_image_mask": {"file_id": "file_1"}}
         assert screened(body("responses", user(), tools=[tool]), "responses", BodyRules()).ruling.offender is not None
+        later = {"type": "additional_tools", "role": "developer", "tools": [tool]}
+        assert screened(body("responses", later, user()), "responses", BodyRules()).ruling.offender is not None
 
     def test_the_schema_of_a_tool_is_no_picture(self, screened):
         properties = {"image": {"type": "string"}, "file": {"type": "object"}}
@@ -236,6 +307,19 @@ class TestOtherBodies:
         words, bare, inner = screened(before, "other", BodyRules()).body["input"]
         assert [words, bare] == ["words", to_data_url(masked(), "image/png")]
         assert inner["image_url"]["url"] == bare
+
+    def test_texts_to_be_embedded_may_be_very_many_numbers(self, screened):
+        before = {"input": [[1] * 500] * 500}
+        assert screened(before, "other", BodyRules()).body is before
+
+    @pytest.mark.parametrize("value", ["data:,{}", "data: a dog,{}"])
+    def test_one_whose_data_url_does_not_say_what_it_is_is_an_error(self, screened, value):
+        # Some servers read no more of it than what follows the comma.
+        before = {"input": [value.format(to_base64(png("white")))]}
+        assert screened(before, "other", BodyRules()).ruling.answerer == "error"
+
+    def test_an_uploaded_film_is_an_error(self, screened):
+        assert screened({"video": b"\0\0\0\x18ftypmp42", "prompt": "a hat"}, "other").ruling.answerer == "error"
 
     @pytest.mark.parametrize("colour", ["blue", "yellow"])
     @pytest.mark.parametrize("on_violation", ["refuse", "raise", "notice"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import io
 from typing import Any
 
 import pytest
@@ -15,6 +16,13 @@ from guardalign_guardrails.content.walk import find, find_loose
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import painted
 
+
+def xbm(picture: Image.Image) -> bytes:
+    file = io.BytesIO()
+    picture.save(file, "XBM")
+    return file.getvalue()
+
+
 PICTURE = painted("red")
 PNG = encode_png(PICTURE)
 B64 = base64.b64encode(PNG).decode()
@@ -23,6 +31,9 @@ V1 = READABLE["v1 base64"](PNG)
 OPENAI = READABLE["OpenAI image_url"](PNG)
 OTHER = encode_png(painted("green"))
 LIMIT = 1_000_000
+# Pictures that are written in letters, which Pillow opens whatever a block says of them.
+PPM = base64.b64encode(b"P3\n1 1\n255\n0 0 255\n").decode()
+XBM = base64.b64encode(b"/* mine */\n" + xbm(Image.new("1", (8, 8)))).decode()
 
 
 def text(words: str) -> dict[str, Any]:
@@ -69,6 +80,9 @@ def test_an_image_in_a_dialect_that_is_read_gives_its_exact_bytes(block):
         ({"type": "image", "base64": B64, "url": "https://example.org/a.png"}, "several_locators"),
         ({"type": "image_url", "image_url": {"url": URL}, "file_id": "f"}, "several_locators"),
         ({"type": "image_url", "image_url": {"url": URL, "file_id": "f"}}, "several_locators"),
+        ({"type": "image_url", "image_url": {"url": URL}, "images": [URL]}, "several_locators"),
+        ({"type": "image_url", "image_url": {"url": URL}, "video_url": {"url": "https://a.b"}}, "several_locators"),
+        ({"type": "image_url", "image_url": {"url": URL}, "image_embeds": "AAAA"}, "several_locators"),
         ({"type": "image_url", "image_url": {"url": "data:image/png;base64"}}, "malformed"),
         ({"type": "image", "base64": "not base64 at all!"}, "malformed"),
         ({"type": "image", "base64": 5}, "malformed"),
@@ -132,6 +146,15 @@ def test_a_block_that_leaves_open_which_picture_a_model_would_see_is_not_read(bl
         ({"type": "file", "mime_type": "text/plain", "base64": base64.b64encode(b"BM\0\0").decode()}, True),
         ({"type": "file", "mime_type": "text/plain", "url": "https://example.org/a"}, True),
         ({"type": "file", "mime_type": "application/pdf", "base64": "JVBE"}, True),
+        ({"type": "input_file", "filename": "a.csv", "file_data": "data:text/csv;base64,YSxi"}, False),
+        ({"type": "file", "file": {"filename": "a.csv", "file_data": "data:text/csv;base64,YSxi"}}, False),
+        ({"type": "input_file", "mime_type": "text/csv", "file_data": "data:image/png;base64,YSxi"}, True),
+        ({"type": "document", "source": {"type": "base64", "media_type": "text/csv", "data": "YSxi"}}, True),
+        ({"type": "document", "mime_type": "text/csv", "source": {"type": "base64", "data": "YSxi"}}, True),
+        ({"type": "file", "mime_type": "text/plain", "base64": PPM}, True),
+        ({"type": "file", "mime_type": "text/plain", "base64": XBM}, True),
+        ({"type": "image", "mime_type": "text/plain", "base64": PPM}, True),
+        ({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PPM}"}, "mime_type": "text/plain"}, True),
     ],
 )
 def test_an_attached_file_is_words_only_if_its_bytes_are(block, is_media):
