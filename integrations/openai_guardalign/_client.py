@@ -50,13 +50,15 @@ def guard(
     rules = BodyRules(on_violation, can_route=route_to is not None, placement=placement)
     gate = Gate(checks, rules, route_to, on_verdicts)
     http = guarded_http(client._client, gate)  # noqa: SLF001  there is no public way to a client's HTTP client
-    fresh: ClientT = cast("Any", client).copy(http_client=http, websocket_base_url=_NO_SOCKETS)
+    fresh: ClientT = cast("Any", client).copy(http_client=http)
     return _kept(fresh, gate)
 
 
 def _kept(client: ClientT, gate: Gate) -> ClientT:
     """The client, of which every copy is guarded, also one with another HTTP client."""
     plain: Any = client.copy
+    # Not an argument of the copy: one that chooses a region would lose it.
+    client.websocket_base_url = _NO_SOCKETS
 
     def copy(*, http_client: Any = None, **options: Any) -> ClientT:
         http = None if http_client is None else guarded_http(http_client, gate)

@@ -25,7 +25,10 @@ OnVerdicts = Callable[[tuple[Verdict, ...]], None]
 _FORMS: Final[Mapping[Form, re.Pattern[str]]] = {
     "chat": re.compile(r"/chat/completions$"),
     "responses": re.compile(r"/responses(/input_tokens|/compact)?$"),
-    "other": re.compile(r"/(decisions|conversations(/[^/]+/items)?)$"),
+    "other": re.compile(
+        r"/(agents/sessions(/[^/]+/events)?|conversations(/[^/]+/items)?|decisions|images/generations"
+        r"|threads(/runs|/[^/]+/(messages|runs))?)$"
+    ),
 }
 _ANSWERED: Final = re.compile(r"/(chat/completions|responses)$")
 # They take pictures in forms that are not read here.
@@ -92,11 +95,11 @@ class Gate:
 
     def _read(self, request: Any) -> Body | Verdict:
         """The body of a request, empty if it holds no picture; a verdict if it cannot be read."""
-        if _UNREAD.search(request.url.path):
+        if _UNREAD.search(_path(request)):
             return self.guard.uninspectable("unsupported_endpoint").verdict if _has_picture(request) else {}
         try:
-            body = json.loads(request.content)
-        except ValueError:
+            body = json.loads(request.content, object_pairs_hook=_unique)
+        except (ValueError, RecursionError):
             body = None
         return body if isinstance(body, dict) else self.guard.uninspectable("malformed").verdict
 
@@ -114,7 +117,7 @@ class Gate:
     def _outcome(self, request: Any, before: Body, screened: ScreenedBody, form: Form) -> Any:
         ruling, body = screened.ruling, continued(screened.body)
         if ruling.offender is not None and ruling.answerer in ("refusal", "error"):
-            if ruling.answerer == "error" or not _ANSWERED.search(request.url.path):
+            if ruling.answerer == "error" or not _ANSWERED.search(_path(request)):
                 raise UnsafeContentError(ruling.offender)
             text, record = self.guard.policy.refusal, event_of(screened.verdicts)
             return refusal(body, form, text, record, is_parsed=_HELPER in request.headers)
@@ -128,9 +131,22 @@ def _form(request: Any) -> Form | None:
     """The form of a request that may bring pictures; None for one that is none of our business."""
     if request.method != "POST":
         return None
-    path = request.url.path
+    path = _path(request)
     form = next((form for form, pattern in _FORMS.items() if pattern.search(path)), None)
     return "other" if form is None and _UNREAD.search(path) else form
+
+
+def _path(request: Any) -> str:
+    """The path as servers take it that do not mind how it is written."""
+    return str(request.url.path).rstrip("/").lower()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which says each thing once: of two that have one name, a server may take the other."""
+    new = dict(pairs)
+    if len(new) < len(pairs):
+        raise ValueError("an object with two values of one name")
+    return new
 
 
 def _has_picture(request: Any) -> bool:
@@ -149,6 +165,13 @@ def _rewritten(request: Any, body: Body, model: str | None) -> Any:
     url = request.url
     if model is not None:
         url = url.copy_with(path=_DEPLOYMENT.sub(lambda _: model, url.path))
-    # As the SDK writes JSON, so that what did not change is the same to the byte.
-    data = json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
-    return type(request)(request.method, url, headers=headers, content=data, extensions=request.extensions)
+    return type(request)(request.method, url, headers=headers, content=_encoded(body), extensions=request.extensions)
+
+
+def _encoded(body: Body) -> bytes:
+    """JSON as the SDK writes it, so that what did not change is the same to the byte."""
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except UnicodeEncodeError:
+        # Half a character, which only an escape can be; the error would hold the whole body.
+        return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 
 import pytest
+from openai import NotFoundError
 from openai_ways import MASKED, PREFIX, chat_block, item_block, pictures, prefixes, same, url, user
 
 from guardalign_guardrails import UnsafeContentError
@@ -203,3 +205,23 @@ class TestMessages:
         assert [same(*pictures(request), MASKED) for request in server.requests] == [True, True]
         with pytest.raises(UnsafeContentError):
             client.post("/chat/completions", cast_to=object, content=b"\x1f\x8b not JSON")
+
+    @pytest.mark.parametrize("path", ["/chat/completions/", "/Chat/Completions"])
+    def test_however_its_path_is_written(self, plain, server, checks, path):
+        body = {"model": "m", "messages": [user([chat_block(painted("red"))])]}
+        with contextlib.suppress(NotFoundError):
+            guard(plain, checks).post(path, cast_to=object, body=body)
+        assert same(*pictures(server.last), MASKED)
+
+    def test_one_of_two_meanings_is_an_error(self, plain, server, checks):
+        unsafe = json.dumps([user([chat_block(painted("blue"))])])
+        content = f'{{"model": "m", "messages": {unsafe}, "messages": [{{"role": "user", "content": "hi"}}]}}'
+        with pytest.raises(UnsafeContentError):
+            guard(plain, checks).post("/chat/completions", cast_to=object, content=content.encode())
+        assert server.requests == []
+
+    def test_half_a_character_stays_half_a_character(self, plain, server, checks):
+        content = json.dumps({"model": "m", "messages": [user([chat_block(painted("red"))])], "user": "\ud800"})
+        guard(plain, checks).post("/chat/completions", cast_to=object, content=content.encode())
+        assert server.last.body["user"] == "\ud800"
+        assert same(*pictures(server.last), MASKED)

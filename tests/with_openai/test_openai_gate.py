@@ -37,6 +37,10 @@ from with_langchain.openai_server import Request, digest, say
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 
+IMAGE_TOOL = {"type": "function", "name": "draw", "parameters": {"properties": {"image": {"type": "string"}}}}
+"""Its schema is no picture."""
+
+
 class TestClients:
     @pytest.mark.parametrize("kind", [OpenAI, AsyncOpenAI])
     def test_it_is_the_sdks_own_class_with_the_same_settings(self, checks, kind):
@@ -92,6 +96,7 @@ class TestClients:
             lambda client: client.realtime.connect(model="m"),
             lambda client: client.responses.connect(),
             lambda client: client.with_options(timeout=1).beta.responses.connect(),
+            lambda client: client.with_options(data_residency="eu").realtime.connect(model="m"),
         ],
     )
     def test_websockets_cannot_be_opened(self, plain, checks, connect):
@@ -139,6 +144,40 @@ class TestOtherEndpoints:
         with pytest.raises(UnsafeContentError):
             client.conversations.create(items=[user([item_block(painted("blue"))])])
         assert len(sent) == 3
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda client, look: client.beta.threads.create(messages=[user(look(chat_block))]),
+            lambda client, look: client.beta.threads.create_and_run(
+                assistant_id="a", thread={"messages": [user(look(chat_block))]}
+            ),
+            lambda client, look: client.beta.threads.messages.create("t_1", role="user", content=look(chat_block)),
+            lambda client, look: client.beta.threads.runs.create(
+                "t_1", assistant_id="a", additional_messages=[user(look(chat_block))]
+            ),
+            lambda client, look: client.beta.agents.sessions.create(
+                agent={"model": "m", "tools": [IMAGE_TOOL]},
+                environment={"type": "none"},
+                input=[user(look(item_block))],
+            ),
+            lambda client, look: client.beta.agents.sessions.events.create(
+                "s_1", events=[{"type": "agent.session.input.message", "input": [user(look(item_block))]}]
+            ),
+            lambda client, look: client.images.generate(
+                prompt="a hat", extra_body={"image": [block["image_url"]["url"] for block in look(chat_block)]}
+            ),
+        ],
+    )
+    def test_pictures_for_a_thread_a_session_or_a_drawing_are_too(self, plain, sent, checks, call):
+        client = guard(plain, checks)
+        if not hasattr(client.beta, "agents"):
+            pytest.skip("this SDK knows no agents")
+        call(client, lambda block: [block(painted("red"))])
+        assert same(*pictures(sent[0]), MASKED)
+        with pytest.raises(UnsafeContentError):
+            call(client, lambda block: [block(painted("blue"))])
+        assert len(sent) == 1
 
     def test_questions_about_a_picture_are_checked(self, plain, sent, checks):
         if not hasattr(plain, "decisions"):
