@@ -101,6 +101,17 @@ class TestChatCompletions:
         assert arrived(upstream.last) == [digest(masked())]
         assert upstream.last.raw.decode().count(NOTICE) == 1
 
+    def test_so_is_one_that_is_all_of_a_tools_words(self, client, upstream):
+        call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+        asked = {"role": "assistant", "content": None, "tool_calls": [call]}
+        ask(
+            client,
+            user({"type": "text", "text": "Look."}),
+            asked,
+            {"role": "tool", "tool_call_id": "1", "content": url("red")},
+        )
+        assert upstream.last.body["messages"][-1]["content"] == to_data_url(encode_png(masked()), "image/png")
+
     def test_a_blocked_picture_is_status_400_and_no_request(self, client, upstream):
         with pytest.raises(openai.BadRequestError) as caught:
             ask(client, user(image_url("blue")))
@@ -244,6 +255,11 @@ class TestOtherEndpoints:
         with pytest.raises(openai.BadRequestError):
             client.embeddings.create(model="other", input=[url("blue")], encoding_format="float")
         assert len(received) == 1
+
+    def test_texts_to_be_embedded_may_be_many_numbers(self, client, received):
+        tokens = [[1] * 500] * 300
+        client.embeddings.create(model="other", input=tokens, encoding_format="float")
+        assert received[0].body["input"] == tokens
 
     def test_a_picture_to_be_edited_is_masked_or_an_error(self, client, received):
         def edit(*colours):
