@@ -37,6 +37,9 @@ from llama_index_guardalign._messages import role_of, with_prefix, without_pictu
 from llama_index_guardalign._refusal import Refusal, with_record
 from llama_index_guardalign._traces import atraced, not_spanned, traced
 
+# Engines set them on the LLM they are given, and mean the one that is called.
+_OF_WHOEVER_IS_CALLED: Final = ("callback_manager", "rate_limiter")
+
 # What `predict` reads; set on the wrapped LLM, it counts for the guarded one as well.
 _OF_THE_WRAPPED_LLM: Final = (
     "completion_to_prompt",
@@ -83,6 +86,10 @@ class GuardedChats(FunctionCallingLLM):
         for name in _OF_THE_WRAPPED_LLM:
             if name not in self.model_fields_set:
                 object.__setattr__(self, name, getattr(self.llm, name))
+        if "callback_manager" in self.model_fields_set and self.callback_manager.handlers:
+            self._hand_on("callback_manager")
+        if self.rate_limiter is not None:
+            self._hand_on("rate_limiter")
         return self
 
     @property
@@ -98,11 +105,13 @@ class GuardedChats(FunctionCallingLLM):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        # Engines set their own, and mean the LLM that is called.
-        if name == "callback_manager":
-            for llm in (self.llm, self.route_to):
-                if llm is not None:
-                    llm.callback_manager = value
+        if name in _OF_WHOEVER_IS_CALLED:
+            self._hand_on(name)
+
+    def _hand_on(self, name: str) -> None:
+        for llm in (self.llm, self.route_to):
+            if llm is not None:
+                setattr(llm, name, getattr(self, name))
 
     # Chats
 

@@ -181,6 +181,9 @@ class GuardedLLM(GuardedChats):
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any
     ) -> list[ToolSelection]:
         """The calls that the wrapped LLM reads in a response."""
+        if not isinstance(self.llm, FunctionCallingLLM) and not error_on_no_tool_call:
+            # Agents that write code ask every LLM of this class, whatever its metadata says.
+            return []
         return self._wrapped().get_tool_calls_from_response(
             response, error_on_no_tool_call=error_on_no_tool_call, **kwargs
         )

@@ -39,6 +39,9 @@ def mapped(value: Any, change: Change) -> Any:
 
 
 def _mapped(value: Any, change: Change, depth: int, left: list[int]) -> Any:
+    if value is None or isinstance(value, bool | int | float):
+        # Not counted: a table may have very many of them.
+        return value
     left[0] -= 1
     if depth > _MAX_DEPTH or left[0] < 0:
         return TOO_DEEP

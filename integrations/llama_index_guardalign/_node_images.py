@@ -12,7 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from llama_index.core.schema import BaseNode, ImageNode, IndexNode, MediaResource, Node, NodeWithScore, TextNode
+from llama_index.core.schema import (
+    BaseNode,
+    ImageDocument,
+    ImageNode,
+    IndexNode,
+    MediaResource,
+    Node,
+    NodeWithScore,
+    TextNode,
+)
 from PIL import Image
 
 from guardalign_guardrails.content.dialect import Reading
@@ -25,6 +34,7 @@ FILE_PATH_KEY: Final = "file_path"
 """Metadata field with the file a node was read from. Some of LlamaIndex's parts open it as the node's picture."""
 
 _UNSEEN: Final = ("audio_resource", "video_resource")
+_ANYTHING: Final = "application/octet-stream"
 
 
 @dataclass(frozen=True)
@@ -92,7 +102,7 @@ def with_pictures(
     metadata = {place[1]: value for place, value in changes.items() if place[0] == "metadata"}
     is_picture_changed = any(place in changes for place in (("image",), ("image_resource",)))
     if metadata or is_picture_changed:
-        kept = _without_source(node.metadata) if is_picture_changed else node.metadata
+        kept = _without_source(node) if is_picture_changed else node.metadata
         update["metadata"] = {**kept, **metadata}
     if ("image",) in changes and isinstance(node, ImageNode):
         return _redrawn_image_node(node, changes[("image",)], update)
@@ -118,17 +128,24 @@ def without_second_url(node: BaseNode) -> BaseNode:
 
     Where both are given, the bytes were looked at, but some models are sent the URL.
     """
-    if isinstance(node, ImageNode) and node.image_url and (node.image is not None or node.image_path is not None):
-        return copied(node, {"image_url": None})
+    has_file = _source_of(node) is not None
+    if isinstance(node, ImageNode) and node.image_url:
+        is_second = has_file or node.image is not None or node.image_path is not None
+        return copied(node, {"image_url": None}) if is_second else node
     resource = node.image_resource if isinstance(node, Node) else None
-    if resource is not None and resource.url is not None and (resource.data is not None or resource.path is not None):
+    if resource is None or resource.url is None:
+        return node
+    if has_file or resource.data is not None or resource.path is not None:
         return copied(node, {"image_resource": resource.model_copy(update={"url": None})})
     return node
 
 
 def is_picture_file(path: object) -> bool:
-    """Whether a path is that of a picture, by its suffix."""
-    return isinstance(path, str | Path) and (mimetypes.guess_type(str(path))[0] or "").startswith("image/")
+    """Whether a path may be that of a picture: its suffix is that of one, or says nothing."""
+    if not isinstance(path, str | Path):
+        return False
+    kind = mimetypes.guess_type(str(path), strict=False)[0] or _ANYTHING
+    return kind == _ANYTHING or kind.startswith("image/")
 
 
 def _inner(node: IndexNode) -> BaseNode | None:
@@ -150,15 +167,19 @@ def _of_image_node(node: ImageNode) -> list[Picture]:
 
 
 def _source_of(node: BaseNode) -> str | None:
-    """The file that stands in for a picture that a node does not hold."""
+    """The file that LlamaIndex opens for a picture that a node does not hold, whatever its name."""
+    if not isinstance(node, ImageNode | ImageDocument) or node.image is not None or node.image_path:
+        return None
     path = node.metadata.get(FILE_PATH_KEY)
-    return str(path) if is_picture_file(path) else None
+    return str(path) if isinstance(path, str | Path) and str(path) else None
 
 
 def _of_resources(node: Node) -> list[Picture]:
     found = []
     resource = node.image_resource
-    if resource is not None and (read := _of_resource(resource)) is not None:
+    source = _source_of(node)
+    read = _file(source) if source is not None else None if resource is None else _of_resource(resource)
+    if read is not None:
         found.append(_picture("image_resource", read))
     found += [Picture((name,), Reading(_unsupported)) for name in _UNSEEN if getattr(node, name) is not None]
     return found
@@ -192,8 +213,13 @@ def _unsupported(_: int) -> Reason:
     return "unsupported_block"
 
 
-def _without_source(metadata: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in metadata.items() if key != FILE_PATH_KEY or not is_picture_file(value)}
+def _without_source(node: BaseNode) -> dict[str, Any]:
+    is_source = _source_of(node) is not None
+    return {
+        key: value
+        for key, value in node.metadata.items()
+        if key != FILE_PATH_KEY or not (is_source or is_picture_file(value))
+    }
 
 
 def _redrawn_image_node(node: ImageNode, value: object, update: dict[str, Any]) -> BaseNode:

@@ -41,7 +41,7 @@ def guard_tool(
         tool: Any tool. A `FunctionTool` stays one, so that agents give it their context.
         guard: A ready guard, a policy or settings; None for the policy that ships with the package.
         on_violation: ``notice`` puts a short text in a blocked picture's place, ``raise`` raises `UnsafeContentError`,
-            of which agents show the model the text: a digest and a category.
+            of which agents show the model the text: a digest, and not why.
 
     Returns:
         The guarded tool. The other one is left as it is.
@@ -164,7 +164,7 @@ class _ToolGate:
         announce(_COMPONENT, verdicts)
         offence = offender([*verdicts, *sifted.verdicts])
         if self.on_violation == "raise" and offence is not None:
-            raise UnsafeContentError(offence)
+            raise _untold(offence)
         is_pinned = self.settings.policy.mode == "enforce"
         new = {
             **_replacements(found.blocks, restored(found.blocks, plain.content, blocks.content, is_pinned=is_pinned)),
@@ -172,6 +172,13 @@ class _ToolGate:
             **_replacements(found.bare, bare.content),
         }
         return _with_replacements(found.output, new) if new else found.output
+
+
+def _untold(verdict: Verdict) -> UnsafeContentError:
+    """The error with a text for a model to read: the category would help to probe the policy."""
+    error = UnsafeContentError(verdict)
+    error.args = (f"The safety policy blocked a picture of this result (digest {verdict.digest[:12]}).",)
+    return error
 
 
 def _is_block(leaf: Any) -> bool:

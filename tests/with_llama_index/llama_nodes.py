@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import io
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import banks.prompt
+import pytest
+from llama_index.core import StorageContext
 from llama_index.core.base.llms.generic_utils import image_node_to_image_block
+from llama_index.core.base.llms.types import ChatMessage, DocumentBlock, ImageBlock
+from llama_index.core.embeddings import MockEmbedding
+from llama_index.core.embeddings.mock_embed_model import MockMultiModalEmbedding
+from llama_index.core.indices import MultiModalVectorStoreIndex
 from llama_index.core.schema import (
     BaseNode,
     Document,
@@ -19,7 +27,8 @@ from llama_index.core.schema import (
     NodeWithScore,
     TextNode,
 )
-from llama_pictures import data_url, png, saved
+from llama_index.core.vector_stores import SimpleVectorStore
+from llama_pictures import data_url, picture_of, png, saved
 from PIL import Image
 
 from guardalign_guardrails.content.payload import to_base64
@@ -49,6 +58,9 @@ NODES: dict[str, Callable[[Image.Image, Path], BaseNode]] = {
     "a document with bytes": lambda image, _: Document(text="words", image_resource=MediaResource(data=png(image))),
     "an image document": lambda image, _: ImageDocument(text="words", image=b64(image)),
     "an image document with a path": lambda image, folder: ImageDocument(text="words", image_path=_path(image, folder)),
+    "an image document with a file path in its metadata": lambda image, folder: ImageDocument(
+        text="words", metadata={"file_path": _path(image, folder)}
+    ),
     "an index node that leads to one": lambda image, _: IndexNode(
         text="words", index_id="i", obj=ImageNode(image=b64(image), text="words")
     ),
@@ -89,3 +101,57 @@ def _decoded(url: str) -> bytes:
     data = read_data_url(url, len(url))
     assert isinstance(data, bytes)
     return data
+
+
+def images_in(value: Any) -> list[Image.Image]:
+    """Every picture in messages, nodes and whatever holds them, found without the package's own walk."""
+    found: list[Image.Image] = []
+
+    def walk(value: Any) -> None:
+        if isinstance(value, Image.Image):
+            found.append(value)
+        elif isinstance(value, bytes) and value.startswith(b"\x89PNG"):
+            found.append(picture_of(ImageBlock(image=value)))
+        elif isinstance(value, str) and value.startswith("data:"):
+            found.append(picture_of(ImageBlock(url=value)))
+        elif isinstance(value, ImageBlock | DocumentBlock):
+            found.append(picture_of(value))
+        elif isinstance(value, ChatMessage):
+            walk(value.blocks)
+        elif isinstance(value, ImageNode):
+            found.extend(pictures_of(value))
+        elif isinstance(value, dict):
+            walk(list(value.values()))
+        elif isinstance(value, list | tuple):
+            for item in value:
+                walk(item)
+        elif hasattr(value, "__dict__"):
+            walk(list(vars(value).values()))
+
+    walk(value)
+    return found
+
+
+def index_of(*nodes: BaseNode) -> MultiModalVectorStoreIndex:
+    """An index of pictures and words, with stores in memory and embeddings that are all alike."""
+    stores = {"vector_store": SimpleVectorStore(), "image_store": SimpleVectorStore()}
+    return MultiModalVectorStoreIndex(
+        nodes=list(nodes),
+        storage_context=StorageContext.from_defaults(**stores),
+        embed_model=MockEmbedding(embed_dim=3),
+        image_embed_model=MockMultiModalEmbedding(embed_dim=3),
+    )
+
+
+def smuggled(monkeypatch: pytest.MonkeyPatch, image: Image.Image) -> str:
+    """Text of which LlamaIndex's template engine makes an image block.
+
+    Up to banks 2.4 it takes any text in these marks for one. Later its own blocks have a secret in the mark, which is
+    known here. The picture has to be small: LlamaIndex cuts long texts.
+    """
+    secret = ""
+    if hasattr(banks.prompt, "generate_sentinel"):
+        secret = "known"
+        monkeypatch.setattr(banks.prompt, "generate_sentinel", lambda: secret)
+    block = {"type": "image_url", "image_url": {"url": data_url(image)}}
+    return f"<content_block>{secret}{json.dumps(block)}</content_block>"

@@ -81,6 +81,11 @@ class _Callbacks(BaseCallbackHandler):
         pass
 
 
+def _unwrapped(handler: Any) -> Any:
+    """The handler itself, if it is told of no picture by now."""
+    return getattr(handler, "_handler", handler)
+
+
 class Tracer:
     """Listens to spans and events of everything, and to callbacks of whoever is given ``callbacks``.
 
@@ -99,8 +104,8 @@ class Tracer:
 
     def __exit__(self, *_: object) -> None:
         root = get_dispatcher()
-        root.span_handlers = [handler for handler in root.span_handlers if handler is not self._spans]
-        root.event_handlers = [handler for handler in root.event_handlers if handler is not self._events]
+        root.span_handlers = [one for one in map(_unwrapped, root.span_handlers) if one is not self._spans]
+        root.event_handlers = [one for one in map(_unwrapped, root.event_handlers) if one is not self._events]
 
     @property
     def spans(self) -> list[str]:

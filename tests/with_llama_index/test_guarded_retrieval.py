@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from llama_index.core import StorageContext
 from llama_index.core.base.base_query_engine import BaseQueryEngine
@@ -18,9 +20,10 @@ from llama_nodes import b64, pictures_of
 from llama_pictures import saved
 
 from guardalign_guardrails import UnsafeContentError
-from guardalign_guardrails.testing.chats import canary, number_of, shows
+from guardalign_guardrails.content.records import ACTION_KEY
+from guardalign_guardrails.testing.chats import canary, leaks, leaks_of, number_of, shows
 from guardalign_guardrails.testing.colours import colour_policy
-from llama_index_guardalign import GuardedQueryEngine, GuardedRetriever, ImageGuardPostprocessor
+from llama_index_guardalign import GuardedQueryEngine, GuardedRetriever, ImageGuardPostprocessor, ImageGuardTransform
 from llama_index_guardalign._postprocessor import NOTE
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
@@ -95,6 +98,25 @@ class TestRetrievers:
         engine._retriever = GuardedRetriever(retriever, guard)
         engine.image_query(str(saved(WHITE, tmp_path)), "What is this?")
         assert {number_of(picture): shows(picture, "red") for picture in llm.pictures} == {1: False, 3: False}
+
+    async def test_so_is_what_a_node_leads_to_by_way_of_another_retriever(self, guard, retriever):
+        class Directory(BaseRetriever):
+            """Knows who has the pictures."""
+
+            def _retrieve(self, query_bundle):
+                return [NodeWithScore(node=IndexNode(text="pictures", index_id="x", obj=retriever), score=0.5)]
+
+        guarded = GuardedRetriever(Directory(), guard)
+        for nodes in (guarded.retrieve("birds"), await guarded.aretrieve("birds")):
+            assert passing(nodes) == {1: False, 3: False}
+
+    def test_of_masked_nodes_an_index_has_no_original_in_any_of_its_stores(self, guard):
+        index = index_of(*ImageGuardTransform(guard=guard)([node(RED), node(BLUE)]))
+        retriever = index.as_retriever(similarity_top_k=2, image_similarity_top_k=2)
+        # An image node with words is in two stores, one for each kind of search.
+        for way in ("text_retrieve", "text_to_image_retrieve"):
+            assert passing(getattr(retriever, way)("birds")) == {1: False}
+        assert leaks_of(json.dumps(index.storage_context.to_dict()), RED, BLUE) == []
 
     def test_any_retriever_can_be_guarded_but_only_for_what_it_can_do(self, guard):
         class Shelf(BaseRetriever):
@@ -226,3 +248,16 @@ class TestEngines:
         response = engine.query("birds")
         assert {number_of(picture): shows(picture, "red") for picture in llm.pictures} == {1: False, 3: False}
         assert passing(response.source_nodes) == {1: False, 3: False}
+        # Callers are shown the metadata of all sources.
+        assert leaks(repr(response.metadata), RED, BLUE, WHITE) == []
+        assert {metadata.get(ACTION_KEY) for metadata in response.metadata.values()} == {"mask", None}
+
+    @pytest.mark.parametrize("mode", ["context", "condense_plus_context"])
+    async def test_so_it_does_in_a_chat_engine(self, guard, index, llm, mode):
+        postprocessor = ImageGuardPostprocessor(guard=guard)
+        engine = index.as_chat_engine(
+            chat_mode=mode, llm=llm, image_similarity_top_k=3, node_postprocessors=[postprocessor]
+        )
+        assert str(engine.chat("What is this?")) == ANSWER
+        assert str(await engine.achat("And now?")) == ANSWER
+        assert {number_of(picture): shows(picture, "red") for picture in llm.pictures} == {1: False, 3: False}

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from llama_index.core.agent.workflow import FunctionAgent, ToolCallResult
-from llama_index.core.base.llms.types import ChatMessage, DocumentBlock, ImageBlock, TextBlock
+from llama_index.core.base.llms.types import DocumentBlock, ImageBlock, TextBlock
 from llama_index.core.base.response.schema import Response
 from llama_index.core.schema import ImageNode, NodeWithScore, TextNode
 from llama_index.core.tools import FunctionTool, QueryEngineTool, ToolMetadata
@@ -15,10 +15,9 @@ from llama_index.core.tools.calling import acall_tool, call_tool
 from llama_index.core.tools.types import BaseTool, ToolOutput
 from llama_index.core.workflow import Context
 from llama_models import RecordingLLM
-from llama_nodes import b64, pictures_of
+from llama_nodes import b64, images_in
 from llama_pictures import KINDS, ask, data_url, picture_of, png
 from llama_seen import Tracer
-from PIL import Image
 from pydantic import BaseModel
 
 from guardalign_guardrails import UnsafeContentError
@@ -68,35 +67,6 @@ def tool_of(result: Any) -> FunctionTool:
         return result
 
     return FunctionTool.from_defaults(photo)
-
-
-def images_in(value: Any) -> list[Image.Image]:
-    """Every picture in a tool's output, found without the package's own walk."""
-    found: list[Image.Image] = []
-
-    def walk(value: Any) -> None:
-        if isinstance(value, Image.Image):
-            found.append(value)
-        elif isinstance(value, bytes) and value.startswith(b"\x89PNG"):
-            found.append(picture_of(ImageBlock(image=value)))
-        elif isinstance(value, str) and value.startswith("data:"):
-            found.append(picture_of(ImageBlock(url=value)))
-        elif isinstance(value, ImageBlock | DocumentBlock):
-            found.append(picture_of(value))
-        elif isinstance(value, ChatMessage):
-            walk(value.blocks)
-        elif isinstance(value, ImageNode):
-            found.extend(pictures_of(value))
-        elif isinstance(value, dict):
-            walk(list(value.values()))
-        elif isinstance(value, list | tuple):
-            for item in value:
-                walk(item)
-        elif hasattr(value, "__dict__"):
-            walk(list(vars(value).values()))
-
-    walk(value)
-    return found
 
 
 @pytest.mark.parametrize("make", RESULTS.values(), ids=RESULTS)
@@ -204,6 +174,9 @@ class TestTheGuardedTool:
         assert output.is_error
         assert isinstance(output.exception, UnsafeContentError)
         assert leaks_of(repr(output), BLUE) == []
+        # A model that is told the category could probe the policy.
+        assert "blue_things" not in output.content
+        assert output.exception.verdict.category == "blue_things"
         assert [event.action for event in tracer.of(GuardVerdictEvent)] == ["block"]
         with pytest.raises(UnsafeContentError):
             guard_tool(tool_of(ImageNode(image=b64(BLUE))), guard, on_violation="raise")()
@@ -214,6 +187,12 @@ class TestTheGuardedTool:
         output = guard_tool(tool_of(endless), guard)()
         assert TOO_DEEP in repr(output.raw_output)
         assert leaks_of(repr(output.raw_output), RED) == []
+
+    def test_a_long_table_of_numbers_passes_with_its_picture_masked(self, guard):
+        table = [[0.5] * 10 for _ in range(20_000)]
+        output = guard_tool(tool_of({"table": table, "photo": png(RED)}), guard)()
+        assert output.raw_output["table"] is table
+        assert [shows(image, "red") for image in images_in(output)] == [False]
 
     def test_what_is_nested_too_deeply_to_be_looked_at_does_not_pass(self, guard):
         deep: Any = png(RED)

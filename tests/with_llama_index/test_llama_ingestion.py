@@ -11,21 +11,23 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.ingestion import DocstoreStrategy, IngestionCache, IngestionPipeline
+from llama_index.core.ingestion.pipeline import get_transformation_hash
 from llama_index.core.readers.base import BaseReader, ReaderConfig
 from llama_index.core.schema import Document, ImageDocument, ImageNode, MediaResource, MetadataMode, Node, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_nodes import NODES, b64, pictures_of
-from llama_pictures import png, saved
+from llama_pictures import data_url, png, saved
 
 from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
 from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY
 from guardalign_guardrails.errors import SettingsError
-from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
+from guardalign_guardrails.testing.chats import canary, leaks, leaks_of, number_of, shows
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy
-from llama_index_guardalign import GuardedReader, GuardSettings, ImageGuardTransform
+from llama_index_guardalign import GuardedReader, GuardSettings, ImageGuardPostprocessor, ImageGuardTransform
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
 NOWHERE = GuardSettings(policy=colour_policy(), encoder="transformers:no/such-encoder")
@@ -190,6 +192,54 @@ class TestPipelines:
         assert len(store.data.embedding_dict) == 1
         assert pipeline.run(documents=documents) == []
 
+    @pytest.mark.parametrize("strategy", [DocstoreStrategy.DUPLICATES_ONLY, DocstoreStrategy.UPSERTS])
+    def test_a_guard_that_fails_costs_no_other_document_and_what_it_left_out_can_be_brought_back(self, guard, strategy):
+        kept, docstore, store = [], SimpleDocumentStore(), SimpleVectorStore()
+        documents = [Document(text="words", id_="a"), picture_document(WHITE, text="photo", id_="b")]
+
+        def pipeline(checks, **stores):
+            transform = ImageGuardTransform(guard=checks, quarantine=lambda node, verdicts: kept.append(node))
+            return IngestionPipeline(
+                transformations=[transform, MockEmbedding(embed_dim=2)], vector_store=store, **stores
+            )
+
+        stores = {"docstore": docstore, "docstore_strategy": strategy}
+        assert [node.id_ for node in pipeline(NOWHERE, **stores).run(documents=documents)] == ["a"]
+        # To the docstore all is done.
+        assert pipeline(guard, **stores).run(documents=documents) == []
+        assert [node.id_ for node in pipeline(guard).run(nodes=kept)] == ["b"]
+        assert len(store.data.embedding_dict) == 2
+
+    def test_one_that_raises_loses_its_documents(self, guard):
+        # Or it need not be so careful: this is LlamaIndex's own docstore.
+        docstore, documents = SimpleDocumentStore(), [picture_document(WHITE, text="photo", id_="b")]
+
+        def ran(checks):
+            transform = ImageGuardTransform(guard=checks, on_failure="raise")
+            return IngestionPipeline(
+                transformations=[transform], docstore=docstore, docstore_strategy=DocstoreStrategy.DUPLICATES_ONLY
+            ).run(documents=documents)
+
+        with pytest.raises(EncoderUnavailable):
+            ran(NOWHERE)
+        assert ran(guard) == []
+
+    def test_it_may_be_among_everybodys_transformations(self, guard, monkeypatch, tmp_path):
+        monkeypatch.setattr(Settings, "_transformations", [ImageGuardTransform(guard=guard, masked_dir=tmp_path)])
+        documents = [picture_document(RED, text="masked"), picture_document(BLUE, text="blocked")]
+        index = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=2))
+        (node,) = index.docstore.docs.values()
+        assert (node.get_content(), shows(pictures_of(node)[0], "red")) == ("masked", False)
+
+    def test_what_is_masked_is_still_so_after_a_docstore_was_written_and_read(self, guard, tmp_path):
+        transform, path = ImageGuardTransform(guard=guard, masked_dir=tmp_path / "masked"), str(tmp_path / "docstore")
+        store = SimpleDocumentStore()
+        store.add_documents(transform([picture_document(RED, id_="a"), ImageNode(image=b64(RED), id_="b")]))
+        store.persist(path)
+        for node in SimpleDocumentStore.from_persist_path(path).docs.values():
+            (picture, *_) = pictures_of(node)
+            assert (number_of(picture), shows(picture, "red")) == (1, False)
+
     @pytest.mark.slow
     def test_it_works_in_several_processes(self, cache_dir):
         # The colour encoder cannot be made from its name, as another process has to: what it cannot check is left out.
@@ -207,6 +257,31 @@ class TestDumps:
         assert back.to_json() == text
         assert back.guard.policy == guard.policy
         assert pickle.loads(pickle.dumps(transform)).to_json() == text
+
+    CHANGES = (
+        {"guard": GuardSettings(policy=colour_policy(mode="monitor"))},
+        {"guard": GuardSettings(policy=colour_policy(masking={"feather": 0.5}))},
+        {"guard": GuardSettings(policy=colour_policy(benign={"concepts": ["white"]}))},
+        {"guard": GuardSettings(policy=colour_policy(), encoder="open-clip")},
+        {"guard": GuardSettings(policy=colour_policy(), profile=Path("profile.json"))},
+        {"source": "user"},
+        {"on_violation": "redact"},
+        {"on_failure": "raise"},
+        {"masked_dir": Path("masked")},
+    )
+
+    @pytest.mark.parametrize("changes", CHANGES, ids=str)
+    def test_each_setting_makes_another_transformation_to_a_cache(self, changes):
+        def hash_of(**settings):
+            transform = ImageGuardTransform(**{"guard": colour_policy(), "is_cacheable": True, **settings})
+            return get_transformation_hash([TextNode(text="x")], transform)
+
+        assert hash_of(**changes) != hash_of() == hash_of()
+
+    def test_no_setting_is_where_a_cache_does_not_look(self):
+        kept_out = {"quarantine", "is_cacheable"}
+        assert set(ImageGuardTransform.model_fields) - kept_out == {name for change in self.CHANGES for name in change}
+        assert ImageGuardTransform.__private_attributes__ == ImageGuardPostprocessor.__private_attributes__ == {}
 
     def test_one_that_is_not_cacheable_never_looks_the_same_twice(self, transform):
         first, second = transform.to_dict(), transform.to_dict()
@@ -267,6 +342,33 @@ class TestTheReader:
             return pipeline.run()
 
         assert [number_of(pictures_of(ran(image)[0])[0]) for image in (WHITE, canary("white", number=4))] == [3, 4]
+
+    def test_a_docstore_behind_it_holds_no_original(self, guard):
+        def stored(reader):
+            docstore = SimpleDocumentStore()
+            pipeline = IngestionPipeline(transformations=[ImageGuardTransform(guard=guard)], docstore=docstore)
+            pipeline.run(documents=reader.load_data())
+            return json.dumps(docstore.to_dict())
+
+        shelf = Shelf(Document(text="a photo", metadata={"thumbnail": data_url(RED)}))
+        # Documents are stored as they come, before any transformation.
+        assert leaks_of(stored(shelf), RED) != []
+        assert leaks_of(stored(GuardedReader(reader=shelf, guard=guard)), RED) == []
+
+    def test_a_file_that_changed_is_another_document_to_a_docstore(self, guard, tmp_path):
+        docstore = SimpleDocumentStore()
+
+        def ran(image):
+            document = ImageDocument(image_path=str(saved(image, tmp_path)), text="a photo", id_="a")
+            reader = ReaderConfig(reader=GuardedReader(reader=Shelf(document), guard=guard))
+            return IngestionPipeline(
+                readers=[reader],
+                transformations=[MockEmbedding(embed_dim=2)],
+                docstore=docstore,
+                docstore_strategy=DocstoreStrategy.DUPLICATES_ONLY,
+            ).run()
+
+        assert [len(ran(image)) for image in (WHITE, WHITE, canary("white", number=4))] == [1, 0, 1]
 
     def test_what_it_withholds_can_be_kept_elsewhere_or_raised(self, guard, shelf):
         kept = []

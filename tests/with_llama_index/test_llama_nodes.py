@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import mimetypes
 import pickle
 import time
 
@@ -179,6 +180,26 @@ class TestSeveralWaysToOnePicture:
         assert after.image_resource.url is None
         assert after.image_resource.data == resource.data
 
+    @pytest.mark.parametrize("name", ["scan", "scan.jfif", "scan.webp"])
+    def test_a_file_that_llama_index_would_open_is_a_picture_whatever_its_name(
+        self, postprocessor, name, tmp_path, monkeypatch
+    ):
+        # Without the operating system's list, older Pythons know fewer names.
+        monkeypatch.setattr(mimetypes, "_db", mimetypes.MimeTypes())
+        path = str(saved(BLUE, tmp_path, name))
+        assert passed(postprocessor, ImageNode(text="a", metadata={"file_path": path})) == []
+        for node in (ImageNode(metadata={"file_path": path}), ImageNode(image=b64(RED), metadata={"file_path": path})):
+            saved(RED, tmp_path, name)
+            (masked,) = passed(postprocessor, node)
+            assert path not in repr(masked)
+            assert not any(shows(picture, "red") for picture in pictures_of(masked))
+
+    def test_a_url_beside_such_a_file_is_gone_too(self, postprocessor, tmp_path):
+        path = str(saved(WHITE, tmp_path))
+        node = ImageNode(image_url="https://example.org/x.png", metadata={"file_path": path})
+        (after,) = passed(postprocessor, node)
+        assert (after.image_url, after.metadata["file_path"]) == (None, path)
+
     def test_a_masked_picture_survives_a_store(self, postprocessor):
         (masked,) = passed(postprocessor, ImageNode(image=b64(RED)))
         (picture, *_) = pictures_of(ImageNode.from_dict(masked.to_dict()))
@@ -300,6 +321,11 @@ class TestThePostprocessor:
             ticks += 1
         assert ticks > 5
         assert len(await task) == 1
+
+    def test_nodes_of_one_id_have_verdicts_of_their_own(self, postprocessor):
+        masked, clean = passed(postprocessor, *(ImageNode(id_="one", image=b64(image)) for image in (RED, WHITE)))
+        assert not shows(pictures_of(masked)[0], "red")
+        assert same_pixels(pictures_of(clean)[0], WHITE)
 
     def test_its_callback_manager_can_be_set_as_engines_do(self, postprocessor):
         manager = CallbackManager([])

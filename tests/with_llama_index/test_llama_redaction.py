@@ -89,7 +89,6 @@ class TestHandlers:
         with Tracer() as tracer:
             redact_traces()
             await run()
-            self._restore()
         assert leaks_of(tracer.said, SECRET, canary("red", number=8)) == []
         assert len(tracer.of(LLMChatStartEvent)) == 2
         assert any(name.startswith("FunctionAgent") for name in tracer.spans)
@@ -100,7 +99,6 @@ class TestHandlers:
             redact_traces(root)
             redact_traces(root)
             kinds = [type(handler) for handler in (*root.event_handlers, *root.span_handlers)]
-            self._restore()
         assert kinds.count(RedactingEventHandler) == kinds.count(RedactingSpanHandler) == 1
 
     async def test_failures_and_propagation_go_to_the_other_handler(self):
@@ -116,13 +114,5 @@ class TestHandlers:
                 Failing().chat([ask(SECRET)])
             assert get_dispatcher().capture_propagation_context() == {}
             get_dispatcher().restore_propagation_context({})
-            self._restore()
         assert "no answer" in tracer.said
         assert leaks(tracer.said, SECRET) == []
-
-    @staticmethod
-    def _restore() -> None:
-        """Unwrap, so that the tracer finds its own handlers."""
-        root = get_dispatcher()
-        root.event_handlers = [getattr(one, "_handler", one) for one in root.event_handlers]
-        root.span_handlers = [getattr(one, "_handler", one) for one in root.span_handlers]

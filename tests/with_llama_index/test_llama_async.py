@@ -1,0 +1,122 @@
+"""While a guard looks at pictures, the event loop goes on, whatever component asked for it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from llama_index.core.base.base_retriever import BaseRetriever
+from llama_index.core.base.llms.types import ImageBlock
+from llama_index.core.query_engine import RetrieverQueryEngine
+from llama_index.core.readers.base import BaseReader
+from llama_index.core.schema import Document, ImageNode, MediaResource, NodeWithScore, QueryBundle
+from llama_index.core.tools import FunctionTool
+from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
+from llama_models import RecordingLLM
+from llama_nodes import b64
+from llama_pictures import ask, png, saved
+
+from guardalign_guardrails import Guard
+from guardalign_guardrails.testing.chats import canary
+from llama_index_guardalign import (
+    CheckImages,
+    GuardedLLM,
+    GuardedQueryEngine,
+    GuardedReader,
+    GuardedRetriever,
+    ImageGuardPostprocessor,
+    ImageGuardTransform,
+    ImagesBlocked,
+    ImagesPassed,
+    add_guard_step,
+    ascreen_chat,
+    guard_tool,
+)
+
+RED = canary("red", number=1)
+
+
+class Shelf(BaseReader):
+    """Has one document, with a picture."""
+
+    def lazy_load_data(self, *args: Any, **load_kwargs: Any) -> list[Document]:
+        return [Document(image_resource=MediaResource(data=png(RED)))]
+
+
+class Finder(BaseRetriever):
+    """Finds one node, with a picture unless it is asked for words."""
+
+    def __init__(self, *, finds_pictures: bool = True) -> None:
+        super().__init__()
+        self.finds_pictures = finds_pictures
+
+    def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
+        image = b64(RED) if self.finds_pictures else None
+        return [NodeWithScore(node=ImageNode(image=image, text="a photo"), score=0.5)]
+
+
+def photo() -> ImageBlock:
+    """Take a photo."""
+    return ImageBlock(image=png(RED))
+
+
+def engine(**settings: Any) -> RetrieverQueryEngine:
+    return RetrieverQueryEngine.from_args(Finder(**settings), llm=RecordingLLM())
+
+
+async def flow(guard: Guard, _: Path) -> Any:
+    class Flow(Workflow):
+        """Asks for a check."""
+
+        @step
+        async def begin(self, ev: StartEvent) -> CheckImages:
+            return CheckImages(messages=[ask(RED)])
+
+        @step
+        async def end(self, ev: ImagesPassed | ImagesBlocked) -> StopEvent:
+            return StopEvent(result=ev)
+
+    add_guard_step(Flow, guard)
+    return await Flow().run()
+
+
+WAYS: dict[str, Callable[[Guard, Path], Awaitable[Any]]] = {
+    "a transform": lambda guard, _: ImageGuardTransform(guard=guard).acall([ImageNode(image=b64(RED))]),
+    "a reader": lambda guard, _: GuardedReader(reader=Shelf(), guard=guard).aload_data(),
+    "a postprocessor": lambda guard, _: ImageGuardPostprocessor(guard=guard).apostprocess_nodes(
+        [NodeWithScore(node=ImageNode(image=b64(RED)))]
+    ),
+    "a retriever": lambda guard, _: GuardedRetriever(Finder(), guard).aretrieve("birds"),
+    "the picture of a query": lambda guard, path: GuardedRetriever(Finder(finds_pictures=False), guard).aretrieve(
+        QueryBundle("birds", image_path=str(path))
+    ),
+    "an engine": lambda guard, _: GuardedQueryEngine(engine(), guard).aquery("birds"),
+    "the picture that an engine is asked with": lambda guard, path: GuardedQueryEngine(
+        engine(finds_pictures=False), guard
+    ).aquery(QueryBundle("birds", image_path=str(path))),
+    "a tool": lambda guard, _: guard_tool(FunctionTool.from_defaults(photo), guard).acall(),
+    "a chat": lambda guard, _: ascreen_chat(guard, [ask(RED)]),
+    "an LLM": lambda guard, _: GuardedLLM(llm=RecordingLLM(), guard=guard).achat([ask(RED)]),
+    "an LLM's stream": lambda guard, _: GuardedLLM(llm=RecordingLLM(), guard=guard).astream_chat([ask(RED)]),
+    "a workflow": flow,
+}
+
+
+@pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
+async def test_the_event_loop_goes_on_while_a_guard_looks(guard, monkeypatch, way, tmp_path):
+    loop, did_go_on = asyncio.get_running_loop(), []
+    check = guard.check_batch
+
+    def looking(*args: Any) -> Any:
+        is_loop_going = threading.Event()
+        loop.call_soon_threadsafe(is_loop_going.set)
+        did_go_on.append(is_loop_going.wait(5))
+        return check(*args)
+
+    monkeypatch.setattr(guard, "check_batch", looking)
+    await way(guard, saved(RED, tmp_path))
+    assert did_go_on == [True]
