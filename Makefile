@@ -80,7 +80,7 @@ $(STAMP)-test: pyproject.toml | $(BIN)/python
 .venv-litellm/.installed: pyproject.toml
 	@echo "==> Making a virtual environment in .venv-litellm (about 3 GB to download with PyTorch, once; some minutes)"
 	$(PYTHON) -m venv .venv-litellm
-	.venv-litellm/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[offline,langchain,litellm]" pytest pytest-asyncio pytest-socket
+	.venv-litellm/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[offline,langchain,litellm]" pytest pytest-asyncio pytest-socket pytest-xdist
 	@touch $@
 
 clean:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+
+# Before torch is imported: tests run in several processes, and their models are too small for several threads.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from guardalign_guardrails import Guard, Policy
 
@@ -21,14 +25,22 @@ def own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Cache and profile folders of the test run, so that it neither reads nor writes the user's."""
     with pytest.MonkeyPatch.context() as patch:
         for variable in ("XDG_CACHE_HOME", "XDG_DATA_HOME"):
-            patch.setenv(variable, str(tmp_path_factory.mktemp(variable.lower())))
+            patch.setenv(variable, str(_shared(tmp_path_factory, variable.lower())))
         yield
 
 
 @pytest.fixture(scope="session")
 def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder for feature caches, so that no test reads or writes the user's."""
-    return tmp_path_factory.mktemp("guardalign-cache")
+    return _shared(tmp_path_factory, "guardalign-cache")
+
+
+def _shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
+    """A folder that all processes of a test run share, since what is kept there takes long to make."""
+    own = tmp_path_factory.getbasetemp()
+    folder = (own.parent if "PYTEST_XDIST_WORKER" in os.environ else own) / name
+    folder.mkdir(exist_ok=True)
+    return folder
 
 
 @pytest.fixture(scope="session")
@@ -36,7 +48,9 @@ def offline_guard(cache_dir: Path) -> Guard:
     """A guard with the real offline encoder and raw-score thresholds, which need no calibration profile."""
     from guardalign_guardrails.detection.encoders.offline import OfflineEncoder
 
-    return Guard(Policy.from_yaml(SCORE_POLICY), OfflineEncoder(cache_dir=cache_dir), cache_dir=cache_dir)
+    # Where a command whose XDG_CACHE_HOME is ``cache_dir`` keeps them as well.
+    folder = cache_dir / "guardalign"
+    return Guard(Policy.from_yaml(SCORE_POLICY), OfflineEncoder(cache_dir=folder), cache_dir=folder)
 
 
 @pytest.fixture(scope="session")

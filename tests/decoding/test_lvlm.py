@@ -22,6 +22,7 @@ from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy, 
 STORY = "Tell me a story."
 TOOLS = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
 SHORT = GenerationSettings(temperature=0, max_new_tokens=12)
+SHORTER = GenerationSettings(temperature=0, max_new_tokens=6)
 
 
 def picture(colour="white"):
@@ -192,14 +193,15 @@ class TestPrefix:
 
 
 class TestBatches:
+    @pytest.mark.slow
     def test_a_batch_answers_as_one_by_one_would(self, smollm2):
         chats = [
             "What is two and two?",
             STORY,
             [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}],
         ]
-        together = smollm2.batch(chats, settings=SHORT)
-        alone = [smollm2.chat(chat, settings=SHORT) for chat in chats]
+        together = smollm2.batch(chats, settings=SHORTER)
+        alone = [smollm2.chat(chat, settings=SHORTER) for chat in chats]
         assert [answer.text for answer in together] == [answer.text for answer in alone]
         assert [answer.usage for answer in together] == [answer.usage for answer in alone]
 
@@ -208,8 +210,8 @@ class TestBatches:
 
     async def test_requests_at_the_same_time_get_their_own_answers(self, smollm2):
         questions = [f"What is {number} and {number}?" for number in range(4)]
-        one_by_one = [smollm2.chat(question, settings=SHORT).text for question in questions]
-        together = await asyncio.gather(*(smollm2.achat(question, settings=SHORT) for question in questions))
+        one_by_one = [smollm2.chat(question, settings=SHORTER).text for question in questions]
+        together = await asyncio.gather(*(smollm2.achat(question, settings=SHORTER) for question in questions))
         assert [answer.text for answer in together] == one_by_one
 
 

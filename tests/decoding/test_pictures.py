@@ -133,6 +133,7 @@ def test_an_unsafe_picture_is_masked_before_the_processor_sees_it(guarded, shown
     assert not np.array_equal(np.asarray(shown[0]), np.asarray(painted("red")))
 
 
+@pytest.mark.slow
 def test_pictures_keep_their_chats_in_a_batch(guarded, shown):
     chats = [ask(raw("white")), ask(), ask(raw("blue")), ask(raw("green"))]
     answers = guarded.batch(chats)

@@ -85,6 +85,7 @@ def test_a_missing_package_is_one_line_with_the_command_that_helps(monkeypatch, 
     assert "\n" not in str(refusal.value)
 
 
+@pytest.mark.slow
 def test_a_second_process_reads_the_class_names_from_disk_and_needs_no_sentence_encoder(cache_dir, encoder):
     encoder.embed(torch.zeros(1, 1000))
     code = """

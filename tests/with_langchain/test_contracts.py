@@ -82,6 +82,7 @@ class TestGuardedChatModel(RunnableContract):
         return [*self.model.received, *self.other.received]
 
 
+@pytest.mark.slow
 class TestGuardedChatModelThatRaises(TestGuardedChatModel):
     settings: ClassVar = {"on_violation": "raise"}
 
@@ -97,6 +98,7 @@ class TestGuardAlignMiddleware(MiddlewareContract):
         return GuardAlignMiddleware(guard, artifacts=True, name="Second", **self.settings)
 
 
+@pytest.mark.slow
 class TestGuardAlignMiddlewareThatRaises(TestGuardAlignMiddleware):
     settings: ClassVar = {"on_violation": "raise"}
 
@@ -308,6 +310,7 @@ class TestCanaries:
         assert leaks(f"{canary()!r} of digest 0a0a and words", canary()) == []
 
 
+@pytest.mark.slow
 def test_the_colours_need_neither_langchain_nor_pytest():
     script = (
         "import sys; import guardalign_guardrails.testing.colours, guardalign_guardrails.testing.chats;"

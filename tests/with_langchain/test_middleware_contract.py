@@ -1,9 +1,16 @@
-"""The guard's middleware keeps what every middleware that guards images must keep."""
+"""The guard's middleware keeps what every middleware that guards images must keep, under each of its settings.
+
+Those of `test_contracts` are the ones that every run checks.
+"""
 
 from __future__ import annotations
 
+import pytest
+
 from guardalign_guardrails.testing.middleware_contract import MiddlewareContract
 from langchain_guardalign._middleware import GuardAlignMiddleware
+
+pytestmark = pytest.mark.slow
 
 
 class TestRefusing(MiddlewareContract):

@@ -110,6 +110,7 @@ class TestAnswers:
         assert "".join(piece.delta for piece in pieces) == WORDS
         assert pieces[-1].raw == response.raw
 
+    @pytest.mark.slow
     async def test_four_at_once_get_what_they_would_get_alone(self, llm):
         questions = [[said(f"What is {number} and {number}?")] for number in range(4)]
         alone = [llm.chat(question, max_tokens=3).message.content for question in questions]
