@@ -153,15 +153,15 @@ class CalibratedLVLM:
         """Another one of the same model, with other safety settings; the two queue for the model together.
 
         Raises:
-            CalibrationError: The model has not the layers or heads asked for.
+            CalibrationError: The model has not the layers or heads asked for, or the self-test failed.
         """
         placed = prefix or self.prefix
+        used = calibration_for(self.model, calibration, placed, self._adapter)
+        if used is not None:
+            # In turn with generations: it switches the model's attention.
+            self._worker.run(lambda _: used.self_test())
         other = copy.copy(self)
-        other._engine = replace(  # noqa: SLF001  its own class
-            self._engine,
-            prefix=placed,
-            calibration=calibration_for(self.model, calibration, placed, self._adapter),
-        )
+        other._engine = replace(self._engine, prefix=placed, calibration=used)  # noqa: SLF001  its own class
         return other
 
     # What it is

@@ -16,7 +16,13 @@ from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
 from guardalign_guardrails.decoding.settings import GenerationSettings
-from guardalign_guardrails.errors import ContextOverflow, ImageDecodeError, ModelUnavailable, PromptError
+from guardalign_guardrails.errors import (
+    CalibrationError,
+    ContextOverflow,
+    ImageDecodeError,
+    ModelUnavailable,
+    PromptError,
+)
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy, painted
 
 STORY = "Tell me a story."
@@ -159,6 +165,12 @@ class TestPrefix:
         assert report.layers == tuple(range(10, 20))
         for layer in report.layers:
             assert 0 < report.before[layer][0] < report.after[layer][0] < 1
+
+    def test_a_variant_that_cannot_be_calibrated_is_refused(self, smollm2, monkeypatch):
+        attention = smollm2.model.model.layers[12].self_attn
+        monkeypatch.setattr(attention, "forward", lambda hidden_states, **_: (torch.zeros_like(hidden_states), None))
+        with pytest.raises(CalibrationError, match=r"\[12\]"):
+            smollm2.variant(calibration=CalibrationConfig(gamma=1))
 
     def test_without_calibration_tokens_are_those_of_the_plain_model(self, smollm2):
         plain = smollm2.variant(calibration=None)
