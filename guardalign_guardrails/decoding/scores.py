@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 _STEPS: Final = 24
-# How near a share must be to its target for one more step to be the last; about the square of it is left then.
+# How near a share must be to its target, and how short a step as a part of the largest strength, for it to be the last;
+# about the square of it is left then.
 _CLOSE: Final = 1e-3
 # Shares are not taken for less, or for more than all but that.
 _LEAST: Final = 1e-7
-# In float32, with room for a sum.
-_LARGEST_EXPONENT: Final = 80.0
+# All the share there is; in float32 with room for a sum, and for what is multiplied by it to see how fast it grows.
+_LARGEST_EXPONENT: Final = 60.0
 
 
 def scores(query: Tensor, key: Tensor, scaling: float, softcap: float | None = None) -> Tensor:
@@ -156,7 +157,7 @@ class _Search:
 
     def __init__(self, target: float, largest: float) -> None:
         self.gamma, self.is_done = 0.0, False
-        self._target = target
+        self._target, self._shortest = target, _CLOSE * largest
         self._low, self._high, self._is_reached = 0.0, largest, False
 
     def go_on(self, share: float, growth: float) -> None:
@@ -170,12 +171,15 @@ class _Search:
             self._high, self._is_reached = before, True
         slope = growth / max(share * (1 - share), _LEAST)
         step = before + (_log_odds(self._target) - _log_odds(share)) / slope if slope > 0 else math.inf
-        if self._low < step < self._high:
+        # A share that is met to the bit is a step to where it stands, which is an end of the bracket.
+        is_inside = self._low <= step <= self._high
+        if is_inside:
             self.gamma = step
         else:
             # Strength 0 and the largest close their own bracket, and the search with it.
             self.gamma = (self._low + self._high) / 2 if self._is_reached else self._high
-        self.is_done = self.gamma == before or abs(share - self._target) <= _CLOSE
+        is_close = abs(share - self._target) <= _CLOSE and abs(self.gamma - before) <= self._shortest
+        self.is_done = self.gamma == before or (is_inside and is_close)
 
 
 def _log_odds(share: float) -> float:

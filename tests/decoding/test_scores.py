@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -28,6 +28,9 @@ def _scores(seed: int, spread: float, batch: int) -> tuple[Tensor, Tensor]:
     largest=st.floats(1e-3, 20),
     form=st.sampled_from(["gate", "paper"]),
 )
+@example(seed=488, spread=0.33203125, target=0.34765625, largest=3.0, form="paper").via("a share met to the bit")
+@example(seed=6317, spread=11.059242105920736, target=0.734375, largest=3.0, form="paper").via("sums past float32")
+@example(seed=27472, spread=11.7, target=0.8671875, largest=4.0, form="gate").via("a share that hardly grows")
 @settings(deadline=None, max_examples=200)
 def test_the_strength_found_is_the_least_that_reaches_the_target(seed, spread, target, largest, form):
     z, lse = _scores(seed, spread, 2)
