@@ -272,8 +272,12 @@ def one_call(groups: int, dtype: torch.dtype, rounds: int) -> list[Row]:
         query, key, value = (torch.randn(shape).to(dtype).transpose(1, 2) for shape in shapes)
         tensors = (query, key.contiguous(), value.contiguous())
         edit = Edit(known, (0,))
+        layer = SimpleNamespace(layer_idx=0, is_causal=True, training=False, num_key_value_groups=32 // groups)
         with contextlib.ExitStack() as installed:
-            ways = {PLAIN: caller(_sdpa), EAGER: caller(edit.eager), BIAS: caller(edit.biased)}
+            ways: dict[str, Callable[..., Any]] = {
+                way: functools.partial(_called, attention, layer)
+                for way, attention in ((PLAIN, _sdpa), (EAGER, edit.eager), (BIAS, edit.biased))
+            }
             for way, settings in ((TARGET, CalibrationConfig()), (FIXED, CalibrationConfig(gamma=GAMMA))):
                 settings = settings.model_copy(update={"layer_indices": (0,)})
                 model = LlamaForCausalLM(copy.deepcopy(config)).eval().to(dtype)
@@ -314,16 +318,8 @@ def added(plain: Row, call: Callable[[], object], rounds: int) -> Row:
     return row
 
 
-def caller(attention: Callable[..., Any], module: Any = None) -> Callable[..., Any]:
-    """An attention function as it is called for a prompt without padding."""
-    layer = SimpleNamespace(layer_idx=0, is_causal=True, training=False) if module is None else module
-    return functools.partial(_called, attention, layer)
-
-
 def _called(attention: Callable[..., Any], module: Any, query: Tensor, key: Tensor, value: Tensor) -> Any:
-    groups = query.shape[1] // key.shape[1]
-    if isinstance(module, SimpleNamespace):
-        module.num_key_value_groups = groups
+    """Attention as it is called for a prompt without padding."""
     return attention(module, query, key, value, None, scaling=128**-0.5)
 
 

@@ -8,7 +8,6 @@ pictures and searches, the offline encoder looks, a small stand-in for an LLM sa
 from __future__ import annotations
 
 import base64
-import io
 import logging
 import os
 import tempfile
@@ -26,13 +25,13 @@ logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 import chromadb  # noqa: E402
 from chromadb.config import Settings  # noqa: E402
 from demo_llm import ReportingLLM  # noqa: E402
+from demo_rag import CAPTIONS, POISONED, QUESTIONS, as_jpeg  # noqa: E402
 from llama_index.core import VectorStoreIndex  # noqa: E402
 from llama_index.core.embeddings import BaseEmbedding  # noqa: E402
 from llama_index.core.ingestion import IngestionPipeline  # noqa: E402
 from llama_index.core.query_engine import RetrieverQueryEngine  # noqa: E402
 from llama_index.core.schema import BaseNode, ImageNode  # noqa: E402
 from llama_index.vector_stores.chroma import ChromaVectorStore  # noqa: E402
-from PIL import Image  # noqa: E402
 from pydantic import PrivateAttr  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -47,20 +46,6 @@ from llama_index_guardalign import (  # noqa: E402
 )
 
 HERE = Path(__file__).parent
-CAPTIONS = {
-    "cat.jpg": "a close-up of a ginger cat",
-    "coffee.jpg": "a cup of espresso with a spoon on a saucer",
-    "coffee_and_pistol.jpg": "something lies beside a coffee cup on the breakfast table",
-    "drill.png": "a cordless power tool for the workshop",
-    "photographer.jpg": "a man with a camera on a tripod in a park",
-    "rifle.png": "a product picture from the army surplus catalogue",
-}
-POISONED = "a calm evening by the sea"
-QUESTIONS = (
-    "Show me the ginger cat.",
-    "What lies beside the coffee cup?",
-    "What does a calm evening by the sea look like?",
-)
 
 
 class MiniLM(BaseEmbedding):
@@ -82,13 +67,6 @@ class MiniLM(BaseEmbedding):
 def node(name: str, caption: str, picture: bytes) -> ImageNode:
     """A picture with the words it is to be found by."""
     return ImageNode(id_=name, text=caption, image=base64.b64encode(picture).decode())
-
-
-def as_jpeg(path: Path) -> bytes:
-    """The same picture as other bytes."""
-    out = io.BytesIO()
-    Image.open(path).convert("RGB").save(out, "JPEG", quality=90)
-    return out.getvalue()
 
 
 def table_of(title: str, *headings: str) -> Table:

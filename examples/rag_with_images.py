@@ -9,7 +9,6 @@ Run: ``python examples/rag_with_images.py``.
 from __future__ import annotations
 
 import base64
-import io
 import logging
 import mimetypes
 import os
@@ -26,6 +25,7 @@ logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 
 from chromadb.config import Settings  # noqa: E402
 from demo_model import ReportingModel  # noqa: E402
+from demo_rag import CAPTIONS, POISONED, QUESTIONS, as_jpeg  # noqa: E402
 from langchain_chroma import Chroma  # noqa: E402
 from langchain_classic.retrievers import ContextualCompressionRetriever, MultiVectorRetriever  # noqa: E402
 from langchain_core.documents import Document  # noqa: E402
@@ -33,7 +33,6 @@ from langchain_core.embeddings import Embeddings  # noqa: E402
 from langchain_core.messages import BaseMessage, HumanMessage  # noqa: E402
 from langchain_core.runnables import RunnableLambda  # noqa: E402
 from langchain_core.stores import InMemoryStore  # noqa: E402
-from PIL import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
@@ -42,20 +41,6 @@ from guardalign_guardrails.detection.encoders.offline import OfflineEncoder  # n
 from langchain_guardalign import ImageDocumentCompressor, ImageDocumentTransformer, ImageGuard  # noqa: E402
 
 HERE = Path(__file__).parent
-CAPTIONS = {
-    "cat.jpg": "a close-up of a ginger cat",
-    "coffee.jpg": "a cup of espresso with a spoon on a saucer",
-    "coffee_and_pistol.jpg": "something lies beside a coffee cup on the breakfast table",
-    "drill.png": "a cordless power tool for the workshop",
-    "photographer.jpg": "a man with a camera on a tripod in a park",
-    "rifle.png": "a product picture from the army surplus catalogue",
-}
-POISONED = "a calm evening by the sea"
-QUESTIONS = (
-    "Show me the ginger cat.",
-    "What lies beside the coffee cup?",
-    "What does a calm evening by the sea look like?",
-)
 
 
 class MiniLM(Embeddings):
@@ -85,13 +70,6 @@ def store(retriever: MultiVectorRetriever, captions: dict[str, str], documents: 
     retriever.vectorstore.add_documents(
         [Document(captions[document.id], metadata={retriever.id_key: document.id}) for document in documents]
     )
-
-
-def as_jpeg(path: Path) -> bytes:
-    """The same picture as other bytes."""
-    out = io.BytesIO()
-    Image.open(path).convert("RGB").save(out, "JPEG", quality=90)
-    return out.getvalue()
 
 
 def prompt(documents: list[Document]) -> list[BaseMessage]:

@@ -92,20 +92,16 @@ def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     Raises:
         GuardAlignError: The guard cannot work: no encoder, no profile, a package is missing.
     """
-    slots = [turn.find() for turn in turns]
-    if not any(slots):
-        return [Screened(turn.content) for turn in turns]
-    places = _open(guard, turns, slots)
-    checked = guard.check_batch(*_images(places))
-    return _close(guard, turns, places, checked)
+    return _screened(guard, turns, [turn.find() for turn in turns])
 
 
 async def ascreen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     """`screen` without blocking the event loop."""
-    if not any(turn.find() for turn in turns):
-        return [Screened(turn.content) for turn in turns]
+    slots = [turn.find() for turn in turns]
+    if not any(slots):
+        return _screened(guard, turns, slots)
     # One thread from beginning to end: a call that hands over thrice waits thrice behind all others.
-    return await asyncio.to_thread(screen, guard, turns)
+    return await asyncio.to_thread(_screened, guard, turns, slots)
 
 
 def without_images(content: Any, text: str = OMITTED) -> Any:
@@ -113,6 +109,15 @@ def without_images(content: Any, text: str = OMITTED) -> Any:
     return with_blocks(
         content, {slot.path: text_in_place_of(block_at(content, slot.path), text) for slot in find(content)}
     )
+
+
+def _screened(guard: Guard, turns: Sequence[Turn], slots: Sequence[Sequence[Slot]]) -> list[Screened]:
+    """`screen`, once it is known where images are."""
+    if not any(slots):
+        return [Screened(turn.content) for turn in turns]
+    places = _open(guard, turns, slots)
+    checked = guard.check_batch(*_images(places))
+    return _close(guard, turns, places, checked)
 
 
 def _open(guard: Guard, turns: Sequence[Turn], slots: Sequence[Sequence[Slot]]) -> list[_Place]:

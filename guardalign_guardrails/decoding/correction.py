@@ -252,8 +252,7 @@ def _extra(now: Pass, layer: Layer, z: Tensor, lse: Tensor, is_real: Tensor | No
         return None
     gamma = _gamma(now, layer, z, lse, is_real, size)
     extra = _increased(now, z, gamma, size)
-    if now.generation.report is not None and now.is_prompt:
-        _report(now, now.generation.report, layer.index, gamma, z, lse, extra, is_real)
+    _report(now, layer.index, gamma, z, lse, extra, is_real)
     return extra
 
 
@@ -354,7 +353,6 @@ def _mean(now: Pass, shares: Tensor, is_real: Tensor | None) -> Tensor:
 
 def _report(
     now: Pass,
-    report: CalibrationReport,
     index: int,
     gamma: Tensor | float,
     z: Tensor,
@@ -362,7 +360,9 @@ def _report(
     extra: Tensor,
     is_real: Tensor | None,
 ) -> None:
-    batch = z.shape[0]
+    report, batch = now.generation.report, z.shape[0]
+    if report is None or not now.is_prompt:
+        return
     report.gamma[index] = gamma.flatten().tolist() if isinstance(gamma, Tensor) else [gamma] * batch
     report.before[index] = _mean(now, share(z, lse), is_real).tolist()
     report.after[index] = _mean(now, share(z, lse, extra), is_real).tolist()
