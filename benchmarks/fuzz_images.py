@@ -32,8 +32,8 @@ import torch
 from PIL import Image
 
 from guardalign_guardrails import Guard, ImageDecodeError, Policy
+from guardalign_guardrails.guarding.cache import VerdictCache
 from guardalign_guardrails.images import decode
-from guardalign_guardrails.verdict_cache import VerdictCache
 
 MEMORY_LIMIT_MB: Final = 1500
 MAGIC: Final = (
@@ -53,7 +53,7 @@ def decode_one(data: bytes) -> str:
 
 @functools.cache
 def _guard() -> Guard:
-    """The real guard on the real offline encoder, one region a picture so that ten thousand files take minutes."""
+    """The real guard on the real offline encoder, one region an image so that ten thousand files take minutes."""
     torch.set_num_threads(1)
     policy = Policy.from_yaml(
         "extends: default\n"

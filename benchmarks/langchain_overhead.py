@@ -1,9 +1,9 @@
-"""What the LangChain components cost: on text-only chats, and on pictures that come back with the history.
+"""What the LangChain components cost: on text-only chats, and on images that come back with the history.
 
     python benchmarks/langchain_overhead.py [--rounds 300]
 
 Every row times a component and the same call without it in turn, in one process, and reports the median difference.
-The model answers at once, so what is left is the component's own work. Pictures are the examples', checked with the
+The model answers at once, so what is left is the component's own work. Images are the examples', checked with the
 offline encoder and the shipped policy; a prefix, a mask and a block are all among them.
 """
 
@@ -90,7 +90,7 @@ def sync(loop: asyncio.AbstractEventLoop, call: Callable[[], Awaitable[Any]]) ->
 
 
 def print_text_only(guard: Guard, rounds: int) -> None:
-    """Chats without pictures, short and long."""
+    """Chats without images, short and long."""
     loop = asyncio.new_event_loop()
     print("| text-only, messages | component | without ms | with ms | added ms |\n|---|---|---|---|---|")
     for turns in (1, 10, 50):
@@ -127,10 +127,10 @@ def pairs_of_calls(
 
 
 def print_history(guard: Guard, encoder: CountingEncoder) -> None:
-    """A chat that gets one picture a turn and sends its whole history each time."""
+    """A chat that gets one image a turn and sends its whole history each time."""
     runnable = ImageGuard.from_guard(guard)
     chat: list[BaseMessage] = []
-    print("\n| turn | pictures in the chat | new encoder passes | first time ms | again ms, nothing new |")
+    print("\n| turn | images in the chat | new encoder passes | first time ms | again ms, nothing new |")
     print("|---|---|---|---|---|")
     for turn, path in enumerate(sorted(IMAGES.glob("c*.jpg")), start=1):
         block = {"type": "image", "base64": base64.b64encode(path.read_bytes()).decode(), "mime_type": "image/jpeg"}
@@ -143,7 +143,7 @@ def print_history(guard: Guard, encoder: CountingEncoder) -> None:
             started = time.perf_counter()
             runnable.invoke(chat)
             again.append((time.perf_counter() - started) * 1e3)
-        assert encoder.passes == before + new, "a picture seen before must not be encoded again"
+        assert encoder.passes == before + new, "an image seen before must not be encoded again"
         print(f"| {turn} | {turn} | {new} | {first:.0f} | {statistics.median(again):.1f} |")
         chat = [*chat, AIMessage("I see.")]
 

@@ -3,7 +3,7 @@
     python benchmarks/litellm_latency.py [--rounds 10] [--at-once 20] [--encoder offline]
 
 One proxy, one run: rounds with the guardrail and without it take turns. The model behind the proxy is a server that
-answers at once, so what differs is the guardrail's own work. Pictures are the examples'; a new one is an example with a
+answers at once, so what differs is the guardrail's own work. Images are the examples'; a new one is an example with a
 few other pixels, which no cache knows. Run it where LiteLLM is installed (`make test-litellm` makes such a place).
 """
 
@@ -32,8 +32,8 @@ from typing import Any
 import httpx
 from PIL import Image
 
-from litellm_guardalign._config import config_of, write
-from litellm_guardalign._settings import GuardrailSettings
+from litellm_guardalign.config import config_of, write
+from litellm_guardalign.settings import GuardrailSettings
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "examples" / "images"

@@ -2,7 +2,7 @@
 
     python benchmarks/overhead.py [--rounds 20]
 
-A ViT-B/32 (random weights, which cost what trained ones do) encodes 17 regions of a picture; weights, costs, Sinkhorn,
+A ViT-B/32 (random weights, which cost what trained ones do) encodes 17 regions of an image; weights, costs, Sinkhorn,
 scores, boxes and mask follow, for 10 categories of 8 anchors and 80 benign ones. Both are timed in turn in one process.
 """
 
@@ -16,7 +16,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from guardalign_guardrails.detection.config import RegionConfig, Scoring, ScoringConfig
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import OpenClipEncoder
 from guardalign_guardrails.detection.extent import unsafe_boxes
@@ -25,6 +24,7 @@ from guardalign_guardrails.detection.scoring import score
 from guardalign_guardrails.detection.transport import sinkhorn
 from guardalign_guardrails.images import mask_regions
 from guardalign_guardrails.policy import Anchors, Category, Policy
+from guardalign_guardrails.policy.detection import RegionConfig, Scoring, ScoringConfig
 
 
 class CountingEncoder(OpenClipEncoder):
@@ -57,7 +57,7 @@ def main() -> None:
     categories = {f"c{i}": Category(concepts=tuple(f"thing {i} {j}" for j in range(8))) for i in range(10)}
     benign = Anchors(concepts=tuple(f"harmless {j}" for j in range(80)))
     rng = np.random.default_rng(0)
-    picture = Image.fromarray(rng.integers(0, 256, (768, 1024, 3), dtype=np.uint8))
+    image = Image.fromarray(rng.integers(0, 256, (768, 1024, 3), dtype=np.uint8))
     print(f"{torch.get_num_threads()} threads, {rounds} rounds, medians")
     print("| scoring | regions | encode ms | after ms | ratio |\n|---|---|---|---|---|")
     methods: tuple[Scoring, ...] = ("joint", "conditional", "paper")
@@ -74,13 +74,13 @@ def main() -> None:
         encode, after, ratios = [], [], []
         for turn in range(rounds + 1):
             started = time.perf_counter()
-            (regions,) = cut(encoder, [picture], detector.regions)
+            (regions,) = cut(encoder, [image], detector.regions)
             encoded = time.perf_counter()
             score_map = score(regions, detector.bank, policy.scoring, encoder.logit_scale)
             level = float(score_map.image_scores.max())
             boxes = unsafe_boxes(score_map, [level] * 10, 0.5)
-            width, height = picture.size
-            mask_regions(picture, [(b[0] * width, b[1] * height, b[2] * width, b[3] * height) for b in boxes])
+            width, height = image.size
+            mask_regions(image, [(b[0] * width, b[1] * height, b[2] * width, b[3] * height) for b in boxes])
             done = time.perf_counter()
             if turn:
                 encode.append((encoded - started) * 1e3)

@@ -1,4 +1,4 @@
-"""An agent whose tool returns pictures: each is checked before it enters the agent's state, and masked if need be.
+"""An agent whose tool returns images: each is checked before it enters the agent's state, and masked if need be.
 
 The model is a small local stand-in that calls the tool and says what it received; put any chat model with tools in its
 place. Runs without network, GPU or API key. Run: ``python examples/agent_with_image_tool.py``.
@@ -40,15 +40,15 @@ HERE = Path(__file__).parent
 
 @tool
 def camera(place: str) -> list[dict[str, Any]]:
-    """Take a picture of a place.
+    """Take an image of a place.
 
     Args:
         place: One of coffee, drill, coffee_and_pistol, rifle.
     """
     (path,) = (HERE / "images").glob(f"{place}.*")
     encoded = base64.b64encode(path.read_bytes()).decode()
-    picture = {"type": "image", "base64": encoded, "mime_type": mimetypes.guess_type(path.name)[0]}
-    return [{"type": "text", "text": f"The camera at {place}:"}, picture]
+    image = {"type": "image", "base64": encoded, "mime_type": mimetypes.guess_type(path.name)[0]}
+    return [{"type": "text", "text": f"The camera at {place}:"}, image]
 
 
 class ToolCaller(ReportingModel):

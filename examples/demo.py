@@ -1,4 +1,4 @@
-"""Six pictures, one guard, two ways to use it: ``guard | model`` and ``guard.route(safe, unsafe)``.
+"""Six images, one guard, two ways to use it: ``guard | model`` and ``guard.route(safe, unsafe)``.
 
 Runs on a laptop without network, GPU or API key: the offline encoder looks, a small fake model says what it received.
 Run: ``python examples/demo.py --out out/demo``.
@@ -39,7 +39,7 @@ STYLES = {"allow": "green", "flag": "yellow", "prefix": "yellow", "mask": "cyan"
 
 
 def question(image: Path) -> list[BaseMessage]:
-    """The picture as a chat would send it."""
+    """The image as a chat would send it."""
     block = {
         "type": "image",
         "base64": base64.b64encode(image.read_bytes()).decode(),
@@ -61,8 +61,8 @@ def how_sure(verdict: Verdict) -> str:
     return score if verdict.p_value is None else f"p = {verdict.p_value:.3f} ({score})"
 
 
-def save_pictures(image: Path, report: GuardReport, out: Path) -> None:
-    """The heat map, and the picture that the model got if it is not the original."""
+def save_images(image: Path, report: GuardReport, out: Path) -> None:
+    """The heat map, and the image that the model got if it is not the original."""
     (verdict,) = report.verdicts
     heat_map(decode(image).flattened, verdict).save(out / f"{image.stem}_heat.png")
     if verdict.action == "mask":
@@ -71,9 +71,9 @@ def save_pictures(image: Path, report: GuardReport, out: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Show what GuardAlign does to six pictures on their way to a model.")
-    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for heat maps and masked pictures")
-    parser.add_argument("--images", type=Path, default=HERE / "images", help="folder of pictures to use instead")
+    parser = argparse.ArgumentParser(description="Show what GuardAlign does to six images on their way to a model.")
+    parser.add_argument("--out", type=Path, default=Path("out/demo"), help="folder for heat maps and masked images")
+    parser.add_argument("--images", type=Path, default=HERE / "images", help="folder of images to use instead")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console()
@@ -98,9 +98,9 @@ def main() -> None:
         found = ("-", "-") if verdict.action == "allow" else (str(verdict.category), where(verdict))
         action = f"[{STYLES[verdict.action]}]{verdict.action}[/]"
         table.add_row(image.name, *found, how_sure(verdict), action, escape(str(answer.content)))
-        save_pictures(image, report, arguments.out)
+        save_images(image, report, arguments.out)
     console.print(table)
-    console.print(f"{len(images)} pictures checked in one batch, {took:.1f} s on {os.cpu_count()} CPU cores.\n")
+    console.print(f"{len(images)} images checked in one batch, {took:.1f} s on {os.cpu_count()} CPU cores.\n")
 
     console.print("[bold]guard.route(safe, unsafe)[/]: what the policy will not mask goes to another model, streamed")
     route = guard.route(safe=model, unsafe=ReportingModel(opening="(careful model) I was handed"))
@@ -109,7 +109,7 @@ def main() -> None:
         for chunk in route.stream(asked):
             console.print(chunk.content, end="", markup=False, highlight=False)
         console.print()
-    console.print(f"\nHeat maps and masked pictures are in {arguments.out}/")
+    console.print(f"\nHeat maps and masked images are in {arguments.out}/")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Generator, Sequence
 from typing import Any
 
-from demo_picture import described
+from demo_image import described
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -22,7 +22,7 @@ from llama_index.core.tools import BaseTool
 
 
 class ReportingLLM(FunctionCallingLLM):
-    """Answers with the pictures of its last message, and with what a guard put there in place of them.
+    """Answers with the images of its last message, and with what a guard put there in place of them.
 
     With a tool, it first calls that, with the user's last word as its only argument.
     """

@@ -1,4 +1,4 @@
-"""Pictures, captions and questions of the two examples of retrieval."""
+"""Images, captions and questions of the two examples of retrieval."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CAPTIONS = {
     "coffee_and_pistol.jpg": "something lies beside a coffee cup on the breakfast table",
     "drill.png": "a cordless power tool for the workshop",
     "photographer.jpg": "a man with a camera on a tripod in a park",
-    "rifle.png": "a product picture from the army surplus catalogue",
+    "rifle.png": "a product image from the army surplus catalogue",
 }
 POISONED = "a calm evening by the sea"
 QUESTIONS = (
@@ -24,7 +24,7 @@ QUESTIONS = (
 
 
 def as_jpeg(path: Path) -> bytes:
-    """The same picture as other bytes."""
+    """The same image as other bytes."""
     out = io.BytesIO()
     Image.open(path).convert("RGB").save(out, "JPEG", quality=90)
     return out.getvalue()

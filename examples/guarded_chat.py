@@ -1,4 +1,4 @@
-"""A chat with a hosted model behind the guard: masked pictures and the safety prefix go over the wire, nothing else.
+"""A chat with a hosted model behind the guard: masked images and the safety prefix go over the wire, nothing else.
 
 Uses ``gpt-4o`` if OPENAI_API_KEY is set and ``langchain-openai`` is installed; otherwise a small local stand-in answers
 what it received, so that it runs without network or key. Run: ``python examples/guarded_chat.py``.
@@ -54,8 +54,8 @@ def turn(image: str | None, words: str) -> HumanMessage:
     if image is None:
         return HumanMessage(words)
     encoded = base64.b64encode((HERE / "images" / image).read_bytes()).decode()
-    picture = {"type": "image", "base64": encoded, "mime_type": mimetypes.guess_type(image)[0]}
-    return HumanMessage([{"type": "text", "text": words}, picture])
+    pil_image = {"type": "image", "base64": encoded, "mime_type": mimetypes.guess_type(image)[0]}
+    return HumanMessage([{"type": "text", "text": words}, pil_image])
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""A LangGraph that sends a case to a model or to a person, by what the guard finds in its pictures.
+"""A LangGraph that sends a case to a model or to a person, by what the guard finds in its images.
 
 The check is one node: it looks once, writes the sanitised messages into the state, and goes where the verdict says.
 Runs without network, GPU or API key. Run: ``python examples/langgraph_routing.py``.
@@ -38,7 +38,7 @@ MODEL = ReportingModel()
 
 
 def check(state: MessagesState) -> Command[Literal["answer", "human_review"]]:
-    """Look at all pictures and go on by the severest action; only sanitised messages go on."""
+    """Look at all images and go on by the severest action; only sanitised messages go on."""
     report = GUARD.inspect(state["messages"])
     goto: Literal["answer", "human_review"] = "human_review" if report.action in ("route", "block") else "answer"
     # All are replaced: a safety prefix that is due belongs in front, and LangGraph would add it to the end.

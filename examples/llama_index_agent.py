@@ -1,4 +1,4 @@
-"""A LlamaIndex agent with a tool that returns pictures: each is checked before memory, events or the model see it.
+"""A LlamaIndex agent with a tool that returns images: each is checked before memory, events or the model see it.
 
 The LLM is a small local stand-in that calls the tool and says what it received; put any function calling LLM in its
 place. Runs without network, GPU or API key. Run: ``python examples/llama_index_agent.py``.
@@ -20,8 +20,8 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 warnings.filterwarnings("ignore")
 logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 
+from demo_image import described  # noqa: E402
 from demo_llm import ReportingLLM  # noqa: E402
-from demo_picture import described  # noqa: E402
 from llama_index.core.agent.workflow import FunctionAgent, ToolCallResult  # noqa: E402
 from llama_index.core.base.llms.types import ImageBlock  # noqa: E402
 from llama_index.core.memory import Memory  # noqa: E402
@@ -37,7 +37,7 @@ PLACES = ("coffee", "coffee_and_pistol", "rifle")
 
 
 def camera(place: str) -> ImageBlock:
-    """Take a picture of a place."""
+    """Take an image of a place."""
     (path,) = (HERE / "images").glob(f"{place}.*")
     return ImageBlock(image=path.read_bytes())
 
@@ -66,7 +66,7 @@ async def main() -> None:
         console.print(f"[bold]agent[/] {escape(str(await handler))}", highlight=False)
     kept = [block for message in await memory.aget() for block in message.blocks if isinstance(block, ImageBlock)]
     console.print(
-        f"\nIn the agent's memory, for every later turn: {len(kept)} pictures, "
+        f"\nIn the agent's memory, for every later turn: {len(kept)} images, "
         f"{' and '.join(described(block.resolve_image().read()) for block in kept)}",
         highlight=False,
     )

@@ -41,8 +41,8 @@ class Capital(BaseModel):
 
 def asked(words: str, image: str | None = None) -> list[ChatMessage]:
     """A chat of one turn."""
-    picture = [] if image is None else [ImageBlock(path=HERE / "images" / image)]
-    return [ChatMessage(role="user", blocks=[TextBlock(text=words), *picture])]
+    pil_image = [] if image is None else [ImageBlock(path=HERE / "images" / image)]
+    return [ChatMessage(role="user", blocks=[TextBlock(text=words), *pil_image])]
 
 
 def main() -> None:

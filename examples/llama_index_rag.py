@@ -1,7 +1,7 @@
-"""Retrieval over pictures in LlamaIndex with a gate at both ends, and a vector store on disk between them.
+"""Retrieval over images in LlamaIndex with a gate at both ends, and a vector store on disk between them.
 
 Runs without network, GPU or API key: MiniLM from the offline extra embeds captions, Chroma stores nodes with their
-pictures and searches, the offline encoder looks, a small stand-in for an LLM says what it received. Needs
+images and searches, the offline encoder looks, a small stand-in for an LLM says what it received. Needs
 ``pip install llama-index-vector-stores-chroma``. Run: ``python examples/llama_index_rag.py``.
 """
 
@@ -64,9 +64,9 @@ class MiniLM(BaseEmbedding):
         return self._get_text_embedding(query)
 
 
-def node(name: str, caption: str, picture: bytes) -> ImageNode:
-    """A picture with the words it is to be found by."""
-    return ImageNode(id_=name, text=caption, image=base64.b64encode(picture).decode())
+def node(name: str, caption: str, image: bytes) -> ImageNode:
+    """An image with the words it is to be found by."""
+    return ImageNode(id_=name, text=caption, image=base64.b64encode(image).decode())
 
 
 def table_of(title: str, *headings: str) -> Table:
@@ -88,7 +88,7 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         client = chromadb.PersistentClient(folder, Settings(anonymized_telemetry=False))
-        store = ChromaVectorStore(chroma_collection=client.create_collection("pictures"))
+        store = ChromaVectorStore(chroma_collection=client.create_collection("images"))
         embedding = MiniLM()
 
         gate = ImageGuardTransform(guard=guard, quarantine=quarantine)
@@ -96,7 +96,7 @@ def main() -> None:
         given = [node(name, caption, (HERE / "images" / name).read_bytes()) for name, caption in CAPTIONS.items()]
         passed = {each.node_id: each for each in ingestion.run(nodes=given)}
 
-        table = table_of("Before storing: ImageGuardTransform", "picture", "action", "what became of it")
+        table = table_of("Before storing: ImageGuardTransform", "image", "action", "what became of it")
         for name in CAPTIONS:
             if name in passed:
                 action = passed[name].metadata["guardalign_action"]
@@ -105,7 +105,7 @@ def main() -> None:
                 table.add_row(name, kept_aside[name], "not stored, kept aside for a person")
         console.print(table)
 
-        # Somebody who can write to the store puts the refused picture there, past the gate, with a harmless caption.
+        # Somebody who can write to the store puts the refused image there, past the gate, with a harmless caption.
         index = VectorStoreIndex.from_vector_store(store, embed_model=embedding)
         index.insert_nodes([node("sea.jpg", POISONED, as_jpeg(HERE / "images" / "rifle.png"))])
 

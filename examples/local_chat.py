@@ -1,6 +1,6 @@
 """A chat with a local model whose attention is kept on the safety prefix; shows what calibration did to it.
 
-Runs SmolLM2 (135M parameters, words only) on the CPU unless ``--model`` names another. Pictures (``--image``) are
+Runs SmolLM2 (135M parameters, words only) on the CPU unless ``--model`` names another. Images (``--image``) are
 checked by the guard before the model sees them. Run: ``python examples/local_chat.py``.
 """
 
@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
 
 def turn(words: str, images: list[Path]) -> HumanMessage:
     """One turn of the user."""
-    pictures = [
+    pil_images = [
         {
             "type": "image",
             "base64": base64.b64encode(image.read_bytes()).decode(),
@@ -55,7 +55,7 @@ def turn(words: str, images: list[Path]) -> HumanMessage:
         }
         for image in images
     ]
-    return HumanMessage([*pictures, {"type": "text", "text": words}])
+    return HumanMessage([*pil_images, {"type": "text", "text": words}])
 
 
 def report(answer: BaseMessage) -> Table | str:

@@ -25,15 +25,15 @@ def photo(name: str) -> Image.Image:
 
 def drawing(path: Path) -> Image.Image:
     """A drawing without its transparent border."""
-    picture = Image.open(path).convert("RGBA")
-    return picture.crop(picture.getbbox())
+    image = Image.open(path).convert("RGBA")
+    return image.crop(image.getbbox())
 
 
-def on_white(picture: Image.Image) -> Image.Image:
-    picture = picture.copy()
-    picture.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
-    sheet = Image.new("RGB", (picture.width + 2 * MARGIN, picture.height + 2 * MARGIN), "white")
-    sheet.paste(picture, (MARGIN, MARGIN), picture)
+def on_white(image: Image.Image) -> Image.Image:
+    image = image.copy()
+    image.thumbnail((LONGEST_SIDE, LONGEST_SIDE))
+    sheet = Image.new("RGB", (image.width + 2 * MARGIN, image.height + 2 * MARGIN), "white")
+    sheet.paste(image, (MARGIN, MARGIN), image)
     return sheet
 
 
@@ -41,8 +41,8 @@ def with_object(scene: Image.Image, item: Image.Image, width: float, place: tupl
     """The scene with an object on it.
 
     Args:
-        scene: RGB picture.
-        item: RGBA picture.
+        scene: RGB image.
+        item: RGBA image.
         width: Of the object, as a share of the scene's.
         place: Of the object between the scene's left and right, top and bottom edges, 0 to 1.
     """

@@ -24,7 +24,7 @@ warnings.filterwarnings("ignore")
 logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 
 import httpx2  # noqa: E402
-from demo_picture import described  # noqa: E402
+from demo_image import described  # noqa: E402
 from openai import OpenAI  # noqa: E402
 from rich.console import Console  # noqa: E402
 
@@ -46,9 +46,9 @@ def client() -> OpenAI:
 def report(request: httpx2.Request) -> httpx2.Response:
     """Answer a request with what it brought."""
     body = json.loads(request.content)
-    picture = next(part["image_url"] for part in body["input"][0]["content"] if part["type"] == "input_image")
-    seen = described(base64.b64decode(picture.partition(",")[2]))
-    words = f"I received a picture of {seen}, told {body.get('instructions')!r}."
+    image = next(part["image_url"] for part in body["input"][0]["content"] if part["type"] == "input_image")
+    seen = described(base64.b64decode(image.partition(",")[2]))
+    words = f"I received an image of {seen}, told {body.get('instructions')!r}."
     content = [{"type": "output_text", "text": words}]
     message = {"type": "message", "id": "msg_1", "role": "assistant", "content": content}
     return httpx2.Response(200, json={"id": "resp_1", "object": "response", "output": [message]})

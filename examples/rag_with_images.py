@@ -1,6 +1,6 @@
-"""Retrieval over pictures with a gate at both ends: what is stored is checked, and what comes back is checked again.
+"""Retrieval over images with a gate at both ends: what is stored is checked, and what comes back is checked again.
 
-Captions are in a vector store, the pictures themselves in a document store (LangChain's multi-vector pattern). Runs
+Captions are in a vector store, the images themselves in a document store (LangChain's multi-vector pattern). Runs
 without network, GPU or API key: MiniLM from the offline extra embeds, Chroma searches in memory, the offline encoder
 looks, a small fake model says what it received. Needs ``pip install langchain-chroma langchain-classic``.
 Run: ``python examples/rag_with_images.py``.
@@ -58,14 +58,14 @@ class MiniLM(Embeddings):
         return self.embed_documents([text])[0]
 
 
-def document(name: str, picture: bytes) -> Document:
-    """A picture as the multi-vector pattern stores it: base64 in the text."""
+def document(name: str, image: bytes) -> Document:
+    """An image as the multi-vector pattern stores it: base64 in the text."""
     metadata = {"file": name, "mime_type": mimetypes.guess_type(name)[0]}
-    return Document(id=name, page_content=base64.b64encode(picture).decode(), metadata=metadata)
+    return Document(id=name, page_content=base64.b64encode(image).decode(), metadata=metadata)
 
 
 def store(retriever: MultiVectorRetriever, captions: dict[str, str], documents: list[Document]) -> None:
-    """Pictures into the document store, their captions into the vector store."""
+    """Images into the document store, their captions into the vector store."""
     retriever.docstore.mset([(document.id, document) for document in documents])
     retriever.vectorstore.add_documents(
         [Document(captions[document.id], metadata={retriever.id_key: document.id}) for document in documents]
@@ -73,12 +73,12 @@ def store(retriever: MultiVectorRetriever, captions: dict[str, str], documents: 
 
 
 def prompt(documents: list[Document]) -> list[BaseMessage]:
-    """What the model is asked: words, and the pictures that were retrieved."""
+    """What the model is asked: words, and the images that were retrieved."""
     blocks = [
         {"type": "image", "base64": document.page_content, "mime_type": document.metadata["mime_type"]}
         for document in documents
     ]
-    return [HumanMessage([{"type": "text", "text": "Answer from the pictures."}, *blocks])]
+    return [HumanMessage([{"type": "text", "text": "Answer from the images."}, *blocks])]
 
 
 def main() -> None:
@@ -93,31 +93,31 @@ def main() -> None:
     retrieval_gate = ImageDocumentCompressor(guard=guard, quarantine=quarantine)
 
     vectors = Chroma(
-        "pictures",
+        "images",
         embedding_function=MiniLM(),
         client_settings=Settings(anonymized_telemetry=False, is_persistent=False),
     )
-    pictures = MultiVectorRetriever(vectorstore=vectors, docstore=InMemoryStore(), search_kwargs={"k": 1})
-    guarded = ContextualCompressionRetriever(base_retriever=pictures, base_compressor=retrieval_gate)
+    images = MultiVectorRetriever(vectorstore=vectors, docstore=InMemoryStore(), search_kwargs={"k": 1})
+    guarded = ContextualCompressionRetriever(base_retriever=images, base_compressor=retrieval_gate)
 
     with console.status("Loading the offline encoder and the policy's anchors"):
         guard.active_guard.prepare()
     given = [document(name, (HERE / "images" / name).read_bytes()) for name in CAPTIONS]
     passed = list(ingestion_gate.transform_documents(given))
-    store(pictures, CAPTIONS, passed)
+    store(images, CAPTIONS, passed)
 
     actions = {document.id: document.metadata["guardalign_action"] for document in passed}
     actions |= {document.id: verdicts[0].action for document, verdicts in kept_aside}
     outcomes = {document.id: "stored, masked" if actions[document.id] == "mask" else "stored" for document in passed}
     table = Table(title="Before storing: ImageDocumentTransformer", title_style="bold", title_justify="left")
-    for heading in ("picture", "action", "what became of it"):
+    for heading in ("image", "action", "what became of it"):
         table.add_column(heading)
     for name in CAPTIONS:
         table.add_row(name, actions[name], outcomes.get(name, "not stored, kept aside for a person"))
     console.print(table)
 
-    # Somebody who can write to the stores puts the refused picture there, past the gate, with a harmless caption.
-    store(pictures, {"sea.jpg": POISONED}, [document("sea.jpg", as_jpeg(HERE / "images" / "rifle.png"))])
+    # Somebody who can write to the stores puts the refused image there, past the gate, with a harmless caption.
+    store(images, {"sea.jpg": POISONED}, [document("sea.jpg", as_jpeg(HERE / "images" / "rifle.png"))])
     kept_aside.clear()
 
     table = Table(title="\nBefore the prompt: ImageDocumentCompressor", title_style="bold", title_justify="left")
@@ -125,9 +125,9 @@ def main() -> None:
         table.add_column(heading)
     model = ReportingModel()
     for question in QUESTIONS:
-        found = pictures.invoke(question)
+        found = images.invoke(question)
         answers = [
-            (retriever | RunnableLambda(prompt) | model).invoke(question).content for retriever in (pictures, guarded)
+            (retriever | RunnableLambda(prompt) | model).invoke(question).content for retriever in (images, guarded)
         ]
         table.add_row(question, ", ".join(document.metadata["file"] for document in found), *answers)
     console.print(table)

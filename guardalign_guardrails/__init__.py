@@ -5,6 +5,7 @@ The public face of the package. Everything else is imported from where it lives.
 
 from typing import TYPE_CHECKING, Any
 
+from guardalign_guardrails.actions import Action, Source
 from guardalign_guardrails.errors import (
     EncoderUnavailable,
     GuardAlignError,
@@ -14,15 +15,15 @@ from guardalign_guardrails.errors import (
     ProfileMissing,
     UnsafeContentError,
 )
-from guardalign_guardrails.policy import Action, Policy, Source
+from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.verdict import Verdict
 
 if TYPE_CHECKING:
-    from guardalign_guardrails.guard import Checked, Guard
+    from guardalign_guardrails.guarding.guard import CheckResult, Guard
 
 __all__ = [
     "Action",
-    "Checked",
+    "CheckResult",
     "EncoderUnavailable",
     "Guard",
     "GuardAlignError",
@@ -39,8 +40,8 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     """Import what needs torch when it is first asked for, so that reading a policy does not take seconds (PEP 562)."""
-    if name in ("Checked", "Guard"):
-        from guardalign_guardrails import guard
+    if name in ("CheckResult", "Guard"):
+        from guardalign_guardrails.guarding import guard
 
         return getattr(guard, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

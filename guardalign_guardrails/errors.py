@@ -59,7 +59,7 @@ class ContextOverflow(PromptError):
     def __init__(self, prompt_tokens: int, context_window: int) -> None:
         super().__init__(
             f"The prompt has {prompt_tokens} tokens and the model's context holds {context_window}; shorten the chat "
-            "or use fewer or smaller pictures."
+            "or use fewer or smaller images."
         )
         self.prompt_tokens = prompt_tokens
         self.context_window = context_window
@@ -70,7 +70,7 @@ class EvaluationError(GuardAlignError):
 
 
 class ImageDecodeError(GuardAlignError):
-    """Bytes that should be a picture cannot be turned into pixels that can be trusted.
+    """Bytes that should be an image cannot be turned into pixels that can be trusted.
 
     Attributes:
         reason: Stable machine-readable code: ``unsupported_format``, ``too_large``, ``too_many_pixels``,

@@ -1,6 +1,6 @@
-"""Why a picture got its verdict: a heat map to look at and the anchors its regions met.
+"""Why an image got its verdict: a heat map to look at and the anchors its regions met.
 
-Reads verdicts and draws; it decides nothing. The numbers it shows are the verdict's own, so a picture and a log entry
+Reads verdicts and draws; it decides nothing. The numbers it shows are the verdict's own, so an image and a log entry
 can be compared.
 """
 
@@ -13,15 +13,15 @@ from typing import Final
 
 from PIL import Image, ImageChops, ImageDraw
 
-from guardalign_guardrails.decision import is_at_least_mask
-from guardalign_guardrails.detection.calibration import Profile
+from guardalign_guardrails.actions import LADDER, Source, is_at_least_mask
+from guardalign_guardrails.detection.reference import Profile
 from guardalign_guardrails.detection.scoring import Pair
-from guardalign_guardrails.guard import Guard
+from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.images import DecodedImage, ImageSource, OverlayRegion, decode, draw_overlay
-from guardalign_guardrails.policy import LADDER, Policy, Source
-from guardalign_guardrails.verdict import Box, RegionVerdict, Verdict
+from guardalign_guardrails.policy import Policy
+from guardalign_guardrails.verdict import Box, RegionFinding, Verdict
 
-# Below this the legend and labels, which have a smallest readable size, would cover the picture.
+# Below this the legend and labels, which have a smallest readable size, would cover the image.
 _SMALLEST_SIDE: Final = 720
 _LARGEST_SIDE: Final = 1600
 _MOST_LABELS: Final = 4
@@ -35,8 +35,8 @@ class HeatScale:
     """Which scores are drawn as no heat and as full heat.
 
     Attributes:
-        low: Score drawn as 0; None for the lowest region of the picture itself.
-        high: Score drawn as 1; None for the highest region of the picture itself.
+        low: Score drawn as 0; None for the lowest region of the image itself.
+        high: Score drawn as 1; None for the highest region of the image itself.
     """
 
     low: float | None = None
@@ -48,7 +48,7 @@ class HeatScale:
         low = min(finite, default=0.0) if self.low is None else self.low
         high = max(finite, default=1.0) if self.high is None else self.high
         if high <= low:
-            # One region, or a picture that is unsafe all over: there is no contrast, only above or below.
+            # One region, or an image that is unsafe all over: there is no contrast, only above or below.
             return [score if math.isnan(score) else float(score >= high) for score in scores]
         return [(score - low) / (high - low) for score in scores]
 
@@ -59,19 +59,19 @@ SHARE: Final = HeatScale(0.0, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What can be said of one picture.
+    """What can be said of one image.
 
     Attributes:
         verdict: The finding.
-        size: Width and height in pixels of the picture as displayed; the unit of ``verdict``'s boxes.
-        picture: The heat map.
+        size: Width and height in pixels of the image as displayed; the unit of ``verdict``'s boxes.
+        image: The heat map.
         pairs: Region-anchor pairs that the transport joins most strongly, strongest first; their boxes are fractions
-            of the picture. Empty if the picture was not scored.
+            of the image. Empty if the image was not scored.
     """
 
     verdict: Verdict
     size: tuple[int, int]
-    picture: Image.Image
+    image: Image.Image
     pairs: tuple[Pair, ...]
 
 
@@ -93,22 +93,22 @@ def explanation(guard: Guard, image: ImageSource, source: Source = "user", *, co
     verdict = guard.check(image, source).verdict
     seen = judged_view(decoded, verdict)
     pairs = guard.detector.pairs(seen, count) if verdict.score is not None else []
-    picture = heat_map(seen, verdict, heat_scale(guard.policy, guard.profile, source))
-    return Explanation(verdict, decoded.size, picture, tuple(pairs))
+    pil_image = heat_map(seen, verdict, heat_scale(guard.policy, guard.profile, source))
+    return Explanation(verdict, decoded.size, pil_image, tuple(pairs))
 
 
 def judged_view(decoded: DecodedImage, verdict: Verdict) -> Image.Image:
-    """The picture that a verdict's regions speak of: the worst frame and backdrop, in the size its boxes are in."""
+    """The image that a verdict's regions speak of: the worst frame and backdrop, in the size its boxes are in."""
     views = (view.pixels for view in decoded.views if view.name == verdict.view)
-    picture = next(views, decoded.flattened)
-    return picture if picture.size == decoded.size else picture.resize(decoded.size, Image.Resampling.LANCZOS)
+    image = next(views, decoded.flattened)
+    return image if image.size == decoded.size else image.resize(decoded.size, Image.Resampling.LANCZOS)
 
 
 def heat_scale(policy: Policy, profile: Profile | None, source: Source) -> HeatScale:
-    """How to draw scores so that heat means the same from picture to picture.
+    """How to draw scores so that heat means the same from image to image.
 
     Shares of mass are drawn as they are. Other scores have no natural zero and one: full heat is the score from which
-    the policy masks (or, if it never does, takes its severest action), no heat the lowest region of the picture.
+    the policy masks (or, if it never does, takes its severest action), no heat the lowest region of the image.
     """
     if policy.scoring.method == "joint":
         return SHARE
@@ -128,26 +128,26 @@ def heat_scale(policy: Policy, profile: Profile | None, source: Source) -> HeatS
     return HeatScale(high=min((level for level in levels if math.isfinite(level)), default=None))
 
 
-def heat_map(picture: Image.Image, verdict: Verdict, scale: HeatScale = SHARE) -> Image.Image:
-    """Draw a verdict over its picture.
+def heat_map(image: Image.Image, verdict: Verdict, scale: HeatScale = SHARE) -> Image.Image:
+    """Draw a verdict over its image.
 
-    Small pictures are enlarged so that the text on them can be read.
+    Small images are enlarged so that the text on them can be read.
 
     Args:
-        picture: The picture that was judged, in the size its boxes are in; see `judged_view`.
+        image: The image that was judged, in the size its boxes are in; see `judged_view`.
         verdict: What was found in it.
         scale: Which scores are hot; `heat_scale` knows for a policy. The default is right for "joint".
 
     Returns:
-        A new RGB picture: heat of every region, the hottest region of each category that calls for an action (and of
+        A new RGB image: heat of every region, the hottest region of each category that calls for an action (and of
         the best one) with its score and p-value, what was masked, and the outcome as a title.
     """
-    factor = max(1.0, _SMALLEST_SIDE / max(picture.size))
-    canvas = picture.convert("RGB")
+    factor = max(1.0, _SMALLEST_SIDE / max(image.size))
+    canvas = image.convert("RGB")
     if factor > 1:
-        size = (max(1, round(picture.width * factor)), max(1, round(picture.height * factor)))
+        size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         canvas = canvas.resize(size, Image.Resampling.LANCZOS)
-    across, down = canvas.width / picture.width, canvas.height / picture.height
+    across, down = canvas.width / image.width, canvas.height / image.height
 
     def enlarged(box: Box) -> Box:
         return box[0] * across, box[1] * down, box[2] * across, box[3] * down
@@ -161,7 +161,7 @@ def heat_map(picture: Image.Image, verdict: Verdict, scale: HeatScale = SHARE) -
     title = headline(verdict)
     if scale != SHARE and scale.high is not None:
         title += f", full heat from {scale.high:.2f}"
-    return _outlined(draw_overlay(canvas, drawn, title=title, max_side=_LARGEST_SIDE), verdict.masks, picture.size)
+    return _outlined(draw_overlay(canvas, drawn, title=title, max_side=_LARGEST_SIDE), verdict.masks, image.size)
 
 
 def headline(verdict: Verdict) -> str:
@@ -182,9 +182,9 @@ def _label(category: str, verdict: Verdict) -> str:
     return f"{category} {finding.score:.2f}{p_value}"
 
 
-def _notable(verdict: Verdict) -> list[tuple[str, RegionVerdict]]:
+def _notable(verdict: Verdict) -> list[tuple[str, RegionFinding]]:
     """The hottest region of the best category and of those that call for an action, severest first."""
-    hottest: dict[str, RegionVerdict] = {}
+    hottest: dict[str, RegionFinding] = {}
     for region in verdict.regions:
         if region.category not in hottest or region.score > hottest[region.category].score:
             hottest[region.category] = region
@@ -205,7 +205,7 @@ def _outlined(canvas: Image.Image, boxes: Sequence[Box], size: tuple[int, int]) 
     if not boxes:
         return canvas
     width = max(2, min(canvas.size) // 160)
-    # A margin, so that an edge of the picture closes the line.
+    # A margin, so that an edge of the image closes the line.
     margin = width + 2
     across, down = canvas.width / size[0], canvas.height / size[1]
     covered = Image.new("L", (canvas.width + 2 * margin, canvas.height + 2 * margin))
@@ -222,7 +222,7 @@ def _outlined(canvas: Image.Image, boxes: Sequence[Box], size: tuple[int, int]) 
         )
     inside = (margin, margin, margin + canvas.width, margin + canvas.height)
     core = _shrunk(covered, 1)
-    # A dark line on both sides keeps the bright one visible on any picture.
+    # A dark line on both sides keeps the bright one visible on any image.
     dark = ImageChops.subtract(covered, _shrunk(core, width + 1)).crop(inside)
     bright = ImageChops.subtract(core, _shrunk(core, width)).crop(inside)
     canvas.paste(_EDGE, mask=dark)

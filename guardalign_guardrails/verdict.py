@@ -1,7 +1,7 @@
 """What was found in one image and what was done about it.
 
 A verdict is a record: frozen, JSON-safe, and free of pixels and prompt text, so it may be logged, traced, cached and
-shown. The sanitised picture travels beside it, never inside it.
+shown. The sanitised image travels beside it, never inside it.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from guardalign_guardrails.policy import Action, Source, severest
+from guardalign_guardrails.actions import Action, Source, severest
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the image as displayed (EXIF orientation applied)."""
@@ -21,7 +21,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class CategoryVerdict(_Record):
+class CategoryFinding(_Record):
     """One category's finding in one image.
 
     Attributes:
@@ -36,7 +36,7 @@ class CategoryVerdict(_Record):
     action: Action
 
 
-class RegionVerdict(_Record):
+class RegionFinding(_Record):
     """One region's finding.
 
     Attributes:
@@ -53,14 +53,14 @@ class RegionVerdict(_Record):
 
 
 class AfterMasking(_Record):
-    """What the masked picture scored.
+    """What the masked image scored.
 
     Attributes:
-        score: Image-level score of the masked picture.
+        score: Image-level score of the masked image.
         p_value: Its calibrated p-value, or None without a profile.
-        coverage: Share of the picture's area that is covered, in [0, 1].
+        coverage: Share of the image's area that is covered, in [0, 1].
         rounds: How often the mask was grown and scored again, at least 1.
-        is_clean: Whether the masked picture no longer calls for masking.
+        is_clean: Whether the masked image no longer calls for masking.
     """
 
     score: float | None = None
@@ -84,12 +84,12 @@ class Verdict(_Record):
         categories: Finding per category, empty if not scored.
         regions: All regions of the worst view, in reading order.
         masks: Boxes that were covered, in pixels as displayed.
-        after_masking: What the masked picture scored; None if nothing was masked.
+        after_masking: What the masked image scored; None if nothing was masked.
         uninspectable: Why the image could not be opened, a code of `ImageDecodeError.reason` or of the integration that
             found it (such as ``remote_reference``); None if it could.
         failure: Why detection failed, an error's class name or ``timeout``; None if it did not.
         reasons: Short sentences on how the action came about.
-        view: Which of the pictures a viewer may see was the worst: frame number and backdrop.
+        view: Which of the images a viewer may see was the worst: frame number and backdrop.
         timings: Milliseconds by stage.
         is_cached: Whether the scores came from the verdict cache.
         encoder: Encoder name.
@@ -104,8 +104,8 @@ class Verdict(_Record):
     score: float | None = None
     p_value: float | None = None
     category: str | None = None
-    categories: dict[str, CategoryVerdict] = Field(default_factory=dict)
-    regions: tuple[RegionVerdict, ...] = ()
+    categories: dict[str, CategoryFinding] = Field(default_factory=dict)
+    regions: tuple[RegionFinding, ...] = ()
     masks: tuple[Box, ...] = ()
     after_masking: AfterMasking | None = None
     uninspectable: str | None = None

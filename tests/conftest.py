@@ -56,8 +56,8 @@ def offline_guard(cache_dir: Path) -> Guard:
 @pytest.fixture(scope="session")
 def smollm2(request: pytest.FixtureRequest) -> CalibratedLVLM:
     """A real small language model with calibration, answering greedily; unpacked once into pytest's own cache."""
+    from guardalign_guardrails.decoding.chat.settings import GenerationSettings
     from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-    from guardalign_guardrails.decoding.settings import GenerationSettings
 
     unpacked = request.config.cache.mkdir("guardalign-models")  # type: ignore[union-attr]
     settings = GenerationSettings(temperature=0, max_new_tokens=24)

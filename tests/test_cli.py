@@ -16,6 +16,7 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
+from guardalign_guardrails.actions import LADDER
 from guardalign_guardrails.cli import app, files
 from guardalign_guardrails.cli.calibrate import wilson
 from guardalign_guardrails.cli.console import printable
@@ -24,9 +25,9 @@ from guardalign_guardrails.cli.policy import file_schema
 from guardalign_guardrails.detection import encoders
 from guardalign_guardrails.detection.encoders.registry import FORMS
 from guardalign_guardrails.errors import EncoderUnavailable
-from guardalign_guardrails.guard import Guard
+from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.images import decode
-from guardalign_guardrails.policy import LADDER, Policy
+from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.verdict import Verdict
 
 ROOT = Path(__file__).parent.parent
@@ -68,7 +69,7 @@ def home(tmp_path, monkeypatch, offline_encoder, cache_dir):
     torch.set_num_threads(threads)
 
 
-def picture(path, seed=0, size=(120, 80), **options):
+def image(path, seed=0, size=(120, 80), **options):
     path.parent.mkdir(parents=True, exist_ok=True)
     pixels = np.random.default_rng(seed).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path, **options)
@@ -115,8 +116,8 @@ def shell(*args, **options):
 
 def test_a_folder_is_scanned_in_sorted_order_with_hidden_and_other_files_left_out():
     for name in ("b.png", "a/z.jpg", "a.png", "c/.hidden.png", ".git/x.png", "c/UPPER.PNG"):
-        picture(Path("in") / name)
-    picture(Path("in/plain"), format="PNG")
+        image(Path("in") / name)
+    image(Path("in/plain"), format="PNG")
     Path("in/notes.txt").write_text("BMW and other cars")
     result = run("scan", "in", "--json", "--policy", policy())
     found = [row["path"] for row in rows(result)]
@@ -125,8 +126,8 @@ def test_a_folder_is_scanned_in_sorted_order_with_hidden_and_other_files_left_ou
 
 
 def test_arguments_keep_their_order_and_spelling():
-    picture(Path("in/a.png"))
-    picture(Path("z.png"))
+    image(Path("in/a.png"))
+    image(Path("z.png"))
     result = run("scan", "./z.png", "./in/", "in/a.png", "--json", "--policy", policy())
     assert [row["path"] for row in rows(result)] == ["./z.png", "./in/a.png", "in/a.png"]
 
@@ -139,7 +140,7 @@ def test_a_named_file_is_taken_whatever_it_is_called():
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights there")
 def test_links_in_a_circle_end_and_links_to_files_are_followed():
-    picture(Path("in/a.png"))
+    image(Path("in/a.png"))
     Path("in/loop").symlink_to("..", target_is_directory=True)
     Path("in/self.png").symlink_to("self.png")
     Path("in/link.png").symlink_to("a.png")
@@ -148,7 +149,7 @@ def test_links_in_a_circle_end_and_links_to_files_are_followed():
 
 def test_a_tree_deeper_than_the_stack_is_walked(monkeypatch):
     folder = Path("in", *["d"] * 300)
-    picture(folder / "a.png")
+    image(folder / "a.png")
     limit = sys.getrecursionlimit()
     sys.setrecursionlimit(250)
     try:
@@ -167,7 +168,7 @@ def test_a_folder_with_nothing_in_it_is_no_error():
 
 
 def test_a_row_has_exactly_the_keys_of_the_contract():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     result = run("scan", "a.png", "--json", "--policy", policy(ALL_FLAGGED))
     (row,) = rows(result)
     assert set(row) == KEYS
@@ -185,7 +186,7 @@ def test_a_row_has_exactly_the_keys_of_the_contract():
 def test_boxes_lie_in_the_image_as_displayed():
     exif = Image.Exif()
     exif[0x0112] = 6
-    picture(Path("turned.jpg"), size=(200, 100), exif=exif)
+    image(Path("turned.jpg"), size=(200, 100), exif=exif)
     (row,) = rows(run("scan", "turned.jpg", "--json", "--policy", policy()))
     assert max(region["box"][2] for region in row["regions"]) == 100
     assert max(region["box"][3] for region in row["regions"]) == 200
@@ -193,7 +194,7 @@ def test_boxes_lie_in_the_image_as_displayed():
 
 @pytest.mark.parametrize(("action", "code"), [("block", 1), ("allow", 0)])
 def test_a_corrupt_file_is_a_row_with_the_policys_action(action, code):
-    whole = picture(Path("whole.png")).read_bytes()
+    whole = image(Path("whole.png")).read_bytes()
     Path("cut.png").write_bytes(whole[:400])
     chosen = policy(more=f"failure: {{uninspectable: {action}}}")
     result = run("scan", "cut.png", "whole.png", "--json", "--policy", chosen)
@@ -206,7 +207,7 @@ def test_a_corrupt_file_is_a_row_with_the_policys_action(action, code):
 
 
 def test_a_policy_that_monitors_acts_on_nothing():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     chosen = policy(ALL_FLAGGED, "mode: monitor")
     assert run("scan", "a.png", "--policy", chosen).exit_code == 0
     assert "allow (monitoring; else flag)" in run("scan", "a.png", "--policy", chosen).stdout
@@ -217,7 +218,7 @@ def test_rows_come_in_chunks_so_that_memory_is_bounded(monkeypatch):
     check = Guard.check_batch
     monkeypatch.setattr(Guard, "check_batch", lambda self, *a: sizes.append(len(a[0])) or check(self, *a))
     for seed in range(10):
-        picture(Path(f"in/{seed}.png"), seed)
+        image(Path(f"in/{seed}.png"), seed)
     assert len(rows(run("scan", "in", "--json", "--policy", policy()))) == 10
     assert sizes == [8, 2]
 
@@ -227,13 +228,13 @@ def test_a_time_limit_is_for_each_image_on_its_own(monkeypatch):
     check = Guard.check_batch
     monkeypatch.setattr(Guard, "check_batch", lambda self, *a: sizes.append(len(a[0])) or check(self, *a))
     for seed in range(3):
-        picture(Path(f"in/{seed}.png"), seed)
+        image(Path(f"in/{seed}.png"), seed)
     run("scan", "in", "--policy", policy(more="failure: {timeout_s: 100}"))
     assert sizes == [1, 1, 1]
 
 
 def test_the_source_decides_whose_rules_count():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     chosen = policy(ALL_FLAGGED, "sources: {retrieved: {at_least: block}}")
     (user,) = rows(run("scan", "a.png", "--json", "--policy", chosen))
     (found,) = rows(run("scan", "a.png", "--json", "--policy", chosen, "--source", "retrieved"))
@@ -241,13 +242,13 @@ def test_the_source_decides_whose_rules_count():
 
 
 def test_scoring_replaces_the_policys():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     (row,) = rows(run("scan", "a.png", "--json", "--policy", policy(), "--scoring", "global-cosine"))
     assert len(row["regions"]) == 1
 
 
 def test_without_json_there_is_a_line_for_each_image_and_a_summary_on_standard_error():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     Path("b.png").write_bytes(b"no")
     result = run("scan", "a.png", "b.png", "--policy", policy())
     first, second = result.stdout.splitlines()
@@ -265,8 +266,8 @@ def test_names_that_would_trick_a_terminal_are_written_out():
 
 
 def test_out_mirrors_folders_and_writes_heat_maps_and_masked_images():
-    picture(Path("in/sub/a.png"))
-    picture(Path("in/a.png"), 1)
+    image(Path("in/sub/a.png"))
+    image(Path("in/a.png"), 1)
     assert run("scan", "in", "--out", "out", "--policy", policy(ALL_MASKED)).exit_code == 1
     written = sorted(str(path) for path in Path("out").rglob("*.png"))
     assert written == [
@@ -279,8 +280,8 @@ def test_out_mirrors_folders_and_writes_heat_maps_and_masked_images():
 
 
 def test_out_never_writes_over_an_input_or_outside_of_its_folder():
-    picture(Path("work/in/a.png"))
-    heat = picture(Path("work/in/a.png.heat.png"), 1)
+    image(Path("work/in/a.png"))
+    heat = image(Path("work/in/a.png.heat.png"), 1)
     before = heat.read_bytes()
     os.chdir("work/in")
     assert run("scan", "../in", "--out", "..", "--policy", policy()).exit_code == 0
@@ -290,7 +291,7 @@ def test_out_never_writes_over_an_input_or_outside_of_its_folder():
 
 
 def test_out_within_a_scanned_folder_is_not_scanned_again():
-    picture(Path("in/a.png"))
+    image(Path("in/a.png"))
     for _ in range(2):
         result = run("scan", "in", "--out", "in/out", "--json", "--policy", policy())
         assert [row["path"] for row in rows(result)] == ["in/a.png"]
@@ -298,20 +299,20 @@ def test_out_within_a_scanned_folder_is_not_scanned_again():
 
 def test_the_same_name_from_two_places_gets_a_number():
     for place in ("x/in", "y/in"):
-        picture(Path(place) / "a.png")
+        image(Path(place) / "a.png")
     run("scan", "x/in", "y/in", "--out", "out", "--policy", policy())
     assert sorted(path.name for path in Path("out/in").iterdir()) == ["a.png.heat.png", "a.png~2.heat.png"]
 
 
 def test_a_name_as_long_as_names_get_still_has_outputs():
     name = "n" * 250 + ".png"
-    picture(Path(name))
+    image(Path(name))
     assert run("scan", name, "--out", "out", "--policy", policy()).exit_code == 0
     assert len(list(Path("out").iterdir())) == 1
 
 
 def test_an_out_that_cannot_be_written_is_one_line():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     fails_with(run("scan", "a.png", "--out", "a.png/x", "--policy", policy()), "--out")
 
 
@@ -323,48 +324,48 @@ def test_a_missing_path_is_one_line():
 
 
 def test_a_misspelt_policy_key_gets_a_suggestion():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     Path("bad.yaml").write_text("extends: default\nmaskng: {fill: blur}\n")
     fails_with(run("scan", "a.png", "--policy", "bad.yaml"), "maskng", "did you mean 'masking'?")
     fails_with(run("policy", "check", "bad.yaml"), "did you mean 'masking'?")
 
 
 def test_a_missing_profile_says_how_to_make_one():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     Path("rates.yaml").write_text(SMALL)
     fails_with(run("scan", "a.png", "--json", "--policy", "rates.yaml"), "guardalign calibrate")
 
 
 def test_a_profile_that_is_none_or_missing_is_one_line():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     fails_with(run("scan", "a.png", "--policy", policy(), "--profile", "policy.yaml"), "not a calibration profile")
     fails_with(run("scan", "a.png", "--policy", policy(), "--profile", "none.json"), "none.json")
 
 
 def test_an_unknown_encoder_lists_the_forms():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     fails_with(run("scan", "a.png", "--encoder", "clip", "--policy", policy()), "clip", FORMS)
 
 
 def test_missing_weights_are_one_line():
-    picture(Path("a.png"))
+    image(Path("a.png"))
     pytest.importorskip("open_clip")
     weights = Path("none.pt").absolute()
     fails_with(run("scan", "a.png", "--encoder", f"open_clip:ViT-B-32/{weights}", "--policy", policy()), "none.pt")
 
 
-def test_a_picture_side_that_cannot_be_loaded_shows_before_the_first_image(monkeypatch, offline_encoder):
+def test_an_image_side_that_cannot_be_loaded_shows_before_the_first_image(monkeypatch, offline_encoder):
     def missing(crops):
         raise EncoderUnavailable("The offline encoder needs x: pip install x")
 
-    picture(Path("a.png"))
+    image(Path("a.png"))
     monkeypatch.setattr(offline_encoder, "encode_crops", missing)
     fails_with(run("scan", "a.png", "--policy", policy()), "pip install x")
 
 
 @pytest.mark.parametrize("device", ["nonsense", "cuda:99"])
 def test_a_device_that_is_not_there_is_one_line(device):
-    picture(Path("a.png"))
+    image(Path("a.png"))
     fails_with(run("scan", "a.png", "--device", device, "--policy", policy()), f"--device {device}")
 
 
@@ -386,7 +387,7 @@ def test_an_interruption_exits_with_130(monkeypatch):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    picture(Path("a.png"))
+    image(Path("a.png"))
     monkeypatch.setattr(Guard, "check_batch", interrupt)
     result = run("scan", "a.png", "--policy", policy())
     assert (result.exit_code, result.stdout) == (130, "")
@@ -395,8 +396,8 @@ def test_an_interruption_exits_with_130(monkeypatch):
 # explain
 
 
-def test_explain_prints_findings_and_pairs_and_writes_a_picture():
-    picture(Path("a.png"))
+def test_explain_prints_findings_and_pairs_and_writes_an_image():
+    image(Path("a.png"))
     result = run("explain", "a.png", "--policy", policy(ALL_FLAGGED), "--out", "why/a.png", "--pairs", "2")
     assert result.exit_code == 0
     assert "a.png: flag: " in result.stdout
@@ -405,7 +406,7 @@ def test_explain_prints_findings_and_pairs_and_writes_a_picture():
 
 
 def test_explain_writes_beside_the_user_if_not_told_where():
-    picture(Path("in/a.png"))
+    image(Path("in/a.png"))
     run("explain", "in/a.png", "--policy", policy())
     assert Path("a.png.explained.png").exists()
 
@@ -414,12 +415,12 @@ def test_explain_refuses_what_it_cannot_open_and_to_write_over_its_image():
     Path("text.png").write_text("hello")
     fails_with(run("explain", "text.png", "--policy", policy()), "convert it to PNG")
     fails_with(run("explain", "none.png", "--policy", policy()), "none.png")
-    picture(Path("a.png"))
+    image(Path("a.png"))
     fails_with(run("explain", "a.png", "--out", "a.png", "--policy", policy()), "that is the image itself")
 
 
 def test_the_frame_that_explain_draws_is_the_one_the_guard_judged(offline_encoder):
-    frames = [Image.open(picture(Path(f"{seed}.png"), seed)) for seed in range(3)]
+    frames = [Image.open(image(Path(f"{seed}.png"), seed)) for seed in range(3)]
     frames[0].save("moving.gif", save_all=True, append_images=frames[1:])
     verdict = (
         Guard(Policy.from_yaml(SMALL + "thresholds: {kind: score}"), offline_encoder).check(Path("moving.gif")).verdict
@@ -432,9 +433,9 @@ def test_the_frame_that_explain_draws_is_the_one_the_guard_judged(offline_encode
 
 def test_a_calibrated_profile_is_found_again_and_gives_p_values():
     for seed in range(25):
-        picture(Path(f"benign/{seed}.png"), seed)
-    picture(Path("benign/copy.png"), 3)
-    picture(Path("unsafe/a.png"), 99)
+        image(Path(f"benign/{seed}.png"), seed)
+    image(Path("benign/copy.png"), 3)
+    image(Path("unsafe/a.png"), 99)
     Path("benign/bad.png").write_bytes(b"no")
     Path("rates.yaml").write_text(SMALL + "thresholds: {flag: 0.1, prefix: null, mask: null}\n")
     result = run("calibrate", "benign", "--unsafe", "unsafe", "--policy", "rates.yaml", "--note", "noise")
@@ -448,7 +449,7 @@ def test_a_calibrated_profile_is_found_again_and_gives_p_values():
 
 
 def test_calibrate_writes_where_it_is_told_and_scan_takes_it_from_there():
-    picture(Path("benign/a.png"))
+    image(Path("benign/a.png"))
     Path("rates.yaml").write_text(SMALL)
     assert run("calibrate", "benign", "--policy", "rates.yaml", "--out", "p.json", "--name", "mine").exit_code == 0
     assert json.loads(Path("p.json").read_text())["name"] == "mine"
@@ -610,7 +611,7 @@ main()
 
 
 def test_standard_output_is_rows_and_nothing_else_whatever_libraries_print():
-    picture(Path("in/a.png"))
+    image(Path("in/a.png"))
     Path("in/b.png").write_bytes(b"no")
     command = [sys.executable, "-c", NOISY, "scan", "in", "--json", "--policy", policy()]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

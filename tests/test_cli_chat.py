@@ -22,9 +22,9 @@ from guardalign_guardrails.cli import app
 from guardalign_guardrails.cli import chat as chats
 from guardalign_guardrails.cli.chat import Conversation
 from guardalign_guardrails.decoding import loading
+from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-from guardalign_guardrails.decoding.settings import GenerationSettings
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy, painted
 
 ROOT = Path(__file__).parent.parent
@@ -196,7 +196,7 @@ class TestFlags:
         assert result.stdout == ""
 
 
-class TestPictures:
+class TestImages:
     @pytest.fixture
     def sees(self, loaded, smollm2):
         model, processor = seeing(smollm2.model, smollm2.processor)
@@ -208,40 +208,40 @@ class TestPictures:
         monkeypatch.setattr(chats, "chosen_guard", lambda *_: guard)
 
     @pytest.fixture
-    def picture(self, tmp_path):
+    def image(self, tmp_path):
         def save(colour):
             painted(colour).save(tmp_path / f"{colour}.png")
             return f"{colour}.png"
 
         return save
 
-    def test_a_model_of_words_only_is_given_no_picture(self, scripted, picture):
+    def test_a_model_of_words_only_is_given_no_image(self, scripted, image):
         scripted("An answer.")
-        fails_with(run("--image", picture("white"), "--once", "Hi."), "words only")
-        fails_with(run(input=f"/image {picture('white')}\n"), "words only")
+        fails_with(run("--image", image("white"), "--once", "Hi."), "words only")
+        fails_with(run(input=f"/image {image('white')}\n"), "words only")
 
-    def test_a_file_that_is_no_picture_is_one_line(self, sees):
+    def test_a_file_that_is_no_image_is_one_line(self, sees):
         Path("notes.png").write_text("nothing to see")
         fails_with(run("--image", "notes.png", "--once", "Hi."))
         fails_with(run(input="/image missing.png\nHi.\n"))
 
-    def test_a_picture_goes_with_the_next_words_and_stays_in_the_conversation(self, sees, smollm2, picture):
+    def test_an_image_goes_with_the_next_words_and_stays_in_the_conversation(self, sees, smollm2, image):
         settings = GenerationSettings(max_new_tokens=3)
         conversation = Conversation(CalibratedLVLM(sees, loading.load("it").processor, settings=settings))
-        assert conversation.take(f"/image {picture('white')}")
+        assert conversation.take(f"/image {image('white')}")
         assert conversation.take("What is this?")
-        assert conversation.pictures == []
+        assert conversation.images == []
         assert conversation.take("And why?")
         first, *others = conversation.messages
         assert [part["type"] for part in first.content] == ["image_url", "text"]
         assert [message.role for message in others] == ["assistant", "user", "assistant"]
 
-    def test_a_blocked_picture_is_refused_by_the_policy_and_reported(self, sees, guard, picture):
-        result = run("--guard", "--image", picture("blue"), "--once", "What is this?", "--report")
+    def test_a_blocked_image_is_refused_by_the_policy_and_reported(self, sees, guard, image):
+        result = run("--guard", "--image", image("blue"), "--once", "What is this?", "--report")
         assert result.exit_code == 0, result.output
         assert result.stdout.strip() == colour_policy().refusal
         first, second = result.stderr.splitlines()
-        assert first.startswith("guardalign: picture 1: block (blue_things")
+        assert first.startswith("guardalign: image 1: block (blue_things")
         assert "not asked" in second
 
 

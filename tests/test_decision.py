@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from guardalign_guardrails.decision import judge, mask_thresholds
-from guardalign_guardrails.detection.calibration import ProfileKey, make_profile
-from guardalign_guardrails.detection.config import RegionConfig, ScoringConfig
+from guardalign_guardrails.detection.reference import ProfileKey, make_profile
+from guardalign_guardrails.guarding.decide import decide, mask_thresholds
 from guardalign_guardrails.policy import Policy
+from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
 
 KEY = ProfileKey(encoder="e", anchors="a", regions=RegionConfig(), scoring=ScoringConfig())
 PROFILE = make_profile([i / 1000 for i in range(999)], KEY, name="test", encoder_name="e")
@@ -23,36 +23,36 @@ def policy(extra=""):
 
 @pytest.mark.parametrize(("score", "action"), [(0.5, "allow"), (0.96, "flag"), (0.995, "mask")])
 def test_the_action_follows_the_p_value(score, action):
-    judgement = judge([score, 0.1], policy(), PROFILE, "user")
-    assert judgement.action == action
-    assert judgement.category == "fire"
-    assert judgement.p_value == pytest.approx(1 - score, abs=0.002)
-    assert judgement.categories["flood"].action == "allow"
+    decision = decide([score, 0.1], policy(), PROFILE, "user")
+    assert decision.action == action
+    assert decision.category == "fire"
+    assert decision.p_value == pytest.approx(1 - score, abs=0.002)
+    assert decision.categories["flood"].action == "allow"
 
 
 def test_a_weaker_category_with_stricter_thresholds_can_decide():
     strict = policy("sources: {tool: {categories: {flood: {block: 0.2}}}}")
-    assert judge([0.9, 0.85], strict, PROFILE, "tool").action == "block"
-    assert judge([0.9, 0.85], strict, PROFILE, "user").action == "allow"
+    assert decide([0.9, 0.85], strict, PROFILE, "tool").action == "block"
+    assert decide([0.9, 0.85], strict, PROFILE, "user").action == "allow"
 
 
 def test_source_limits_are_said_in_the_reasons():
     capped = policy("sources: {history: {at_most: flag}}")
-    judgement = judge([0.999, 0], capped, PROFILE, "history")
-    assert judgement.action == "flag"
-    assert "the rule for its source makes it flag" in judgement.reasons
+    decision = decide([0.999, 0], capped, PROFILE, "history")
+    assert decision.action == "flag"
+    assert "the rule for its source makes it flag" in decision.reasons
 
 
 def test_the_paper_scoring_masks_at_tau_and_asks_no_profile():
     paper = policy("scoring: {method: paper}")
-    assert judge([-0.41, -0.6], paper, None, "user").action == "mask"
-    assert judge([-0.43, -0.6], paper, None, "user").action == "allow"
+    assert decide([-0.41, -0.6], paper, None, "user").action == "mask"
+    assert decide([-0.43, -0.6], paper, None, "user").action == "allow"
     assert mask_thresholds(paper, None, "user") == [-0.42, -0.42]
 
 
 def test_a_score_that_calls_for_masking_reaches_the_mask_threshold():
     for score in (0.98, 0.989, 0.99, 0.991, 0.9985):
-        is_due = judge([score, 0], policy(), PROFILE, "user").action == "mask"
+        is_due = decide([score, 0], policy(), PROFILE, "user").action == "mask"
         assert is_due == (score >= mask_thresholds(policy(), PROFILE, "user")[0] - 1e-9)
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from guardalign_guardrails.policy import LADDER, SOURCES, FailureRules, Masking, Policy
+from guardalign_guardrails.actions import LADDER, SOURCES
+from guardalign_guardrails.policy import FailureRules, Masking, Policy
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guardalign_guardrails.policy import LADDER
+from guardalign_guardrails.actions import LADDER
 
 ROOT = Path(__file__).parents[1]
 
 
 @pytest.mark.slow
-def test_the_demo_masks_the_pistol_and_explains_every_picture(tmp_path):
+def test_the_demo_masks_the_pistol_and_explains_every_image(tmp_path):
     out = tmp_path / "demo"
     done = subprocess.run(
         [sys.executable, "examples/demo.py", "--out", str(out)],

@@ -1,4 +1,4 @@
-"""The picture and the words that explain a verdict: right place, right numbers, readable for every scoring."""
+"""The image and the words that explain a verdict: right place, right numbers, readable for every scoring."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from guardalign_guardrails.detection.calibration import Profile, ProfileKey
-from guardalign_guardrails.detection.config import RegionConfig, ScoringConfig
+from guardalign_guardrails.detection.reference import Profile, ProfileKey
 from guardalign_guardrails.explain import SHARE, HeatScale, headline, heat_map, heat_scale, judged_view
 from guardalign_guardrails.images import decode, encode_png
 from guardalign_guardrails.policy import Policy
-from guardalign_guardrails.verdict import CategoryVerdict, RegionVerdict, Verdict
+from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
+from guardalign_guardrails.verdict import CategoryFinding, RegionFinding, Verdict
 
 CYAN = (0, 229, 255)
 GREY = Image.new("RGB", (800, 400), (120, 120, 120))
 
 
 def verdict(scores=(0.1, 0.9), masks=(), **changes):
-    """Two regions side by side in an 800 x 400 picture."""
+    """Two regions side by side in an 800 x 400 image."""
     regions = tuple(
-        RegionVerdict(box=(400.0 * i, 0, 400.0 * (i + 1), 400), score=score, category="weapons")
+        RegionFinding(box=(400.0 * i, 0, 400.0 * (i + 1), 400), score=score, category="weapons")
         for i, score in enumerate(scores)
     )
     best = max(scores)
@@ -34,7 +34,7 @@ def verdict(scores=(0.1, 0.9), masks=(), **changes):
         "score": best,
         "p_value": 0.004,
         "category": "weapons",
-        "categories": {"weapons": CategoryVerdict(score=best, p_value=0.004, action="mask")},
+        "categories": {"weapons": CategoryFinding(score=best, p_value=0.004, action="mask")},
         "regions": regions,
         "masks": masks,
         "view": "frame 0, plain",
@@ -49,13 +49,13 @@ def policy(text, method="conditional"):
     return base.model_copy(update={"scoring": ScoringConfig(method=method)})
 
 
-def warmth(picture, x, y):
-    red, _, blue = (int(c) for c in picture.getpixel((x, y)))
+def warmth(image, x, y):
+    red, _, blue = (int(c) for c in image.getpixel((x, y)))
     return red - blue
 
 
-def brightness(picture, area):
-    return float(np.asarray(picture.crop(area), float).mean())
+def brightness(image, area):
+    return float(np.asarray(image.crop(area), float).mean())
 
 
 def is_cyan(pixel):
@@ -67,13 +67,13 @@ def test_the_unsafe_side_is_hot_and_the_other_is_not():
     assert warmth(drawn, 600, 250) > 60 > 20 > warmth(drawn, 200, 250)
 
 
-def test_the_picture_itself_is_left_alone():
+def test_the_image_itself_is_left_alone():
     before = GREY.tobytes()
     heat_map(GREY, verdict(masks=((0, 0, 100, 100),)))
     assert GREY.tobytes() == before
 
 
-def test_small_pictures_are_enlarged_until_labels_can_be_read():
+def test_small_images_are_enlarged_until_labels_can_be_read():
     small = GREY.resize((80, 40))
     boxes = tuple(r.model_copy(update={"box": tuple(v / 10 for v in r.box)}) for r in verdict().regions)
     drawn = heat_map(small, verdict(regions=boxes))
@@ -94,7 +94,7 @@ def test_an_outline_does_not_cool_what_it_surrounds():
     assert plain.getpixel((650, 250)) == masked.getpixel((650, 250))
 
 
-def test_a_mask_that_reaches_the_edge_of_the_picture_is_closed():
+def test_a_mask_that_reaches_the_edge_of_the_image_is_closed():
     drawn = heat_map(GREY, verdict(masks=((0, 0, 800, 400),)))
     assert any(is_cyan(drawn.getpixel((798 - i, 200))) for i in range(6))
 
@@ -109,7 +109,7 @@ def test_scores_of_any_range_use_the_whole_scale_up_to_the_masking_level():
     assert scale.heats([0.2, 0.3, 0.4, 0.5]) == pytest.approx([0, 0.5, 1, 1.5])
 
 
-def test_a_harmless_picture_stays_below_full_heat():
+def test_a_harmless_image_stays_below_full_heat():
     scale = HeatScale(high=0.8)
     assert max(scale.heats([0.1, 0.2, 0.3])) < 0.5
 
@@ -158,7 +158,7 @@ def test_the_frame_that_was_judged_is_the_one_that_is_shown(tmp_path):
     assert shown.getpixel((20, 20))[2] > 200
 
 
-def test_a_verdict_without_regions_still_makes_a_picture():
+def test_a_verdict_without_regions_still_makes_an_image():
     failed = Verdict(digest="", source="user", action="block", proposed="block", failure="timeout")
     drawn = heat_map(decode(encode_png(GREY)).flattened, failed)
     assert drawn.size == GREY.size

@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from guardalign_guardrails import Guard, Policy, ProfileMissing, Verdict
-from guardalign_guardrails.detection.calibration import make_profile
+from guardalign_guardrails.detection.reference import make_profile
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.policy import SourceRule
 from guardalign_guardrails.testing.colours import COLOURS, ColourEncoder, colour_guard, colour_policy, painted
@@ -42,9 +42,9 @@ def test_the_severest_category_decides(tmp_path):
 
 
 def test_a_mask_covers_the_unsafe_square_and_nothing_else(tmp_path):
-    picture = painted("white", "red")
-    checked = colour_guard(tmp_path).check(png(picture))
-    before, after = np.asarray(picture), np.asarray(checked.image)
+    image = painted("white", "red")
+    checked = colour_guard(tmp_path).check(png(image))
+    before, after = np.asarray(image), np.asarray(checked.image)
     is_red = (before == COLOURS["red"]).all(-1)
     assert (after[is_red] == 0).all()
     assert (after[~is_red] == before[~is_red]).all()
@@ -54,7 +54,7 @@ def test_a_mask_covers_the_unsafe_square_and_nothing_else(tmp_path):
     assert [region.is_masked for region in checked.verdict.regions].count(True) == 1
 
 
-def test_only_a_mask_comes_with_a_picture(tmp_path):
+def test_only_a_mask_comes_with_an_image(tmp_path):
     guard = colour_guard(tmp_path)
     for colours in ((), ("magenta",), ("green",), ("yellow",), ("blue",)):
         assert guard.check(painted(*colours)).image is None
@@ -69,7 +69,7 @@ def test_the_hottest_region_is_where_the_unsafe_square_is(tmp_path):
     assert len(verdict.regions) == 16
 
 
-def test_a_picture_that_a_mask_cannot_clean_is_escalated(tmp_path):
+def test_an_image_that_a_mask_cannot_clean_is_escalated(tmp_path):
     red_fill = {"masking": {"feather": 0.0, "colour": [255, 0, 0], "escalate_to": "route"}}
     checked = colour_guard(tmp_path, **red_fill).check(painted("red"))
     assert checked.verdict.action == "route"
@@ -99,8 +99,8 @@ def test_source_rules_cap_and_raise(tmp_path):
 
 def test_a_batch_is_one_encoder_call_and_keeps_its_order(tmp_path):
     guard = colour_guard(tmp_path)
-    pictures = [painted("magenta"), painted(), painted("yellow"), painted("green")]
-    actions = [checked.verdict.action for checked in guard.check_batch(pictures)]
+    images = [painted("magenta"), painted(), painted("yellow"), painted("green")]
+    actions = [checked.verdict.action for checked in guard.check_batch(images)]
     assert actions == ["flag", "allow", "route", "prefix"]
     assert len(guard.detector.encoder.calls) == 1
 
@@ -114,10 +114,10 @@ def test_many_images_come_back_in_order_with_their_own_sources(tmp_path):
 
 def test_the_same_pixels_are_scored_once_whatever_file_they_come_in(tmp_path):
     guard = colour_guard(tmp_path)
-    picture = painted("red")
-    first = guard.check(png(picture))
+    image = painted("red")
+    first = guard.check(png(image))
     calls = len(guard.detector.encoder.calls)
-    again = guard.check_batch([np.asarray(picture), picture, png(picture)])
+    again = guard.check_batch([np.asarray(image), image, png(image)])
     assert len(guard.detector.encoder.calls) == calls
     assert all(checked.verdict.is_cached for checked in again)
     assert all(checked.image.tobytes() == first.image.tobytes() for checked in again)
@@ -138,7 +138,7 @@ def test_duplicates_within_a_batch_are_encoded_once(tmp_path):
     assert guard.detector.encoder.calls == [17]
 
 
-def test_an_unsafe_picture_hidden_behind_transparency_is_found(tmp_path):
+def test_an_unsafe_image_hidden_behind_transparency_is_found(tmp_path):
     hidden = painted("red").convert("RGBA")
     hidden.putalpha(0)
     assert colour_guard(tmp_path).check(png(hidden)).verdict.action == "mask"
@@ -220,7 +220,7 @@ def test_scores_that_are_not_numbers_are_a_failure_and_never_pass_for_safe(tmp_p
     assert (verdict.action, verdict.failure) == ("block", "ArithmeticError")
 
 
-def test_scores_of_a_masked_picture_that_are_not_numbers_are_a_failure_too(tmp_path):
+def test_scores_of_a_masked_image_that_are_not_numbers_are_a_failure_too(tmp_path):
     class BrokenOnTheMasked(ColourEncoder):
         def encode_crops(self, crops):
             return super().encode_crops(crops) * (float("nan") if len(self.calls) == 2 else 1.0)
@@ -229,7 +229,7 @@ def test_scores_of_a_masked_picture_that_are_not_numbers_are_a_failure_too(tmp_p
     assert (verdict.action, verdict.failure) == ("block", "ArithmeticError")
 
 
-def test_a_picture_seen_as_a_users_is_known_when_it_comes_back_as_history(tmp_path):
+def test_an_image_seen_as_a_users_is_known_when_it_comes_back_as_history(tmp_path):
     guard = colour_guard(tmp_path, sources={"tool": {"at_least": "mask"}})
     guard.check(painted("green"))
     again = guard.check(painted("green"), "history").verdict
@@ -241,14 +241,14 @@ def test_a_picture_seen_as_a_users_is_known_when_it_comes_back_as_history(tmp_pa
 def test_bytes_seen_before_are_not_even_decoded_again(tmp_path, monkeypatch):
     guard, data = colour_guard(tmp_path), encode_png(painted("green"))
     first = guard.check(data).verdict
-    monkeypatch.setattr("guardalign_guardrails.guard.decode", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr("guardalign_guardrails.guarding.guard.decode", lambda *_: pytest.fail("decoded again"))
     again, other = guard.check_batch([data, data], ["history", "user"])
     fleeting = {"timings", "is_cached", "source"}
     assert again.verdict.model_dump(exclude=fleeting) == first.model_dump(exclude=fleeting)
     assert (again.verdict.source, other.verdict.source, again.verdict.is_cached) == ("history", "user", True)
 
 
-def test_a_masked_picture_that_comes_back_costs_no_encoder_pass(tmp_path):
+def test_a_masked_image_that_comes_back_costs_no_encoder_pass(tmp_path):
     guard = colour_guard(tmp_path)
     masked = guard.check(painted("red")).image
     passes = len(guard.detector.encoder.calls)
@@ -314,8 +314,8 @@ def test_many_threads_get_their_own_verdicts(tmp_path):
 
     def work(index):
         colour, action = [("red", "mask"), ("blue", "block"), ("magenta", "flag"), ("white", "allow")][index % 4]
-        pictures = [painted("white", colour, shade=index * 5 + shade) for shade in range(5)]
-        wrong.extend(index for picture in pictures if guard.check(picture).verdict.action != action)
+        images = [painted("white", colour, shade=index * 5 + shade) for shade in range(5)]
+        wrong.extend(index for image in images if guard.check(image).verdict.action != action)
 
     threads = [threading.Thread(target=work, args=(index,)) for index in range(12)]
     for thread in threads:

@@ -9,8 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from guardalign_guardrails.actions import LADDER, severest
 from guardalign_guardrails.errors import PolicyError
-from guardalign_guardrails.policy import LADDER, Policy, SourceRule, Thresholds, severest
+from guardalign_guardrails.policy import Policy, SourceRule, Thresholds
 
 CUSTOM_CATEGORY = """
 extends: default

@@ -7,8 +7,8 @@ from typing import get_args
 import pytest
 
 from guardalign_guardrails import Guard, Policy
-from guardalign_guardrails.detection.config import Scoring
 from guardalign_guardrails.detection.encoders.offline import OfflineEncoder
+from guardalign_guardrails.policy.detection import Scoring
 
 
 @pytest.mark.parametrize("scoring", get_args(Scoring))

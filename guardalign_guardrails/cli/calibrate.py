@@ -28,8 +28,8 @@ from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError
 from guardalign_guardrails.evaluation.metrics import wilson
 
 if TYPE_CHECKING:
-    from guardalign_guardrails.detection.calibration import Profile
     from guardalign_guardrails.detection.detector import Detector
+    from guardalign_guardrails.detection.reference import Profile
     from guardalign_guardrails.images import DecodedImage
 
 RATES: Final = (0.05, 0.02, 0.01, 0.001)
@@ -72,18 +72,18 @@ def calibrate(
     device: DeviceOption = None,
 ) -> None:
     """Make a calibration profile from benign images; with --unsafe, say what it would find."""
-    pictures = _found(benign, "BENIGN_DIR")
+    images = _found(benign, "BENIGN_DIR")
     others = _found(unsafe, "--unsafe") if unsafe else []
     chosen = chosen_policy(policy, scoring)
     ready = chosen_encoder(encoder, device)
     import platformdirs
 
-    from guardalign_guardrails.detection.calibration import make_profile, profile_file_name, user_profiles
     from guardalign_guardrails.detection.detector import Detector
+    from guardalign_guardrails.detection.reference import make_profile, profile_file_name, user_profiles
 
     detector = Detector(chosen, ready, platformdirs.user_cache_path("guardalign"))
     key = detector.profile_key
-    reference = _score(detector, pictures, "benign")
+    reference = _score(detector, images, "benign")
     print(reference.summary("benign"))
     profile = make_profile(
         reference.scores, key, name=name or benign.resolve().name, encoder_name=ready.name, note=note
@@ -114,20 +114,20 @@ def calibrate(
 def _found(folder: Path, what: str) -> list[Found]:
     if not folder.is_dir():
         raise CommandError(f"{what} {folder}: no such folder; give a folder of images.")
-    pictures = find([str(folder)])
-    if not pictures:
+    images = find([str(folder)])
+    if not images:
         raise CommandError(f"{what} {folder}: there is no image in it; give a folder of images.")
-    return pictures
+    return images
 
 
-def _score(detector: Detector, pictures: Sequence[Found], what: str) -> Scored:
+def _score(detector: Detector, pil_images: Sequence[Found], what: str) -> Scored:
     from guardalign_guardrails.images import decode
 
     result = Scored()
     seen: set[str] = set()
-    with progress(f"scoring {what}", len(pictures)) as advance:
-        for first in range(0, len(pictures), _AT_ONCE):
-            chunk = pictures[first : first + _AT_ONCE]
+    with progress(f"scoring {what}", len(pil_images)) as advance:
+        for first in range(0, len(pil_images), _AT_ONCE):
+            chunk = pil_images[first : first + _AT_ONCE]
             images = []
             for item in chunk:
                 try:
@@ -136,7 +136,7 @@ def _score(detector: Detector, pictures: Sequence[Found], what: str) -> Scored:
                     result.skipped[error.reason] += 1
                     continue
                 if image.digest in seen:
-                    # The same picture twice is one observation; counting it twice would fake a finer profile.
+                    # The same image twice is one observation; counting it twice would fake a finer profile.
                     result.skipped["duplicate"] += 1
                     continue
                 seen.add(image.digest)

@@ -33,11 +33,11 @@ from guardalign_guardrails.cli.options import ENCODER_FORMS, chosen_guard
 from guardalign_guardrails.errors import GuardAlignError
 
 if TYPE_CHECKING:
-    from guardalign_guardrails.decoding.answer import Answer
+    from guardalign_guardrails.decoding.chat.answer import Answer
+    from guardalign_guardrails.decoding.chat.messages import Message
     from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-    from guardalign_guardrails.decoding.messages import Message
 
-HELP: Final = "/image FILE attaches a picture, /reset forgets the conversation, /quit leaves; Ctrl-C stops an answer."
+HELP: Final = "/image FILE attaches an image, /reset forgets the conversation, /quit leaves; Ctrl-C stops an answer."
 _COMMAND: Final = re.compile(r"/([a-z]+)(?:\s+(.*))?", re.DOTALL)
 
 
@@ -64,9 +64,9 @@ def chat(
     no_prefix: Annotated[bool, typer.Option("--no-prefix", help="No safety prefix and no calibration.")] = False,
     placement: Annotated[Placement | None, typer.Option("--placement", help="Where the prefix goes.")] = None,
     image: Annotated[
-        list[Path] | None, typer.Option("--image", metavar="FILE", help="A picture for the first message; repeatable.")
+        list[Path] | None, typer.Option("--image", metavar="FILE", help="An image for the first message; repeatable.")
     ] = None,
-    is_guarded: Annotated[bool, typer.Option("--guard", help="Check pictures before the model sees them.")] = False,
+    is_guarded: Annotated[bool, typer.Option("--guard", help="Check images before the model sees them.")] = False,
     policy: Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="The guard's policy.")] = None,
     encoder: Annotated[
         str | None, typer.Option("--encoder", metavar="NAME", help=f"The guard's: {ENCODER_FORMS}")
@@ -100,7 +100,7 @@ def chat(
         queries=queries,
         is_calibrated=not (no_calibration or no_prefix),
     )
-    from guardalign_guardrails.decoding.settings import GenerationSettings
+    from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 
     guard = chosen_guard(encoder or "offline", policy, profile, None, device) if is_guarded else None
     settings = GenerationSettings(max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
@@ -157,13 +157,13 @@ class Conversation:
         model: Who answers.
         is_reported: Whether each answer is followed by a line on how it came about.
         messages: What was said so far.
-        pictures: Blocks of pictures that go with the next words.
+        images: Blocks of images that go with the next words.
     """
 
     model: CalibratedLVLM
     is_reported: bool = False
     messages: list[Message] = field(default_factory=list)
-    pictures: list[dict[str, Any]] = field(default_factory=list)
+    images: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, line: str) -> bool:
         """Do what a line asks for; False if it asks to leave.
@@ -189,37 +189,35 @@ class Conversation:
     def reset(self) -> None:
         """Forget what was said and attached."""
         self.messages.clear()
-        self.pictures.clear()
+        self.images.clear()
 
     def attach(self, file: Path) -> None:
-        """Add a picture to the next words.
+        """Add an image to the next words.
 
         Raises:
             CommandError: The model reads words only.
             ImageDecodeError: It cannot be opened.
         """
         if not self.model.is_multimodal:
-            raise CommandError(f"The model '{self.model.name}' reads words only; it cannot be given pictures.")
+            raise CommandError(f"The model '{self.model.name}' reads words only; it cannot be given images.")
         from guardalign_guardrails.content.payload import to_data_url
         from guardalign_guardrails.images import decode
 
         # Opened now, so that a bad file is said before any words are typed; the guard wants all frames, so it gets the
         # file as it is.
         kind = decode(file, self.model.limits).format.lower()
-        self.pictures.append(
-            {"type": "image_url", "image_url": {"url": to_data_url(file.read_bytes(), f"image/{kind}")}}
-        )
+        self.images.append({"type": "image_url", "image_url": {"url": to_data_url(file.read_bytes(), f"image/{kind}")}})
 
     def say(self, words: str) -> None:
-        """Send words with the pictures attached, and write the answer as it comes.
+        """Send words with the images attached, and write the answer as it comes.
 
         Raises:
             GuardAlignError: There is no answer; the conversation is as it was.
             KeyboardInterrupt: The answer was stopped; what was heard of it is part of the conversation.
         """
-        from guardalign_guardrails.decoding.messages import Message
+        from guardalign_guardrails.decoding.chat.messages import Message
 
-        turn = Message("user", [*self.pictures, {"type": "text", "text": words}] if self.pictures else words)
+        turn = Message("user", [*self.images, {"type": "text", "text": words}] if self.images else words)
         heard: list[str] = []
         answer: Answer | None = None
         began = time.perf_counter()
@@ -236,7 +234,7 @@ class Conversation:
                 _write("\n")
             if "".join(heard).strip():
                 self.messages += [turn, Message("assistant", "".join(heard))]
-                self.pictures.clear()
+                self.images.clear()
         if answer is not None:
             self._tell(answer, time.perf_counter() - began)
 
@@ -295,7 +293,7 @@ def _account(answer: Answer, seconds: float) -> Iterator[str]:
     """How an answer came about, in lines."""
     for number, verdict in enumerate(answer.verdicts, 1):
         why = verdict.uninspectable or verdict.failure or verdict.category or "nothing found"
-        yield f"picture {number}: {verdict.action} ({why})"
+        yield f"image {number}: {verdict.action} ({why})"
     tokens = answer.usage.completion_tokens
     if answer.finish_reason == "refusal":
         yield "refused by the policy; the model was not asked"

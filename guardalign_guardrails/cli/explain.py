@@ -1,4 +1,4 @@
-"""``guardalign explain``: one picture, and why it got its verdict."""
+"""``guardalign explain``: one image, and why it got its verdict."""
 
 from __future__ import annotations
 
@@ -27,9 +27,7 @@ def explain(
     image: Annotated[Path, typer.Argument(metavar="IMAGE", help="Image file.")],
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out", metavar="FILE.png", help="Where the picture goes; IMAGE.explained.png here if not given."
-        ),
+        typer.Option("--out", metavar="FILE.png", help="Where the image goes; IMAGE.explained.png here if not given."),
     ] = None,
     pairs: Annotated[int, typer.Option("--pairs", min=0, help="How many region-anchor pairs to list.")] = 8,
     encoder: EncoderOption = "offline",
@@ -49,7 +47,7 @@ def explain(
     from guardalign_guardrails.explain import explanation
 
     found = explanation(guard, image, source, count=pairs)
-    write_png(found.picture, target)
+    write_png(found.image, target)
     _print(str(image), found)
     print(f"\nheat map: {printable(str(target))}")
 
@@ -69,7 +67,7 @@ def _print(path: str, found: Explanation) -> None:
     if verdict.after_masking:
         after = verdict.after_masking
         state = "clean" if after.is_clean else "still unsafe"
-        console.print(Text(f"  after masking {after.coverage:.0%} of the picture: {state}"))
+        console.print(Text(f"  after masking {after.coverage:.0%} of the image: {state}"))
     console.print(
         Text(f"  scored on {verdict.view}; profile {verdict.profile or 'none'}; digest {verdict.digest[:12]}")
     )

@@ -1,7 +1,7 @@
 """Which files a command takes, and where it may write.
 
 What is skipped here is never looked at, so the rules are few: no hidden names, no links to folders, nothing that is
-clearly no picture. Whatever cannot be read is taken, so that it shows up as a row.
+clearly no image. Whatever cannot be read is taken, so that it shows up as a row.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from guardalign_guardrails.cli.console import CommandError, printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Also formats that cannot be opened: a picture that was not looked at has to show up as one.
+# Also formats that cannot be opened: an image that was not looked at has to show up as one.
 _NAMES: Final = """
 apng avif avifs bmp dib gif heic heics heif heifs hif ico j2k jfif jif jp2 jpe jpeg jpg jxl pjp pjpeg png psd svg svgz
 tga tif tiff webp
@@ -44,7 +44,7 @@ class Found:
 
 
 def find(paths: Iterable[str], *, leave_out: Path | None = None) -> list[Found]:
-    """The files that paths stand for: files as they are, folders with all pictures below them, each in sorted order.
+    """The files that paths stand for: files as they are, folders with all images below them, each in sorted order.
 
     Args:
         paths: Files and folders.
@@ -62,14 +62,14 @@ def find(paths: Iterable[str], *, leave_out: Path | None = None) -> list[Found]:
         if is_folder:
             top = PurePath(Path(path).resolve().name)
             found += [
-                Found(below, top / PurePath(below).relative_to(PurePath(path))) for below in _pictures(path, leave_out)
+                Found(below, top / PurePath(below).relative_to(PurePath(path))) for below in _images(path, leave_out)
             ]
         else:
             found.append(Found(path, PurePath(PurePath(path).name)))
     return found
 
 
-def _pictures(folder: str, leave_out: Path | None) -> Iterator[str]:
+def _images(folder: str, leave_out: Path | None) -> Iterator[str]:
     # A stack, not recursion: a sender may nest folders deeper than Python nests calls.
     pending = _listed(folder)
     while pending:
@@ -77,7 +77,7 @@ def _pictures(folder: str, leave_out: Path | None) -> Iterator[str]:
         if entry.is_dir(follow_symlinks=False):
             if not (leave_out and leave_out.exists() and leave_out.samefile(entry.path)):
                 pending += _listed(entry.path)
-        elif _is_regular(entry) and _looks_like_a_picture(entry.path):
+        elif _is_regular(entry) and _looks_like_an_image(entry.path):
             yield entry.path
 
 
@@ -99,7 +99,7 @@ def _listed(folder: str) -> list[os.DirEntry[str]]:
     return sorted(visible, key=lambda entry: entry.name, reverse=True)
 
 
-def _looks_like_a_picture(path: str) -> bool:
+def _looks_like_an_image(path: str) -> bool:
     if PurePath(path).suffix.lower() in SUFFIXES:
         return True
     from guardalign_guardrails.images.containers.inspect import sniff
@@ -115,7 +115,7 @@ def _looks_like_a_picture(path: str) -> bool:
 
 
 class OutputFolder:
-    """Writes pictures below a folder under names of their own, never over an input.
+    """Writes images below a folder under names of their own, never over an input.
 
     Args:
         folder: Made if it does not exist.
@@ -134,14 +134,14 @@ class OutputFolder:
         except OSError as error:
             raise CommandError(f"--out {folder}: {_why(error)}; give a folder that can be written to.") from error
 
-    def save(self, picture: Image, place: PurePath, what: str) -> Path:
-        """Write a picture as ``PLACE.WHAT.png``, or with a number if that name is taken, and say where.
+    def save(self, image: Image, place: PurePath, what: str) -> Path:
+        """Write an image as ``PLACE.WHAT.png``, or with a number if that name is taken, and say where.
 
         Raises:
             CommandError: It cannot be written.
         """
         target = self._free(place, what)
-        write_png(picture, target)
+        write_png(image, target)
         return target
 
     def _free(self, place: PurePath, what: str) -> Path:
@@ -159,8 +159,8 @@ class OutputFolder:
             number += 1
 
 
-def write_png(picture: Image, target: Path) -> None:
-    """Write a picture in one step, so that no half of it is ever seen and no link is followed.
+def write_png(image: Image, target: Path) -> None:
+    """Write an image in one step, so that no half of it is ever seen and no link is followed.
 
     Raises:
         CommandError: It cannot be written.
@@ -171,7 +171,7 @@ def write_png(picture: Image, target: Path) -> None:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".guardalign-", delete=False) as file:
             try:
-                file.write(encode_png(picture))
+                file.write(encode_png(image))
                 file.close()
                 # Temporary files are private; outputs are as readable as the user's other files.
                 Path(file.name).chmod(0o666 & ~_umask())

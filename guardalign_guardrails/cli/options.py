@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
 
 import typer
 
+from guardalign_guardrails.actions import Source
 from guardalign_guardrails.cli.console import CommandError
-from guardalign_guardrails.detection.config import Scoring
 from guardalign_guardrails.errors import GuardAlignError
-from guardalign_guardrails.policy import Policy, Source
+from guardalign_guardrails.policy import Policy
+from guardalign_guardrails.policy.detection import Scoring
 
 if TYPE_CHECKING:
     from guardalign_guardrails.detection.encoders import Encoder
-    from guardalign_guardrails.guard import Guard
+    from guardalign_guardrails.guarding.guard import Guard
 
 # The registry's own FORMS cannot be imported without torch; a test keeps the two alike.
 ENCODER_FORMS: Final = (
@@ -75,7 +76,7 @@ def chosen_guard(
     """A guard that is ready to check, so that whatever is missing is said before the first image."""
     chosen = chosen_policy(policy, scoring)
     ready = chosen_encoder(encoder, device)
-    from guardalign_guardrails.guard import Guard
+    from guardalign_guardrails.guarding.guard import Guard
 
     guard = Guard(chosen, ready, profile=profile)
     guard.prepare()
@@ -84,7 +85,7 @@ def chosen_guard(
 
 
 def _look_once(encoder: Encoder) -> None:
-    """Load the picture side of an encoder, which `Guard.prepare` leaves out when anchors are cached."""
+    """Load the image side of an encoder, which `Guard.prepare` leaves out when anchors are cached."""
     from PIL import Image
 
     from guardalign_guardrails.detection.encoders import Crop

@@ -23,7 +23,7 @@ def show(
 ) -> None:
     """Print a policy as YAML: the shipped one with its comments, or a file's with 'extends' filled in."""
     if file is None:
-        text = resources.files("guardalign_guardrails").joinpath("policies/default.yaml").read_text(encoding="utf-8")
+        text = resources.files("guardalign_guardrails").joinpath("policy/default.yaml").read_text(encoding="utf-8")
     else:
         text = Policy.load(file).to_yaml()
     sys.stdout.write(text)

@@ -1,6 +1,6 @@
-"""``guardalign scan``: many pictures, a row each, as they are done.
+"""``guardalign scan``: many images, a row each, as they are done.
 
-Memory holds one chunk of pictures, however many there are.
+Memory holds one chunk of images, however many there are.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
+from guardalign_guardrails.actions import Source
 from guardalign_guardrails.cli.console import printable, progress, report
 from guardalign_guardrails.cli.files import Found, OutputFolder, find
 from guardalign_guardrails.cli.options import (
@@ -28,11 +29,10 @@ from guardalign_guardrails.cli.options import (
 )
 from guardalign_guardrails.cli.rows import row, rows_only
 from guardalign_guardrails.errors import ImageDecodeError
-from guardalign_guardrails.policy import Source
 from guardalign_guardrails.verdict import Verdict
 
 if TYPE_CHECKING:
-    from guardalign_guardrails.guard import Checked, Guard
+    from guardalign_guardrails.guarding.guard import CheckResult, Guard
 
 Show = Callable[[str, Verdict], None]
 
@@ -89,8 +89,8 @@ def scan(
 
 def _checked(
     guard: Guard, found: Sequence[Found], source: Source, advance: Callable[[int], None]
-) -> Iterator[tuple[Found, Checked]]:
-    # A time limit holds for a whole call, so a slow picture would take its neighbours with it.
+) -> Iterator[tuple[Found, CheckResult]]:
+    # A time limit holds for a whole call, so a slow image would take its neighbours with it.
     size = 1 if guard.policy.failure.timeout_s else _AT_ONCE
     remaining = iter(found)
     while chunk := list(islice(remaining, size)):
@@ -100,8 +100,8 @@ def _checked(
             advance(1)
 
 
-def _save(guard: Guard, output: OutputFolder, item: Found, checked: Checked, source: Source) -> None:
-    """The heat map of a picture that was scored, and the picture that takes its place if there is one."""
+def _save(guard: Guard, output: OutputFolder, item: Found, checked: CheckResult, source: Source) -> None:
+    """The heat map of an image that was scored, and the image that takes its place if there is one."""
     from guardalign_guardrails.explain import heat_map, heat_scale, judged_view
     from guardalign_guardrails.images import decode
 
@@ -112,11 +112,11 @@ def _save(guard: Guard, output: OutputFolder, item: Found, checked: Checked, sou
         return
     try:
         # The guard keeps no pixels, so they are read again.
-        picture = judged_view(decode(Path(item.path), guard.limits), verdict)
+        image = judged_view(decode(Path(item.path), guard.limits), verdict)
     except ImageDecodeError:
         report(f"{item.path}: changed or gone since it was scored; no heat map.")
         return
-    output.save(heat_map(picture, verdict, heat_scale(guard.policy, guard.profile, source)), item.place, "heat")
+    output.save(heat_map(image, verdict, heat_scale(guard.policy, guard.profile, source)), item.place, "heat")
 
 
 def _json(write: Callable[[dict[str, object]], None]) -> Show:

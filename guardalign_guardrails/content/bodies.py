@@ -1,7 +1,7 @@
-"""Requests to hosted models as plain data: bodies in, sanitised bodies and a ruling out.
+"""Requests to hosted models as plain data: bodies in, sanitised bodies and a decision out.
 
 What the integrations that sit between an app and a provider share. `body_parts` knows where an API keeps its messages
-and `prefixing` where it wants the safety prefix; this puts them together with screening and the ruling. Sync and async
+and `chat` where it wants the safety prefix; this puts them together with screening and the decision. Sync and async
 differ in one line, the call to the guard.
 """
 
@@ -13,11 +13,10 @@ from typing import Final
 
 from guardalign_guardrails.content import screen as core
 from guardalign_guardrails.content.body_parts import Body, Form, Part, nested_bodies, parts_of
-from guardalign_guardrails.content.prefixing import Placement, headed
+from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Placement, decide_chat, headed
 from guardalign_guardrails.content.rewrite import block_at, with_blocks
-from guardalign_guardrails.content.ruling import OnViolation, Ruling, rule
 from guardalign_guardrails.content.screen import Screened, Turn
-from guardalign_guardrails.guard import Guard
+from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.verdict import Verdict
 
@@ -49,13 +48,13 @@ class ScreenedBody:
     Attributes:
         body: What the one who answers may be given, the prefix included; the very same object if nothing changed.
         verdicts: All that was found, in reading order.
-        ruling: Who answers. In a body of form ``other`` there is no place for a refusal or a notice, so that what is
+        decision: Who answers. In a body of form ``other`` there is no place for a refusal or a notice, so that what is
             blocked or routed is an error.
     """
 
     body: Body = field(repr=False)
     verdicts: tuple[Verdict, ...]
-    ruling: Ruling
+    decision: ChatDecision
 
 
 def screen_body(guard: Guard, body: Body, form: Form, rules: BodyRules = DEFAULT_RULES) -> ScreenedBody:
@@ -110,7 +109,7 @@ def _close(
     rules: BodyRules,
 ) -> ScreenedBody:
     is_chat = form != "other"
-    ruling = rule(
+    decision = decide_chat(
         policy,
         [part.role for part in parts],
         [result.verdicts for result in screened],
@@ -123,9 +122,9 @@ def _close(
         if result.content is not turn.content
     }
     new: Body = with_blocks(body, changed)
-    if ruling.is_prefix_due:
+    if decision.is_prefix_due:
         new = with_prefix(new, form, policy.prefix, rules.placement)
-    return ScreenedBody(new, tuple(verdict for result in screened for verdict in result.verdicts), ruling)
+    return ScreenedBody(new, tuple(verdict for result in screened for verdict in result.verdicts), decision)
 
 
 def _prefixed(body: Body, form: Form, prefix: str, placement: Placement, *, is_whole: bool) -> Body:

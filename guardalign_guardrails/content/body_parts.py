@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
+from guardalign_guardrails.actions import Source
+from guardalign_guardrails.content.chat import Role, sources
 from guardalign_guardrails.content.payload import is_data_url, read_data_url
 from guardalign_guardrails.content.rewrite import block_at
-from guardalign_guardrails.content.ruling import Role, sources
 from guardalign_guardrails.content.screen import Turn
 from guardalign_guardrails.content.walk import Path
-from guardalign_guardrails.policy import Source
 
 Form = Literal["chat", "responses", "messages", "other"]
 """OpenAI's chat completions, OpenAI's Responses, Anthropic's Messages; in any other body every image counts as the
@@ -23,9 +23,9 @@ user's."""
 
 Body: TypeAlias = Mapping[str, Any]
 
-Shape = Literal["content", "item", "loose", "picture"]
+Shape = Literal["content", "item", "loose", "image"]
 """What a part is: a message's content; an item of Responses that is no message; a value that is no chat content, in
-which bare pictures are looked for as well; a bare value that stands for a picture, whatever it looks like."""
+which bare images are looked for as well; a bare value that stands for an image, whatever it looks like."""
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,12 @@ class Part:
 
     def turn(self) -> Turn:
         """The part as the core screens it."""
-        content = {"type": "image", "image": self.value} if self.shape == "picture" else self.value
+        content = {"type": "image", "image": self.value} if self.shape == "image" else self.value
         return Turn(content, self.source, is_loose=self.shape == "loose")
 
     def screened(self, content: Any) -> Any:
         """What takes the part's place, given what became of the content of its turn."""
-        if self.shape == "picture":
+        if self.shape == "image":
             return content.get("image")
         return _as_item(self.value, content) if self.shape == "item" else content
 
@@ -83,8 +83,8 @@ _NO_CONTENT_OF_A_MESSAGE: Final = frozenset(
 )
 # LiteLLM hands these on as blocks of the message; what else is among a provider's own fields are notes.
 _HANDED_ON: Final = ("compaction_blocks", "tool_results", "web_search_results")
-# These hold pictures, whatever they look like: a URL, base64 text, bytes.
-_PICTURES: Final = frozenset({"image", "images", "input_reference", "mask"})
+# These hold images, whatever they look like: a URL, base64 text, bytes.
+_IMAGES: Final = frozenset({"image", "images", "input_reference", "mask"})
 _ROLES: Final[Mapping[object, Role]] = {
     "assistant": "assistant",
     "developer": "system",
@@ -96,7 +96,7 @@ _ROLES: Final[Mapping[object, Role]] = {
 
 
 def parts_of(body: Body, form: Form) -> list[Part]:
-    """All that may hold pictures: messages in order, what is beside them, then the same of bodies within the body.
+    """All that may hold images: messages in order, what is beside them, then the same of bodies within the body.
 
     Args:
         body: The body, or the keyword arguments from which a client makes it.
@@ -130,12 +130,12 @@ def _beside(mapping: Mapping[str, Any], path: Path, role: Role, known: Set[str])
     """The values of a mapping under keys other than the known ones."""
     for key in [key for key in mapping if key not in known]:
         value = mapping[key]
-        # Bytes are an uploaded file, which is a film if it is no picture.
-        if key in _PICTURES or isinstance(value, bytes):
+        # Bytes are an uploaded file, which is a film if it is no image.
+        if key in _IMAGES or isinstance(value, bytes):
             places = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
             for place, each in places:
                 where = (*path, key) if place is None else (*path, key, place)
-                yield Part(where, role, each, "loose" if each is None or isinstance(each, Mapping) else "picture")
+                yield Part(where, role, each, "loose" if each is None or isinstance(each, Mapping) else "image")
         else:
             # A prompt is a user's words, which may begin like a data URL.
             yield Part((*path, key), role, value, "content" if key == "prompt" else "loose")
@@ -153,12 +153,12 @@ def _of_message(message: object, path: Path) -> Iterator[Part]:
     role = _role(message)
     yield Part((*path, "content"), role, message.get("content"))
     if role == "tool":
-        yield from _pictures_in_words(message.get("content"), (*path, "content"))
+        yield from _images_in_words(message.get("content"), (*path, "content"))
     yield from _attached(message, path, role)
     yield from _beside(message, path, role, _NO_CONTENT_OF_A_MESSAGE)
 
 
-def _pictures_in_words(content: object, path: Path) -> Iterator[Part]:
+def _images_in_words(content: object, path: Path) -> Iterator[Part]:
     """A tool's words that are a data URL and nothing else: for Gemini, LiteLLM makes an image of them, put together."""
     blocks = enumerate(_listed(content))
     said = {(*path, index, "text"): block.get("text") for index, block in blocks if isinstance(block, Mapping)}
@@ -190,7 +190,7 @@ def _of_responses(body: Body) -> Iterator[Part]:
             # A call's output is a tool's words, all else that has no role was said by the model.
             is_output = str(item["type"]).endswith("_output")
             yield Part(path, "tool" if is_output else "assistant", item, "item")
-            yield from _pictures_in_words(item.get("output"), (*path, "output"))
+            yield from _images_in_words(item.get("output"), (*path, "output"))
         else:
             yield from _of_message(item, path)
 
@@ -206,7 +206,7 @@ def _of_messages(body: Body) -> Iterator[Part]:
             for place, block in enumerate(content):
                 yield Part((*path, "content", place), "tool" if _is_tool_result(block) else role, block)
                 if _is_tool_result(block):
-                    yield from _pictures_in_words(block.get("content"), (*path, "content", place, "content"))
+                    yield from _images_in_words(block.get("content"), (*path, "content", place, "content"))
             yield from _beside(message, path, role, _NO_CONTENT_OF_A_MESSAGE)
         else:
             yield from _of_message(message, path)
@@ -231,7 +231,7 @@ def _as_log(output: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def _masks(body: Body) -> Iterator[Part]:
-    """What is to be repainted in a picture, which OpenAI keeps among a tool's settings."""
+    """What is to be repainted in an image, which OpenAI keeps among a tool's settings."""
     items = [(("input", index), item) for index, item in enumerate(_listed(body.get("input")))]
     for path, holder in [((), body), *items]:
         tools = holder.get("tools") if isinstance(holder, Mapping) else None

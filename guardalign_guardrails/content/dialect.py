@@ -1,7 +1,7 @@
 """What a dialect is, and the few moves that dialects are made of.
 
 A dialect looks at one block only. Nearly all of them have the same shape: somewhere in the block is a *holder*, a
-mapping in which one of several *locators* says where the picture is. They differ in the names.
+mapping in which one of several *locators* says where the image is. They differ in the names.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from guardalign_guardrails.content.payload import (
 Block: TypeAlias = Mapping[Any, Any]
 
 Kind = Literal["data", "url", "any", "reference"]
-"""What a locator holds: bytes, base64 text or a data URL; a URL; either of them or a decoded picture; the name of a
+"""What a locator holds: bytes, base64 text or a data URL; a URL; either of them or a decoded image; the name of a
 file that is elsewhere."""
 
 LOCATORS: Final = frozenset(
@@ -78,10 +78,10 @@ class Reading:
     """What a dialect makes of a block.
 
     Attributes:
-        read: Given the most bytes to accept, what stands in the picture's place.
-        write: Given an encoded picture and its media type, the same block with it as its only picture; None if the
+        read: Given the most bytes to accept, what stands in the image's place.
+        write: Given an encoded image and its media type, the same block with it as its only image; None if the
             dialect cannot be written.
-        takes_text: Whether text may stand where the block stands; else only a picture may.
+        takes_text: Whether text may stand where the block stands; else only an image may.
     """
 
     read: Callable[[int], Payload] = field(repr=False)
@@ -109,7 +109,7 @@ def read_one(holder: Block, kinds: Mapping[str, Kind], max_bytes: int) -> Payloa
 
     Args:
         holder: The mapping with the locator.
-        kinds: The locators that the dialect knows. Any other one, or a second one, leaves open which picture a model
+        kinds: The locators that the dialect knows. Any other one, or a second one, leaves open which image a model
             would see.
         max_bytes: Most bytes to accept.
     """
@@ -136,11 +136,11 @@ def read_value(value: object, kind: Kind, max_bytes: int) -> Payload:
 
 
 def written(old: object, data: bytes, mime: str) -> object:
-    """A picture in the form its place had before: a PIL image, bytes, a data URL, else base64 text."""
+    """An image in the form its place had before: a PIL image, bytes, a data URL, else base64 text."""
     if isinstance(old, Image.Image):
-        picture = Image.open(io.BytesIO(data))
-        picture.load()
-        return picture
+        image = Image.open(io.BytesIO(data))
+        image.load()
+        return image
     if isinstance(old, bytes | bytearray | memoryview):
         return data
     if isinstance(old, str) and (is_data_url(old) or "://" in old[:64]):
@@ -154,7 +154,7 @@ def replaced(block: Block, value: object, mime: str, *, key: str, over: str | No
     Args:
         block: Any mapping.
         value: The new locator's value.
-        mime: Media type of the new picture.
+        mime: Media type of the new image.
         key: The new locator.
         over: The old locator whose place in the order it takes; None to take that of any locator.
     """

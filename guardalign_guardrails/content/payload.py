@@ -1,4 +1,4 @@
-"""What stands in an image's place in a chat, and text that carries a picture to its bytes.
+"""What stands in an image's place in a chat, and text that carries an image to its bytes.
 
 Size is capped before anything is decoded. Lenient where providers are lenient (case, white space, percent-encoding,
 missing padding), because what a provider would open must be opened here too. Nothing is fetched, and no text is ever
@@ -29,13 +29,13 @@ Reason = Literal[
 """Why what stands for media cannot be opened here.
 
 ``file_reference`` and ``remote_reference`` point to bytes that are elsewhere; ``no_locator`` and ``several_locators``
-leave open which picture a model would see; ``unsupported_block`` is a dialect or medium this package does not read.
+leave open which image a model would see; ``unsupported_block`` is a dialect or medium this package does not read.
 """
 
 
 @dataclass(frozen=True)
 class Remote:
-    """A picture that is elsewhere.
+    """An image that is elsewhere.
 
     Attributes:
         url: Where; as the sender wrote it, of any scheme.
@@ -49,7 +49,7 @@ class Ambiguous(bytes):
 
 
 Payload: TypeAlias = bytes | Image.Image | Remote | Reason
-"""An encoded picture, a decoded one, where it is, or why there is none."""
+"""An encoded image, a decoded one, where it is, or why there is none."""
 
 _HEAD: Final = re.compile(r"\s*data:([^,]{0,1024}),", re.IGNORECASE)
 _PERCENT_GROWTH: Final = 3
@@ -69,7 +69,7 @@ def mime_of_data_url(url: str) -> str:
 
 
 def read_url(url: str, max_bytes: int) -> Payload:
-    """What a URL stands for: the bytes of a data URL, else where the picture is."""
+    """What a URL stands for: the bytes of a data URL, else where the image is."""
     return read_data_url(url, max_bytes) if is_data_url(url) else Remote(url)
 
 

@@ -12,10 +12,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from guardalign_guardrails import Verdict
-from guardalign_guardrails.policy import LADDER, severest
+from guardalign_guardrails.actions import LADDER, severest
 
 RECORD_KEY: Final = "guardalign"
-"""Metadata field with the records of a document's pictures: a JSON list."""
+"""Metadata field with the records of a document's images: a JSON list."""
 
 ACTION_KEY: Final = "guardalign_action"
 """Metadata field with the severest action among them."""
@@ -25,7 +25,7 @@ _POLICY_LENGTH: Final = 16
 
 
 def verdict_id(verdict: Verdict) -> str:
-    """A name for what was found: the same picture, source, policy, profile and encoder always give the same one."""
+    """A name for what was found: the same image, source, policy, profile and encoder always give the same one."""
     parts = (
         verdict.digest,
         verdict.source,
@@ -41,8 +41,8 @@ def verdict_id(verdict: Verdict) -> str:
 def with_records(metadata: dict[Any, Any], verdicts: Sequence[Verdict]) -> dict[Any, Any]:
     """The metadata with verdicts on record; the very same object if there is nothing to add.
 
-    A picture that may pass is put on record only where there is no record yet, so that what was once done to a document
-    stays known when its masked picture is found harmless later.
+    An image that may pass is put on record only where there is no record yet, so that what was once done to a document
+    stays known when its masked image is found harmless later.
     """
     known = _records(metadata.get(RECORD_KEY))
     names = {record["id"] for record in known}

@@ -13,14 +13,14 @@ from typing import Any, Final
 
 from PIL import Image
 
+from guardalign_guardrails.actions import Source
 from guardalign_guardrails.content.payload import Ambiguous, Payload, Remote
 from guardalign_guardrails.content.rewrite import block_at, text_in_place_of, with_blocks
 from guardalign_guardrails.content.walk import Slot, find, find_loose
 from guardalign_guardrails.errors import FetchRefused
-from guardalign_guardrails.guard import Checked, Guard
+from guardalign_guardrails.guarding.guard import CheckResult, Guard
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.images.containers import sniff
-from guardalign_guardrails.policy import Source
 from guardalign_guardrails.verdict import Verdict
 
 NOTICE: Final = "[image removed by the safety policy]"
@@ -39,7 +39,7 @@ class Turn:
     Attributes:
         content: Text, a list of blocks, or a block: plain data as a provider takes it.
         source: Where it came from.
-        is_loose: Whether it is a value of an app's own making, with bare pictures in it, rather than chat content.
+        is_loose: Whether it is a value of an app's own making, with bare images in it, rather than chat content.
     """
 
     content: Any = field(repr=False)
@@ -78,7 +78,7 @@ class _Place:
 def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     """Check turns; all images of all of them make one batch.
 
-    An image is masked in its own dialect, replaced by a notice or, where only a picture may stand, by a black one
+    An image is masked in its own dialect, replaced by a notice or, where only an image may stand, by a black one
     (``route``, ``block``), or stays. One that stays is inlined if it was fetched, and written anew if its text can be
     read in two ways, so that a model sees the very bytes that were checked.
 
@@ -149,7 +149,9 @@ def _images(places: Sequence[_Place]) -> tuple[list[bytes | Image.Image], list[S
     return [image for image, _ in pairs], [source for _, source in pairs]
 
 
-def _close(guard: Guard, turns: Sequence[Turn], places: Sequence[_Place], checked: Sequence[Checked]) -> list[Screened]:
+def _close(
+    guard: Guard, turns: Sequence[Turn], places: Sequence[_Place], checked: Sequence[CheckResult]
+) -> list[Screened]:
     results = iter(checked)
     blocks: list[dict[tuple[Any, ...], object]] = [{} for _ in turns]
     verdicts: list[list[Verdict]] = [[] for _ in turns]
@@ -165,7 +167,7 @@ def _close(guard: Guard, turns: Sequence[Turn], places: Sequence[_Place], checke
     ]
 
 
-def _in_order(guard: Guard, places: Sequence[_Place], results: Iterator[Checked]) -> Iterator[Checked]:
+def _in_order(guard: Guard, places: Sequence[_Place], results: Iterator[CheckResult]) -> Iterator[CheckResult]:
     for place in places:
         if isinstance(place.payload, str):
             yield guard.uninspectable(place.payload, place.source)
@@ -173,7 +175,7 @@ def _in_order(guard: Guard, places: Sequence[_Place], results: Iterator[Checked]
             yield next(results)
 
 
-def _replacement(block: Any, place: _Place, result: Checked, *, is_enforced: bool) -> object:
+def _replacement(block: Any, place: _Place, result: CheckResult, *, is_enforced: bool) -> object:
     """What takes a block's place; None if it stays."""
     verdict, write = result.verdict, place.slot.reading.write
     if verdict.action in ("route", "block") or (verdict.action == "mask" and (write is None or result.image is None)):

@@ -98,7 +98,7 @@ _SCALARS: Final = (bool, int, float, type(None))
 _MAX_DEPTH: Final = 24
 # Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
 _MAX_NODES: Final = 100_000
-# Pictures that are written in letters, which Pillow opens wherever it is given them (PPM, XBM, XPM, FITS, IM, EPS).
+# Images that are written in letters, which Pillow opens wherever it is given them (PPM, XBM, XPM, FITS, IM, EPS).
 _DRAWN: Final = re.compile(
     rb"\A\s*(P([1-7]|f|y\w+)\s+[#\d]|/\* XPM|SIMPLE\s*=|Image type|%!PS)|#define[ \t].*_width[ \t]", re.IGNORECASE
 )
@@ -141,8 +141,8 @@ def find(content: object) -> list[Slot]:
 def find_loose(value: object) -> list[Slot]:
     """Everything that is an image in a value of an app's own making, such as a tool's artifact.
 
-    Besides blocks, bare pictures are found: PIL images, encoded bytes, data URLs. Objects that are neither plain data
-    nor a picture are left alone, since no model is given them.
+    Besides blocks, bare images are found: PIL images, encoded bytes, data URLs. Objects that are neither plain data
+    nor an image are left alone, since no model is given them.
     """
     return _in_block(value, (), is_loose=True)
 
@@ -173,7 +173,7 @@ def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) ->
     Args:
         value: Any value.
         path: Leads to it.
-        home: Leads to the nearest mapping, which is what can be replaced; None where bare pictures are looked for.
+        home: Leads to the nearest mapping, which is what can be replaced; None where bare images are looked for.
         nodes: Ends when too many values have been looked at.
     """
     if next(nodes, None) is None or len(path) > _MAX_DEPTH:
@@ -212,13 +212,13 @@ def _walk_mapping(
 
 
 def _bare(value: object) -> Reading | None:
-    """A picture that stands alone, without a block around it."""
-    is_picture = (
+    """An image that stands alone, without a block around it."""
+    is_image = (
         isinstance(value, Image.Image)
         or (isinstance(value, bytes | bytearray) and sniff(bytes(value[:16])) is not None)
         or (isinstance(value, str) and _MEDIA_URL.match(value) is not None)
     )
-    if not is_picture:
+    if not is_image:
         return None
     return Reading(lambda limit: read_value(value, "any", limit), lambda data, mime: written(value, data, mime))
 

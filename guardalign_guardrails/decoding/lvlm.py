@@ -15,28 +15,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
-from guardalign_guardrails.content.ruling import OnViolation
+from guardalign_guardrails.content.chat import OnViolation
 from guardalign_guardrails.decoding import loading
-from guardalign_guardrails.decoding.adapter import AttentionAdapter
-from guardalign_guardrails.decoding.admission import Admission, aadmit, admit
-from guardalign_guardrails.decoding.answer import Answer, Piece
-from guardalign_guardrails.decoding.calibration import calibration_for
+from guardalign_guardrails.decoding.attention.adapter import AttentionAdapter
+from guardalign_guardrails.decoding.attention.calibration import calibration_for
+from guardalign_guardrails.decoding.chat.admission import Admission, aadmit, admit
+from guardalign_guardrails.decoding.chat.answer import Answer, Piece
+from guardalign_guardrails.decoding.chat.generation import Engine, Order, Tools
+from guardalign_guardrails.decoding.chat.grammar import Grammars
+from guardalign_guardrails.decoding.chat.messages import ChatInput, messages_of
+from guardalign_guardrails.decoding.chat.progress import Row
+from guardalign_guardrails.decoding.chat.settings import GenerationSettings
+from guardalign_guardrails.decoding.chat.template import knows_tools
+from guardalign_guardrails.decoding.chat.tools import ToolFormat, format_of
+from guardalign_guardrails.decoding.chat.worker import Worker
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
-from guardalign_guardrails.decoding.generation import Engine, Order, Tools
-from guardalign_guardrails.decoding.grammar import Grammars
-from guardalign_guardrails.decoding.messages import ChatInput, messages_of
-from guardalign_guardrails.decoding.progress import Row
-from guardalign_guardrails.decoding.settings import GenerationSettings
-from guardalign_guardrails.decoding.template import knows_tools
-from guardalign_guardrails.decoding.tools import ToolFormat, format_of
-from guardalign_guardrails.decoding.worker import Worker
 from guardalign_guardrails.errors import UnsafeContentError
-from guardalign_guardrails.guard import Guard
+from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.images import ImageLimits
 
 
 class CalibratedLVLM:
-    """Answers chats with pictures by a local model that keeps its safety prefix in mind.
+    """Answers chats with images by a local model that keeps its safety prefix in mind.
 
     Safe to use from several threads and event loops: requests queue for the model in the order they came.
 
@@ -46,12 +46,12 @@ class CalibratedLVLM:
         name: For reports; None for the class's name.
         calibration: How strongly the prefix is held in attention; None, or ``gamma=0``, for plain decoding.
         prefix: The safety prefix; a blank text for none.
-        guard: Checks the pictures of every chat first; None to check nothing.
-        on_violation: What a blocked picture of the current user turn means. Routed ones count as blocked.
+        guard: Checks the images of every chat first; None to check nothing.
+        on_violation: What a blocked image of the current user turn means. Routed ones count as blocked.
         settings: Defaults of generations.
         tool_format: How the model writes tool calls; ``auto`` for what its chat template says, None for not at all.
         context_window: Most tokens of prompt and answer together; None for what the model's config says.
-        limits: What a picture may cost to decode where there is no guard.
+        limits: What an image may cost to decode where there is no guard.
         adapter: Where the parts of a model with code of its own are; None for models of transformers.
 
     Raises:
@@ -189,7 +189,7 @@ class CalibratedLVLM:
 
     @property
     def is_multimodal(self) -> bool:
-        """Whether it can be given pictures."""
+        """Whether it can be given images."""
         return self._engine.is_multimodal
 
     @property
@@ -243,13 +243,13 @@ class CalibratedLVLM:
             logits_processors: More of transformers' processors, such as those of a grammar.
 
         Returns:
-            The answer; the policy's refusal if a picture was blocked and ``on_violation`` is ``refuse``.
+            The answer; the policy's refusal if an image was blocked and ``on_violation`` is ``refuse``.
 
         Raises:
             PromptError: The chat cannot be written into a prompt.
             ContextOverflow: It is too long.
-            ImageDecodeError: A picture cannot be opened.
-            UnsafeContentError: A picture was blocked and ``on_violation`` is ``raise``.
+            ImageDecodeError: An image cannot be opened.
+            UnsafeContentError: An image was blocked and ``on_violation`` is ``raise``.
         """
         order = self._order(settings, tools, is_reported, logits_processors)
         (admission,) = admit(self.guard, [messages_of(chat)], self.on_violation, self.limits)
@@ -325,7 +325,7 @@ class CalibratedLVLM:
     ) -> list[Answer]:
         """Answer chats together: one pass of the guard's encoder, then one generation, or two.
 
-        Chats with pictures and chats without are a generation each. Raises what `chat` raises.
+        Chats with images and chats without are a generation each. Raises what `chat` raises.
         """
         order = self._order(settings, tools, is_reported)
         read = [messages_of(chat) for chat in chats]
@@ -359,11 +359,11 @@ class CalibratedLVLM:
 
     def _refusal(self, admission: Admission) -> Answer | None:
         """The policy's answer in the model's place; None if the model is asked."""
-        ruling = admission.ruling
-        if ruling is None or ruling.offender is None or ruling.answerer == "model" or self.guard is None:
+        decision = admission.decision
+        if decision is None or decision.violation is None or decision.handled_by == "model" or self.guard is None:
             return None
-        if ruling.answerer == "error":
-            raise UnsafeContentError(ruling.offender)
+        if decision.handled_by == "error":
+            raise UnsafeContentError(decision.violation)
         return Answer(self.guard.policy.refusal, "refusal", verdicts=admission.verdicts)
 
     def _grouped(self, admissions: Sequence[Admission], order: Order, cancelled: threading.Event) -> list[Answer]:

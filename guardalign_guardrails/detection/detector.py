@@ -16,13 +16,13 @@ from PIL import Image
 
 from guardalign_guardrails.detection import scoring
 from guardalign_guardrails.detection.anchors import AnchorBank, build_bank
-from guardalign_guardrails.detection.calibration import ProfileKey
-from guardalign_guardrails.detection.config import RegionConfig
 from guardalign_guardrails.detection.encoders.base import Encoder
+from guardalign_guardrails.detection.reference import ProfileKey
 from guardalign_guardrails.detection.regions import cut
 from guardalign_guardrails.policy import Policy
+from guardalign_guardrails.policy.detection import RegionConfig
 
-_PICTURES_AT_ONCE = 16
+_IMAGES_AT_ONCE = 16
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Timings:
 
 
 class Detector:
-    """Scores pictures under one policy and encoder.
+    """Scores images under one policy and encoder.
 
     Args:
         policy: Anchors, regions and scoring.
@@ -65,7 +65,7 @@ class Detector:
 
     @property
     def regions(self) -> RegionConfig:
-        """How pictures are cut."""
+        """How images are cut."""
         return scoring.regions_for(self.policy.scoring.method, self.encoder, self.policy.regions)
 
     @property
@@ -78,27 +78,27 @@ class Detector:
             scoring=self.policy.scoring,
         )
 
-    def detect(self, pictures: Sequence[Image.Image]) -> tuple[list[scoring.ScoreMap], Timings]:
-        """Score pictures, several through the encoder at once.
+    def detect(self, images: Sequence[Image.Image]) -> tuple[list[scoring.ScoreMap], Timings]:
+        """Score images, several through the encoder at once.
 
         Args:
-            pictures: RGB pictures of any sizes.
+            images: RGB images of any sizes.
 
         Returns:
-            One `ScoreMap` per picture, in order, and the time it took.
+            One `ScoreMap` per image, in order, and the time it took.
 
         Raises:
             ArithmeticError: A score is not finite. Compared with a threshold, a NaN would pass for safe.
         """
         maps: list[scoring.ScoreMap] = []
         encode = score = 0.0
-        for first in range(0, len(pictures), _PICTURES_AT_ONCE):
+        for first in range(0, len(images), _IMAGES_AT_ONCE):
             started = time.perf_counter()
-            cut_pictures = cut(self.encoder, pictures[first : first + _PICTURES_AT_ONCE], self.regions)
+            cut_images = cut(self.encoder, images[first : first + _IMAGES_AT_ONCE], self.regions)
             encoded = time.perf_counter()
             maps += [
                 scoring.score(regions, self.bank, self.policy.scoring, self.encoder.logit_scale)
-                for regions in cut_pictures
+                for regions in cut_images
             ]
             encode += encoded - started
             score += time.perf_counter() - encoded
@@ -106,7 +106,7 @@ class Detector:
             raise ArithmeticError("scores are not finite")
         return maps, Timings(encode * 1e3, score * 1e3)
 
-    def pairs(self, picture: Image.Image, count: int) -> list[scoring.Pair]:
-        """What the transport of one picture says in words: the strongest region-anchor pairs, strongest first."""
-        (regions,) = cut(self.encoder, [picture], self.regions)
+    def pairs(self, image: Image.Image, count: int) -> list[scoring.Pair]:
+        """What the transport of one image says in words: the strongest region-anchor pairs, strongest first."""
+        (regions,) = cut(self.encoder, [image], self.regions)
         return scoring.top_pairs(regions, self.bank, self.policy.scoring, self.encoder.logit_scale, count)

@@ -1,7 +1,7 @@
 """From a score map to the boxes a mask should cover.
 
 The hottest region says where unsafe content is; it rarely spans it. A box grows from every region above the threshold
-over connected regions that are clearly hotter than the picture's background.
+over connected regions that are clearly hotter than the image's background.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from scipy import ndimage
 from guardalign_guardrails.detection.scoring import ScoreMap
 
 FractionBox = tuple[float, float, float, float]
-"""Left, top, right, bottom as fractions of the picture."""
+"""Left, top, right, bottom as fractions of the image."""
 
 
 def unsafe_boxes(score_map: ScoreMap, thresholds: Sequence[float], extent: float) -> list[FractionBox]:
     """Boxes around the regions that reach a threshold.
 
     Args:
-        score_map: Scores of one picture.
+        score_map: Scores of one image.
         thresholds: Per category, the score from which a region is unsafe; infinity for never.
         extent: How far a box grows from its peak: to connected regions that keep at least this share of the peak's
-            height above the picture's median, in (0, 1]. 1 does not grow.
+            height above the image's median, in (0, 1]. 1 does not grow.
 
     Returns:
         Boxes, possibly overlapping; empty if no region reaches its threshold.

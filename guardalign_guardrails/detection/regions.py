@@ -1,6 +1,6 @@
-"""Pictures to regions with features.
+"""Images to regions with features.
 
-A region is a rectangle of the picture with a joint-space feature. Regions of several sizes overlap; `Fusion` says how
+A region is a rectangle of the image with a joint-space feature. Regions of several sizes overlap; `Fusion` says how
 their evidence is pooled on the finest grid, so that one heat map comes out whatever the way of cutting.
 """
 
@@ -14,16 +14,16 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from guardalign_guardrails.detection.config import RegionConfig
 from guardalign_guardrails.detection.encoders.base import Crop, Encoder
+from guardalign_guardrails.policy.detection import RegionConfig
 
 
 @dataclass(frozen=True, eq=False)
 class Layout:
-    """Where the regions of a picture lie; shared by all pictures cut the same way.
+    """Where the regions of an image lie; shared by all images cut the same way.
 
     Attributes:
-        boxes: Left, top, right, bottom of each region as fractions of the picture, shape [M, 4].
+        boxes: Left, top, right, bottom of each region as fractions of the image, shape [M, 4].
         cells: The same of each cell of the finest grid, reading order, shape [rows * columns, 4].
         rows: Cells down.
         columns: Cells across.
@@ -39,11 +39,11 @@ class Layout:
 
 @dataclass(frozen=True, eq=False)
 class Regions:
-    """Regions of one picture.
+    """Regions of one image.
 
     Attributes:
         features: Unit-length region features, shape [M, d].
-        whole: Unit-length feature of the whole picture, shape [d].
+        whole: Unit-length feature of the whole image, shape [d].
         layout: Where the regions lie.
     """
 
@@ -53,15 +53,15 @@ class Regions:
 
 
 def cut(encoder: Encoder, images: Sequence[Image.Image], config: RegionConfig) -> list[Regions]:
-    """Cut pictures into regions and encode them.
+    """Cut images into regions and encode them.
 
     Args:
         encoder: Any encoder.
-        images: RGB pictures of any sizes.
-        config: How to cut. ``grid`` encodes all crops of all pictures in one call; ``dense`` makes one call per scale.
+        images: RGB images of any sizes.
+        config: How to cut. ``grid`` encodes all crops of all images in one call; ``dense`` makes one call per scale.
 
     Returns:
-        One `Regions` per picture, in order.
+        One `Regions` per image, in order.
     """
     if not images:
         return []
@@ -86,7 +86,7 @@ def _grid(encoder: Encoder, images: Sequence[Image.Image], config: RegionConfig)
 
 def _dense(encoder: Encoder, images: Sequence[Image.Image], config: RegionConfig) -> list[Regions]:
     maps_by_scale = [encoder.encode_map(images, scale or None) for scale in config.scales]
-    cut_pictures = []
+    cut_images = []
     for maps in zip(*maps_by_scale, strict=True):
         levels = tuple(
             (feature_map.shape[0], feature_map.shape[1], min(window, *feature_map.shape[:2]))
@@ -100,8 +100,8 @@ def _dense(encoder: Encoder, images: Sequence[Image.Image], config: RegionConfig
         ]
         whole = maps[0].mean((0, 1)).unsqueeze(0)
         embedded = encoder.embed(torch.cat([*pooled, whole]))
-        cut_pictures.append(Regions(embedded[:-1], embedded[-1], _layout(levels)))
-    return cut_pictures
+        cut_images.append(Regions(embedded[:-1], embedded[-1], _layout(levels)))
+    return cut_images
 
 
 def window_starts(cells: int, window: int) -> list[int]:

@@ -1,7 +1,7 @@
 """Features to scores: which regions are unsafe, in which category, how strongly.
 
-Each scoring turns one picture's regions and a policy's anchors into evidence, shape [regions, categories], higher being
-more unsafe. "joint" and "conditional" pool evidence of overlapping regions on the finest grid; the picture's score is
+Each scoring turns one image's regions and a policy's anchors into evidence, shape [regions, categories], higher being
+more unsafe. "joint" and "conditional" pool evidence of overlapping regions on the finest grid; the image's score is
 its hottest region's. The paper's own scoring and the cosine baselines are kept as they are, for comparison.
 """
 
@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from guardalign_guardrails.detection.anchors import AnchorBank
-from guardalign_guardrails.detection.config import RegionConfig, Scoring, ScoringConfig
 from guardalign_guardrails.detection.encoders.base import Encoder
 from guardalign_guardrails.detection.regions import Regions
 from guardalign_guardrails.detection.transport import (
@@ -25,6 +24,7 @@ from guardalign_guardrails.detection.transport import (
     replaced_entropies,
     sinkhorn,
 )
+from guardalign_guardrails.policy.detection import RegionConfig, Scoring, ScoringConfig
 
 _PAPER_EPSILON = 0.1
 _LOGIT_LIMIT = 1e-6
@@ -32,12 +32,12 @@ _LOGIT_LIMIT = 1e-6
 
 @dataclass(frozen=True, eq=False)
 class ScoreMap:
-    """Scores of one picture's regions.
+    """Scores of one image's regions.
 
     Attributes:
-        boxes: Left, top, right, bottom as fractions of the picture, shape [R, 4].
+        boxes: Left, top, right, bottom as fractions of the image, shape [R, 4].
         scores: Higher is more unsafe, shape [R, C].
-        grid: (rows, columns) if the regions tile the picture in reading order, else None.
+        grid: (rows, columns) if the regions tile the image in reading order, else None.
     """
 
     boxes: Tensor
@@ -46,7 +46,7 @@ class ScoreMap:
 
     @property
     def image_scores(self) -> Tensor:
-        """Score of the whole picture per category: its hottest region's, shape [C]."""
+        """Score of the whole image per category: its hottest region's, shape [C]."""
         return self.scores.amax(0)
 
 
@@ -55,7 +55,7 @@ class Pair:
     """A region and an anchor that the transport joins.
 
     Attributes:
-        box: The region, as fractions of the picture.
+        box: The region, as fractions of the image.
         anchor: The anchor's text.
         category: The anchor's category, None for a benign anchor.
         share: Share of the region's mass that goes to the anchor, in [0, 1]; for the cosine baselines the cosine.
@@ -68,7 +68,7 @@ class Pair:
 
 
 def regions_for(scoring: Scoring, encoder: Encoder, wanted: RegionConfig | None) -> RegionConfig:
-    """How to cut pictures for a scoring: as wanted, else what suits the scoring and the encoder."""
+    """How to cut images for a scoring: as wanted, else what suits the scoring and the encoder."""
     if scoring == "global-cosine":
         return RegionConfig(method="grid", scales=(1,))
     if wanted is not None:
@@ -79,10 +79,10 @@ def regions_for(scoring: Scoring, encoder: Encoder, wanted: RegionConfig | None)
 
 
 def score(regions: Regions, bank: AnchorBank, config: ScoringConfig, logit_scale: float) -> ScoreMap:
-    """Score one picture.
+    """Score one image.
 
     Args:
-        regions: The picture's regions.
+        regions: The image's regions.
         bank: The policy's anchors.
         config: Which scoring, with which constants.
         logit_scale: The encoder's inverse softmax temperature.
@@ -113,7 +113,7 @@ def top_pairs(regions: Regions, bank: AnchorBank, config: ScoringConfig, logit_s
     """The unsafe region-anchor pairs that the transport joins most strongly, strongest first, one per anchor.
 
     Args:
-        regions: The picture's regions.
+        regions: The image's regions.
         bank: The policy's anchors.
         config: Which scoring.
         logit_scale: The encoder's inverse softmax temperature.

@@ -68,7 +68,7 @@ def replaced_entropies(view: Tensor, centroids: Tensor, anchors: Tensor, logit_s
     How AWT (Zhu et al. 2024) weighs text variants; GuardAlign says "analogously" for its b_i^n.
 
     Args:
-        view: Unit-length feature of the whole picture, shape [..., d].
+        view: Unit-length feature of the whole image, shape [..., d].
         centroids: Mean anchor of each category, shape [C, d].
         anchors: Unit-length anchors, shape [C, N, d].
         logit_scale: Inverse softmax temperature.

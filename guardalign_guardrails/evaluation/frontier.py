@@ -1,6 +1,6 @@
-"""A picture of the price of safety: refusals of unsafe prompts against refusals of safe ones, a point a condition.
+"""An image of the price of safety: refusals of unsafe prompts against refusals of safe ones, a point a condition.
 
-Drawn with Pillow alone; a plotting library would be a large dependency for one kind of picture.
+Drawn with Pillow alone; a plotting library would be a large dependency for one kind of image.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def draw_frontier(rows: Sequence[Row], title: str) -> Image.Image:
         title: A line above.
 
     Returns:
-        An RGB picture; points are numbered as the rows are, from 1.
+        An RGB image; points are numbered as the rows are, from 1.
     """
     height = max(_TOP + _SIDE + _BOTTOM, _TOP + _ENTRY * (len(rows) + 6))
     size = (_LEFT + _SIDE + _RIGHT, height)

@@ -17,9 +17,9 @@ from typing import Any, Final, Literal, get_args
 
 from pydantic import ValidationError
 
+from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, Placement, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-from guardalign_guardrails.decoding.settings import GenerationSettings
 from guardalign_guardrails.errors import EvaluationError
 from guardalign_guardrails.evaluation.prompts import LabelledPrompt
 

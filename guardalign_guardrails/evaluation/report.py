@@ -176,7 +176,7 @@ def best(rows: Sequence[Row], *, most_rise: float = 0.05, most_degenerate: float
 def tables(rows: Sequence[Row]) -> list[Table]:
     """Rows for a terminal: by label with changes in points over the prefix alone, then by label and source.
 
-    The first column is the number in the picture.
+    The first column is the number in the image.
     """
     from rich.table import Table
     from rich.text import Text

@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from guardalign_guardrails.fetch.fetcher import Fetcher
-from guardalign_guardrails.fetch.rules import FetchRules
+from guardalign_guardrails.policy.fetch import FetchRules
 
 __all__ = ["FetchRules", "Fetcher"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from typing import Final, TypeAlias
 
-from guardalign_guardrails.fetch.rules import refusal
+from guardalign_guardrails.fetch.refusals import refusal
 
 Address: TypeAlias = ipaddress.IPv4Address | ipaddress.IPv6Address
 

@@ -15,8 +15,9 @@ import httpcore
 
 from guardalign_guardrails.fetch.addresses import Address, check
 from guardalign_guardrails.fetch.deadline import Deadline, Lookups
-from guardalign_guardrails.fetch.hosts import is_address
-from guardalign_guardrails.fetch.rules import FetchRules, refusal
+from guardalign_guardrails.fetch.refusals import refusal
+from guardalign_guardrails.policy.fetch import FetchRules
+from guardalign_guardrails.policy.hosts import is_address
 
 Resolve: TypeAlias = Callable[[str, int], Iterable[str]]
 """A host name and port → its addresses as text, best first. May block and may raise OSError."""

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import Final, TypeVar
 
-from guardalign_guardrails.fetch.rules import refusal
+from guardalign_guardrails.fetch.refusals import refusal
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""One request and its answer: a picture's bytes, or where to look instead. Follows nothing itself. Needs httpcore."""
+"""One request and its answer: an image's bytes, or where to look instead. Follows nothing itself. Needs httpcore."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Final
 
 import httpcore
 
-from guardalign_guardrails.fetch.rules import refusal
+from guardalign_guardrails.fetch.refusals import refusal
 from guardalign_guardrails.fetch.target import Redirect, Target
 
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
@@ -24,15 +24,15 @@ _is_fetching: ContextVar[bool] = ContextVar("guardalign_is_fetching", default=Fa
 
 
 def get(target: Target, backend: httpcore.NetworkBackend, limit: int) -> bytes | Redirect:
-    """Ask for a picture over a connection of its own.
+    """Ask for an image over a connection of its own.
 
     Args:
         target: What to ask for.
         backend: Makes the connection.
-        limit: Most bytes of a picture.
+        limit: Most bytes of an image.
 
     Returns:
-        The picture's bytes, at least one, or where to look instead.
+        The image's bytes, at least one, or where to look instead.
 
     Raises:
         FetchRefused: ``url_status``, ``url_encoding``, ``url_empty``, ``too_large``, and what the backend refuses.

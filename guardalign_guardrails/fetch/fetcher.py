@@ -14,15 +14,16 @@ from typing import Final
 
 from guardalign_guardrails.errors import FetchRefused, FetchUnavailable
 from guardalign_guardrails.fetch.deadline import Deadline
-from guardalign_guardrails.fetch.rules import FetchRules, refusal
+from guardalign_guardrails.fetch.refusals import refusal
 from guardalign_guardrails.fetch.target import Redirect, Target
+from guardalign_guardrails.policy.fetch import FetchRules
 
 _INSTALL: Final = 'Fetching image URLs needs httpcore: pip install "guardalign-guardrails[fetch]"'
 
 # With the default of max_urls a batch takes no longer than one URL may.
 _MAX_THREADS: Final = 16
 
-# What headers may take on top of the picture; framing of chunks is allowed as much again as the picture.
+# What headers may take on top of the image; framing of chunks is allowed as much again as the image.
 _HEADER_BYTES: Final = 256 * 1024
 
 
@@ -71,7 +72,7 @@ class Fetcher:
             max_bytes: Most bytes to take, where the rules do not allow fewer.
 
         Returns:
-            At least one byte. Whether they are a picture is not looked at.
+            At least one byte. Whether they are an image is not looked at.
 
         Raises:
             FetchRefused: They cannot be had; ``reason`` tells why. Nothing of the URL is in it or what it chains to.

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
-from guardalign_guardrails.fetch.hosts import normalise
-from guardalign_guardrails.fetch.rules import FetchRules, refusal
+from guardalign_guardrails.fetch.refusals import refusal
+from guardalign_guardrails.policy.fetch import FetchRules
+from guardalign_guardrails.policy.hosts import normalise
 
 MAX_LENGTH: Final = 8192
 """Longest URL in characters; signed URLs of the large stores have up to about 2,000."""

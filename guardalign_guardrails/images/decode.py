@@ -1,7 +1,7 @@
 """Bytes, files, PIL images and arrays → pixels that can be trusted, or one error that says why not.
 
 Everything a guard scores and masks comes through here, so this is the place that must not be talked into a huge
-allocation, a hang, a crash, or a picture other than the one a model will be shown. It fetches nothing and knows no
+allocation, a hang, a crash, or an image other than the one a model will be shown. It fetches nothing and knows no
 policy.
 """
 
@@ -32,7 +32,7 @@ from guardalign_guardrails.images.pixels import (
     Backdrop,
     fingerprint,
     from_array,
-    pictures,
+    images,
     to_eight_bits,
     upright,
 )
@@ -55,10 +55,10 @@ _CANVAS_FLOOR: Final = 10_000_000
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """One picture that a model might be shown.
+    """One image that a model might be shown.
 
     Attributes:
-        pixels: The picture, mode RGB. Whole if it is the base of masks (`DecodedImage.flattened`); else reduced to at
+        pixels: The image, mode RGB. Whole if it is the base of masks (`DecodedImage.flattened`); else reduced to at
             most 4 megapixels, which is more than any encoder looks at.
         frame: Index of the frame or page it comes from, from 0.
         backdrop: ``plain`` with alpha dropped, as a processor's ``convert("RGB")`` does; else what lies underneath.
@@ -76,10 +76,10 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class DecodedImage:
-    """A picture that was decoded within its limits.
+    """An image that was decoded within its limits.
 
     Attributes:
-        views: The distinct pictures a model might be shown, first frame first; exactly one for an opaque 8-bit still.
+        views: The distinct images a model might be shown, first frame first; exactly one for an opaque 8-bit still.
         size: Width and height of the first frame in pixels, as displayed (EXIF orientation applied).
         format: ``PNG``, ``JPEG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``PIL`` or ``ARRAY``.
         frame_count: Frames or pages in the file, looked at or not.
@@ -100,19 +100,19 @@ class DecodedImage:
 
 
 def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> DecodedImage:
-    """Decode a picture within limits.
+    """Decode an image within limits.
 
     Args:
         source: Encoded bytes, a path to a regular file, a PIL image (its current frame; left as it is), or an array of
             shape HxW, HxWx1, HxWx3 or HxWx4 of uint8, bool, uint16 or floats in [0, 1]. A ``str`` is refused: text
             from a message is never a local path.
-        limits: What the picture may cost.
+        limits: What the image may cost.
 
     Returns:
-        The distinct pictures that a model might be shown.
+        The distinct images that a model might be shown.
 
     Raises:
-        ImageDecodeError: For every picture that cannot be decoded; ``reason`` says why, the message what to do.
+        ImageDecodeError: For every image that cannot be decoded; ``reason`` says why, the message what to do.
     """
     try:
         # NumPy warns about the odder NaNs.
@@ -120,7 +120,7 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded
             return _decode(source, limits)
     except ImageDecodeError:
         raise
-    except Exception as error:  # noqa: BLE001 - a decoder can raise anything; all of it means "no picture"
+    except Exception as error:  # noqa: BLE001 - a decoder can raise anything; all of it means "no image"
         failure = _as_refusal(error)
     # Raised out here so that it drags no decoder error along, whose text may quote the file.
     raise failure
@@ -205,7 +205,7 @@ class _Views:
         self._size = (0, 0)
 
     def add(self, frame: int, image: Image.Image, clipped: Image.Image | None = None) -> None:
-        """Add one frame: RGB or RGBA, and a second rendering of a deep picture if there is one."""
+        """Add one frame: RGB or RGBA, and a second rendering of a deep image if there is one."""
         needed = image.width * image.height * (_VIEWS_PER_FRAME if image.mode == "RGBA" else 1)
         if needed > self._room:
             raise refusal("too_many_pixels", "The frames are too large to hold; send a still or scale it down.")
@@ -214,10 +214,10 @@ class _Views:
             self._size = image.size
         if image.mode == "RGBA":
             self._digest.update(fingerprint(image))
-        for backdrop, picture in pictures(image):
+        for backdrop, pil_image in images(image):
             is_base = frame == 0 and (image.mode == "RGB" or backdrop == "white")
-            key = self._keep(frame, backdrop, picture, is_base=is_base)
-            del picture
+            key = self._keep(frame, backdrop, pil_image, is_base=is_base)
+            del pil_image
             if image.mode == "RGB":
                 self._digest.update(key)
         if clipped is not None:
@@ -232,20 +232,20 @@ class _Views:
             digest=self._digest.hexdigest(),
         )
 
-    def _keep(self, frame: int, backdrop: Backdrop, picture: Image.Image, *, is_base: bool) -> bytes:
-        key = fingerprint(picture)
+    def _keep(self, frame: int, backdrop: Backdrop, image: Image.Image, *, is_base: bool) -> bytes:
+        key = fingerprint(image)
         place = self._places.setdefault(key, len(self._views))
         if place < len(self._views) and not is_base:
             return key
-        factor = math.ceil((picture.width * picture.height / _SCORED_PIXELS) ** 0.5)
+        factor = math.ceil((image.width * image.height / _SCORED_PIXELS) ** 0.5)
         if factor > 1 and not is_base:
-            picture = picture.reduce(factor)
-        self._room -= picture.width * picture.height
+            image = image.reduce(factor)
+        self._room -= image.width * image.height
         if place < len(self._views):
             # Seen before, but masks need it whole.
-            self._views[place] = View(picture, frame, self._views[place].backdrop)
+            self._views[place] = View(image, frame, self._views[place].backdrop)
         else:
-            self._views.append(View(picture, frame, backdrop))
+            self._views.append(View(image, frame, backdrop))
         return key
 
 

@@ -1,4 +1,4 @@
-"""Pictures in files: read once within limits, and kept under a name made of their bytes."""
+"""Images in files: read once within limits, and kept under a name made of their bytes."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from guardalign_guardrails.images.limits import refusal
 
 
 def read_file(path: pathlib.Path, max_bytes: int) -> bytes:
-    """The bytes of a picture's file, read once.
+    """The bytes of an image's file, read once.
 
     Args:
         path: Of a regular file, as the app gave it.
@@ -50,7 +50,7 @@ def check_bytes(size: int, max_bytes: int) -> None:
 
 
 def keep_png(data: bytes, folder: pathlib.Path) -> pathlib.Path:
-    """A file with a PNG's bytes, named by them: the same picture is one file, however often it is kept.
+    """A file with a PNG's bytes, named by them: the same image is one file, however often it is kept.
 
     Raises:
         OSError: It cannot be written.

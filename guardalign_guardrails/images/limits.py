@@ -1,7 +1,7 @@
 """How much an image may cost, and the one way to say no to it.
 
 Every refusal in this folder is made here, so that no message can ever carry a file name, a header string or any other
-content of the picture: only a stable reason and what to do about it.
+content of the image: only a stable reason and what to do about it.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ ACCEPTED: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 # number of frames with the same limit that bounds their area.
 MIN_FRAME_PIXELS: Final = 16_384
 
-# Pillow keeps a pointer or two for every row, so a picture one pixel wide costs ten times its area.
+# Pillow keeps a pointer or two for every row, so an image one pixel wide costs ten times its area.
 MAX_SIDE: Final = 65_535
 
 _REMEDIES: Final = {
-    "unsupported_format": f"Only {', '.join(ACCEPTED)} pictures are accepted; convert it to PNG first.",
-    "too_large": "The picture has more bytes than ImageLimits.max_bytes; shrink it or raise the limit.",
-    "too_many_pixels": "The picture has more pixels than ImageLimits allows; scale it down or raise max_pixels.",
+    "unsupported_format": f"Only {', '.join(ACCEPTED)} images are accepted; convert it to PNG first.",
+    "too_large": "The image has more bytes than ImageLimits.max_bytes; shrink it or raise the limit.",
+    "too_many_pixels": "The image has more pixels than ImageLimits allows; scale it down or raise max_pixels.",
     "too_many_frames": "The animation has more frames or pages than ImageLimits allows; send fewer or smaller ones.",
-    "truncated": "The picture ends too early; send the whole file.",
-    "corrupt": "The picture is not well-formed; save it again as PNG.",
-    "empty": "There are no pixels to look at; send a picture that is not empty.",
+    "truncated": "The image ends too early; send the whole file.",
+    "corrupt": "The image is not well-formed; save it again as PNG.",
+    "empty": "There are no pixels to look at; send an image that is not empty.",
     "unreadable": "The file cannot be read; pass a regular file that exists and is readable.",
     "wrong_type": "Pass bytes, a pathlib.Path, a PIL image or a numpy array.",
 }
 
 
 class ImageLimits(BaseModel):
-    """What one picture may cost before it is refused; all values are positive.
+    """What one image may cost before it is refused; all values are positive.
 
     Attributes:
         max_bytes: Encoded size in bytes.

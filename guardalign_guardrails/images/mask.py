@@ -1,6 +1,6 @@
 """Unsafe boxes → pixels nobody can recover.
 
-This is the only place that changes a picture before a model sees it. It decides nothing: boxes come in, a new picture
+This is the only place that changes an image before a model sees it. It decides nothing: boxes come in, a new image
 goes out. A mask that lets a hint through is worse than none, so every pixel of a box is replaced outright and
 softening happens only outside of it.
 """
@@ -32,11 +32,11 @@ def mask_regions(
     colour: tuple[int, int, int] = (0, 0, 0),
     feather: float = DEFAULT_FEATHER,
 ) -> Image.Image:
-    """Cover boxes of a picture.
+    """Cover boxes of an image.
 
     Args:
-        image: Picture of any mode; not changed.
-        boxes: (left, top, right, bottom) in pixels, clipped to the picture and rounded outwards, so that a pixel
+        image: Image of any mode; not changed.
+        boxes: (left, top, right, bottom) in pixels, clipped to the image and rounded outwards, so that a pixel
             touched by a box is covered.
         fill: ``solid`` paints ``colour``. ``blur`` and ``pixelate`` keep at most eight cells along the longer side of
             a box, smooth or blocky, which leaves its overall colours.
@@ -44,7 +44,7 @@ def mask_regions(
         feather: Width of a soft edge around each box, as a share of the box's shorter side; 0 for a hard edge.
 
     Returns:
-        A new RGB picture, or ``image`` itself if there are no boxes.
+        A new RGB image, or ``image`` itself if there are no boxes.
 
     Raises:
         ValueError: A box is not finite or is inside out, or ``feather`` is negative or not finite.
@@ -66,7 +66,7 @@ def mask_regions(
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """The picture as PNG: lossless, the same bytes for the same pixels, no metadata."""
+    """The image as PNG: lossless, the same bytes for the same pixels, no metadata."""
     bare = Image.new(image.mode, image.size)
     if image.mode == "P":
         bare = image.convert("RGBA" if image.has_transparency_data else "RGB")
@@ -79,12 +79,12 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def coverage(boxes: Sequence[Box], size: tuple[int, int]) -> float:
-    """Share of a picture's area that lies under at least one box.
+    """Share of an image's area that lies under at least one box.
 
-    Exact for fractional boxes: the picture is cut along all box edges and the covered cells are added up.
+    Exact for fractional boxes: the image is cut along all box edges and the covered cells are added up.
 
     Args:
-        boxes: (left, top, right, bottom) in pixels; parts outside of the picture do not count.
+        boxes: (left, top, right, bottom) in pixels; parts outside of the image do not count.
         size: Width and height in pixels, positive.
 
     Returns:
@@ -119,7 +119,7 @@ def _checked(box: Box) -> Box:
 
 
 def _pixel_box(box: Box, size: tuple[int, int]) -> tuple[int, int, int, int] | None:
-    """Whole pixels touched by a box, or None if it has no area within the picture."""
+    """Whole pixels touched by a box, or None if it has no area within the image."""
     left, top, right, bottom = _checked(box)
     width, height = size
     left, top = max(0, math.floor(left)), max(0, math.floor(top))

@@ -1,4 +1,4 @@
-"""A picture for people: where the scores are high, and what was masked.
+"""An image for people: where the scores are high, and what was masked.
 
 Only explains; nothing downstream reads it. Heat is drawn at a reduced resolution and scaled up, which both blends
 overlapping regions and keeps a thousand of them fast.
@@ -22,7 +22,7 @@ _STOPS: Final = np.array(
 )
 # Longest side of the grid on which heat is blended.
 _GRID: Final = 160
-# Cool areas stay almost clear, so that the picture can still be seen under its own heat map.
+# Cool areas stay almost clear, so that the image can still be seen under its own heat map.
 _MIN_OPACITY, _MAX_OPACITY = 0.18, 0.75
 _PLATE: Final = (16, 18, 24, 215)
 _TEXT: Final = (255, 255, 255, 255)
@@ -36,7 +36,7 @@ class OverlayRegion:
     """One scored region.
 
     Attributes:
-        box: (left, top, right, bottom) in pixels of the picture.
+        box: (left, top, right, bottom) in pixels of the image.
         heat: 0 (harmless) to 1 (unsafe); values outside are clipped, NaN is drawn as 1.
         label: Text at the box, or None for no outline and no text.
         is_masked: Whether the region was covered; drawn with a stronger outline.
@@ -51,16 +51,16 @@ class OverlayRegion:
 def draw_overlay(
     image: Image.Image, regions: Sequence[OverlayRegion], *, title: str | None = None, max_side: int = 1024
 ) -> Image.Image:
-    """Draw a heat map, the outlines and labels of notable regions, and a legend over a picture.
+    """Draw a heat map, the outlines and labels of notable regions, and a legend over an image.
 
     Args:
-        image: Picture of any mode; not changed.
+        image: Image of any mode; not changed.
         regions: Scored regions in pixels of ``image``; overlaps average out between their mean and their maximum.
         title: A line above the legend, cut to fit.
-        max_side: Longest side of the result in pixels; smaller pictures keep their size.
+        max_side: Longest side of the result in pixels; smaller images keep their size.
 
     Returns:
-        A new RGB picture.
+        A new RGB image.
     """
     canvas = image.convert("RGB")
     scale = min(1.0, max_side / max(canvas.size))
@@ -94,14 +94,14 @@ def heat_colours(heat: NDArray[Any]) -> NDArray[Any]:
 
 
 def heat_grid(regions: Sequence[OverlayRegion], size: tuple[int, int]) -> NDArray[Any]:
-    """Blend the regions' heat on a coarse grid over the picture.
+    """Blend the regions' heat on a coarse grid over the image.
 
     Each cell holds one third average and two thirds maximum of the regions over it: the maximum alone turns one hot
     large box into a flat plate, the average alone drowns a small hot one.
 
     Args:
         regions: Regions in pixels.
-        size: Width and height of the picture in pixels.
+        size: Width and height of the image in pixels.
 
     Returns:
         Shape [rows, columns], in [0, 1]; 0 where there is no region.
@@ -129,11 +129,11 @@ def _with_heat(canvas: Image.Image, regions: Sequence[OverlayRegion], size: tupl
     grid = Image.fromarray((heat_grid(regions, size) * 255).astype(np.uint8))
     smooth = grid.filter(ImageFilter.GaussianBlur(_GRID / 64)).resize(canvas.size, Image.Resampling.BICUBIC)
     levels = np.arange(256, dtype=np.float32) / 255
-    # Through tables of 256 levels, so that no float copy of the whole picture is ever made.
+    # Through tables of 256 levels, so that no float copy of the whole image is ever made.
     colours = heat_colours(levels).astype(np.uint8)
     opacity = ((_MIN_OPACITY + (_MAX_OPACITY - _MIN_OPACITY) * levels) * 255).astype(np.uint8)
     index = np.asarray(smooth)
-    # Grey underneath: heat is then the only colour in the picture.
+    # Grey underneath: heat is then the only colour in the image.
     faded = Image.blend(canvas, canvas.convert("L").convert("RGB"), 0.85)
     return Image.composite(Image.fromarray(colours[index]), faded, Image.fromarray(opacity[index]))
 
@@ -141,7 +141,7 @@ def _with_heat(canvas: Image.Image, regions: Sequence[OverlayRegion], size: tupl
 def _scaled_box(
     box: tuple[float, float, float, float], size: tuple[int, int], target: tuple[int, int]
 ) -> tuple[float, float, float, float]:
-    """A box of a picture of ``size`` on a canvas of size ``target``, clipped; empty for boxes outside or not finite."""
+    """A box of an image of ``size`` on a canvas of size ``target``, clipped; empty for boxes outside or not finite."""
     if not all(map(math.isfinite, box)):
         return 0.0, 0.0, 0.0, 0.0
     across, down = target[0] / size[0], target[1] / size[1]
@@ -164,7 +164,7 @@ def _draw_region(
     colour = _MASKED if region.is_masked else _LABELLED
     width = max(1, text_size // 6) + region.is_masked
     edge = (left, top, right - 1, bottom - 1)
-    # A dark line outside the bright one keeps it visible on any picture.
+    # A dark line outside the bright one keeps it visible on any image.
     draw.rectangle(edge, outline=_PLATE, width=width + 2)
     draw.rectangle(
         (edge[0] + 1, edge[1] + 1, max(edge[2] - 1, edge[0] + 1), max(edge[3] - 1, edge[1] + 1)),
@@ -184,7 +184,7 @@ def _draw_text(
     text_size: int,
     accent: tuple[int, int, int, int],
 ) -> None:
-    """A label on a plate above its corner, or below if there is no room, moved and cut to stay within the picture."""
+    """A label on a plate above its corner, or below if there is no room, moved and cut to stay within the image."""
     pad = max(2, text_size // 4)
     stripe = max(2, text_size // 5)
     text = _fitting(draw, " ".join(text.split()), font, target[0] - 2 * pad - stripe)
@@ -217,7 +217,7 @@ def _draw_legend(
     text_size: int,
     title: str | None,
 ) -> None:
-    """A bar from harmless to unsafe in the lower left corner, the title above it; left out on tiny pictures."""
+    """A bar from harmless to unsafe in the lower left corner, the title above it; left out on tiny images."""
     pad = max(4, text_size // 2)
     low, high = "0", "1"
     ends = math.ceil(draw.textlength(low, font=font) + draw.textlength(high, font=font))

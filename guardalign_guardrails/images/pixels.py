@@ -1,6 +1,6 @@
-"""Any pixel layout → plain 8-bit RGB or RGBA, and the pictures that a model might make of it.
+"""Any pixel layout → plain 8-bit RGB or RGBA, and the images that a model might make of it.
 
-Pillow's own conversions clip deep pictures to white and drop alpha without a word; both hide content from a guard that
+Pillow's own conversions clip deep images to white and drop alpha without a word; both hide content from a guard that
 looks at only one of the results. Work goes in strips of rows so that temporary copies stay small.
 """
 
@@ -32,7 +32,7 @@ _TURNS: Final = {
 
 
 def upright(image: Image.Image, orientation: int) -> Image.Image:
-    """The picture turned as EXIF orientation 1-8 asks; the same object for 1."""
+    """The image turned as EXIF orientation 1-8 asks; the same object for 1."""
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
@@ -40,10 +40,10 @@ def to_eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Bring any Pillow mode to RGB, or RGBA if some pixel is not opaque; always a copy, so a decoder can be let go.
 
     Args:
-        image: Loaded picture of any mode; not changed.
+        image: Loaded image of any mode; not changed.
 
     Returns:
-        The 8-bit picture, and for deep pictures (16 and 32 bits, floats) also what ``convert("RGB")`` makes of them,
+        The 8-bit image, and for deep images (16 and 32 bits, floats) also what ``convert("RGB")`` makes of them,
         which clips where the first one scales. A model's processor may do either.
     """
     if image.mode.startswith(_DEEP):
@@ -58,8 +58,8 @@ def to_eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     return image.convert("RGB"), None
 
 
-def pictures(image: Image.Image) -> Iterator[tuple[Backdrop, Image.Image]]:
-    """The RGB pictures that an RGB or RGBA picture may be shown as, made one at a time, the base of masks last.
+def images(image: Image.Image) -> Iterator[tuple[Backdrop, Image.Image]]:
+    """The RGB images that an RGB or RGBA image may be shown as, made one at a time, the base of masks last.
 
     A caller that lets go of each before it asks for the next never holds two of them.
     """
@@ -134,7 +134,7 @@ def _clipped(image: Image.Image) -> Image.Image | None:
 
 
 def _scaled(image: Image.Image) -> Image.Image:
-    """A deep grey picture brought to 8 bits by its range, with the colour that PNG declares transparent cut out."""
+    """A deep grey image brought to 8 bits by its range, with the colour that PNG declares transparent cut out."""
     low, factor = (0.0, 1 / 256) if image.mode.startswith("I;16") else _range(image)
     transparent = image.info.get("transparency")
     has_alpha = isinstance(transparent, int)
@@ -153,7 +153,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
-    """Offset and factor that bring a 32-bit picture to 0..255.
+    """Offset and factor that bring a 32-bit image to 0..255.
 
     Values that fit the usual ranges (0..1, 0..255, 0..65535) keep their meaning; others are stretched.
     """

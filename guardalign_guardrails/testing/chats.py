@@ -1,4 +1,4 @@
-"""Pictures in chats: written as content blocks, read back, and looked for where they must not be.
+"""Images in chats: written as content blocks, read back, and looked for where they must not be.
 
 Plain data only, for any framework. Reading back goes through the package's own dialects, so it does not matter in which
 one a guard answers; looking for leaks does not, so that a blind spot of theirs cannot hide one.
@@ -20,11 +20,11 @@ from guardalign_guardrails.testing.colours import CELL, SIDE, painted
 
 QUESTION: Final = "What is this?"
 CANARY_URL: Final = "https://example.org/guardalign-canary.png"
-"""A picture that cannot be looked at; like pixels, it must not be told to anyone."""
+"""An image that cannot be looked at; like pixels, it must not be told to anyone."""
 
 _NOISE: Final = 7
 _WINDOW: Final = 32
-# Heads of whatever else holds a picture as text: a mask drawn anew has other bytes than the canary.
+# Heads of whatever else holds an image as text: a mask drawn anew has other bytes than the canary.
 _HEADS: Final = {
     "a data URL": "data:image/",
     "a PNG as base64": "iVBORw0KGgo",
@@ -38,22 +38,22 @@ def text_block(words: str = QUESTION) -> dict[str, Any]:
 
 
 def image_block(image: Image.Image, **extra: Any) -> dict[str, Any]:
-    """A picture as a LangChain v1 block."""
+    """An image as a LangChain v1 block."""
     return {"type": "image", "base64": to_base64(encode_png(image)), "mime_type": "image/png", **extra}
 
 
 def image_url_block(image: Image.Image, **extra: Any) -> dict[str, Any]:
-    """A picture as an OpenAI chat completions block."""
+    """An image as an OpenAI chat completions block."""
     return {"type": "image_url", "image_url": {"url": to_data_url(encode_png(image), "image/png")}, **extra}
 
 
 def url_block(url: str = CANARY_URL) -> dict[str, Any]:
-    """A picture that is elsewhere, as an OpenAI chat completions block."""
+    """An image that is elsewhere, as an OpenAI chat completions block."""
     return {"type": "image_url", "image_url": {"url": url}}
 
 
 def ask(*images: Image.Image, words: str = QUESTION, role: str = "user") -> dict[str, Any]:
-    """A message with words and pictures, as OpenAI and LangChain read it."""
+    """A message with words and images, as OpenAI and LangChain read it."""
     return {"role": role, "content": [text_block(words), *map(image_block, images)]}
 
 
@@ -88,8 +88,8 @@ def without_first_square(image: Image.Image) -> bytes:
     return rest.tobytes()
 
 
-def pictures_in(content: Any) -> list[Image.Image]:
-    """The pictures that a message's content holds, in reading order, as RGB; what cannot be opened is left out."""
+def images_in(content: Any) -> list[Image.Image]:
+    """The images that a message's content holds, in reading order, as RGB; what cannot be opened is left out."""
     read = (slot.reading.read(ImageLimits().max_bytes) for slot in find(content))
     return [decode(data).flattened for data in read if isinstance(data, bytes | Image.Image)]
 
@@ -103,30 +103,30 @@ def words_in(content: Any) -> str:
     return "\n".join(text for text in texts if isinstance(text, str))
 
 
-def leaks(said: str, *pictures: Image.Image) -> list[str]:
-    """In what forms any picture shows in something that must not hold one; empty if none does.
+def leaks(said: str, *images: Image.Image) -> list[str]:
+    """In what forms any image shows in something that must not hold one; empty if none does.
 
     Args:
         said: A log, an exception's text, a ``repr`` of an event or a trace.
-        pictures: The pictures that were given, canaries at best.
+        images: The images that were given, canaries at best.
     """
-    return sorted({*(form for form, head in _HEADS.items() if head in said), *leaks_of(said, *pictures)})
+    return sorted({*(form for form, head in _HEADS.items() if head in said), *leaks_of(said, *images)})
 
 
-def leaks_of(said: str, *pictures: Image.Image) -> list[str]:
-    """In what forms these very pictures, or `CANARY_URL`, show in something that may hold others; see `leaks`."""
+def leaks_of(said: str, *images: Image.Image) -> list[str]:
+    """In what forms these very images, or `CANARY_URL`, show in something that may hold others; see `leaks`."""
     found = {
-        f"picture {place} as {form}"
-        for place, picture in enumerate(pictures)
-        for form, piece in _pieces(picture)
+        f"image {place} as {form}"
+        for place, image in enumerate(images)
+        for form, piece in _pieces(image)
         if piece in said
     }
-    return sorted(found | ({"the URL of a picture"} if CANARY_URL in said else set()))
+    return sorted(found | ({"the URL of an image"} if CANARY_URL in said else set()))
 
 
-def _pieces(picture: Image.Image) -> Iterator[tuple[str, str]]:
-    """Stretches of a picture in each form it may leak in."""
-    for data in (encode_png(picture), picture.convert("RGB").tobytes()):
+def _pieces(image: Image.Image) -> Iterator[tuple[str, str]]:
+    """Stretches of an image in each form it may leak in."""
+    for data in (encode_png(image), image.convert("RGB").tobytes()):
         for share in (4, 2):
             start = len(data) // share
             piece = data[start : start + _WINDOW]

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from guardalign_guardrails import Guard, Policy
-from guardalign_guardrails.detection.config import RegionConfig
 from guardalign_guardrails.detection.encoders import Crop
+from guardalign_guardrails.policy.detection import RegionConfig
 
 COLOURS = {
     "red": (255, 0, 0),
@@ -38,7 +38,7 @@ class ColourEncoder:
     """One axis per colour.
 
     Attributes:
-        calls: Number of crops or pictures of each call, to count encoder passes.
+        calls: Number of crops or images of each call, to count encoder passes.
         failure: Raised by the next calls if it is set.
     """
 
@@ -64,7 +64,7 @@ class ColourEncoder:
         return self.embed(torch.stack([_shares(image.crop(_whole_pixels(box))) for image, box in crops]))
 
     def encode_map(self, images: Sequence[Image.Image], resolution: int | None = None) -> list[Tensor]:
-        """Share of each colour's pixels in 4 x 4 cells of each picture; ``resolution`` changes nothing."""
+        """Share of each colour's pixels in 4 x 4 cells of each image; ``resolution`` changes nothing."""
         self.calls.append(len(images))
         maps = []
         for image in images:
@@ -113,7 +113,7 @@ def colour_guard(cache_dir: Path, **changes: Any) -> Guard:
 
 
 def painted(*colours: str, shade: int = 0) -> Image.Image:
-    """A white picture with one square of each colour, down the diagonal; ``shade`` makes it another picture."""
+    """A white image with one square of each colour, down the diagonal; ``shade`` makes it another image."""
     image = Image.new("RGB", (SIDE, SIDE), "white")
     image.putpixel((SIDE - 1, 0), (255, 255, 255 - shade))
     for place, colour in enumerate(colours):
@@ -126,9 +126,9 @@ def _whole_pixels(box: tuple[float, float, float, float]) -> tuple[int, int, int
     return left, top, right, bottom
 
 
-def _shares(picture: Image.Image) -> Tensor:
+def _shares(image: Image.Image) -> Tensor:
     """Share of the pixels that are nearest to each colour, shape [colours]."""
     palette = np.array(list(COLOURS.values()), dtype=np.float32)
-    pixels = np.asarray(picture, dtype=np.float32).reshape(-1, 3)
+    pixels = np.asarray(image, dtype=np.float32).reshape(-1, 3)
     nearest = ((pixels[:, None] - palette) ** 2).sum(-1).argmin(-1)
     return torch.tensor(np.bincount(nearest, minlength=len(palette)) / len(nearest), dtype=torch.float32)

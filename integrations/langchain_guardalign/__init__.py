@@ -2,15 +2,15 @@
 
 from typing import TYPE_CHECKING, Any
 
-from langchain_guardalign._documents import ImageDocumentCompressor, ImageDocumentTransformer
-from langchain_guardalign._guarded_model import GuardedChatModel
-from langchain_guardalign._runnable import ImageGuard
-from langchain_guardalign._screening import GuardReport
+from langchain_guardalign.chat.guarded_model import GuardedChatModel
+from langchain_guardalign.documents.components import ImageDocumentCompressor, ImageDocumentTransformer
+from langchain_guardalign.runnable import ImageGuard
+from langchain_guardalign.screening import GuardReport
 
 if TYPE_CHECKING:
-    from langchain_guardalign._decisions import GuardAlignDecisionModel
-    from langchain_guardalign._local_model import ChatGuardAlign
-    from langchain_guardalign._middleware import GuardAlignMiddleware
+    from langchain_guardalign.agents.middleware import GuardAlignMiddleware
+    from langchain_guardalign.decision_model import GuardAlignDecisionModel
+    from langchain_guardalign.local.model import ChatGuardAlign
 
 __all__ = [
     "ChatGuardAlign",
@@ -25,9 +25,9 @@ __all__ = [
 
 # They need more than langchain-core: LangChain itself, a newer core, or transformers.
 _LATER = {
-    "ChatGuardAlign": "langchain_guardalign._local_model",
-    "GuardAlignDecisionModel": "langchain_guardalign._decisions",
-    "GuardAlignMiddleware": "langchain_guardalign._middleware",
+    "ChatGuardAlign": "langchain_guardalign.local.model",
+    "GuardAlignDecisionModel": "langchain_guardalign.decision_model",
+    "GuardAlignMiddleware": "langchain_guardalign.agents.middleware",
 }
 
 

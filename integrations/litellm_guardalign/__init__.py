@@ -7,7 +7,7 @@ Name ``litellm_guardalign.ImageGuardrail`` in the proxy's config, or start a gua
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from litellm_guardalign._guardrail import ImageGuardrail
+    from litellm_guardalign.guardrail import ImageGuardrail
 
 __all__ = ["ImageGuardrail"]
 
@@ -15,7 +15,7 @@ __all__ = ["ImageGuardrail"]
 def __getattr__(name: str) -> Any:
     """Import the class when it is first asked for: LiteLLM takes seconds, and may call the network (PEP 562)."""
     if name == "ImageGuardrail":
-        from litellm_guardalign._guardrail import ImageGuardrail
+        from litellm_guardalign.guardrail import ImageGuardrail
 
         return ImageGuardrail
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

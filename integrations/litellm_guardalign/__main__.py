@@ -19,12 +19,11 @@ from typing import Final, get_args
 from urllib.parse import urlsplit
 
 from guardalign_guardrails import GuardAlignError
-from guardalign_guardrails.content.prefixing import Placement
-from guardalign_guardrails.content.ruling import OnViolation
+from guardalign_guardrails.content.chat import OnViolation, Placement
 from guardalign_guardrails.detection.encoders.registry import FORMS
 from guardalign_guardrails.errors import SettingsError
-from litellm_guardalign._config import config_of, write
-from litellm_guardalign._settings import GuardrailSettings
+from litellm_guardalign.config import config_of, write
+from litellm_guardalign.settings import GuardrailSettings
 
 _KEY: Final = "LITELLM_MASTER_KEY"
 _PATHS: Final = ("policy", "profile", "cache_dir")

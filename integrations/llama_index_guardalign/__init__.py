@@ -2,21 +2,21 @@
 
 from typing import TYPE_CHECKING, Any
 
-from llama_index_guardalign._chat_screening import ScreenedChat, ascreen_chat, screen_chat
-from llama_index_guardalign._events import GuardVerdictEvent
-from llama_index_guardalign._guard_settings import GuardSettings
-from llama_index_guardalign._guarded_llm import GuardedLLM
-from llama_index_guardalign._postprocessor import ImageGuardPostprocessor
-from llama_index_guardalign._query_engine import GuardedQueryEngine
-from llama_index_guardalign._reader import GuardedReader
-from llama_index_guardalign._redaction import RedactingEventHandler, RedactingSpanHandler, redact_traces
-from llama_index_guardalign._retriever import GuardedRetriever
-from llama_index_guardalign._tool_guard import guard_tool
-from llama_index_guardalign._transform import ImageGuardTransform
-from llama_index_guardalign._workflow import CheckImages, ImagesBlocked, ImagesPassed, add_guard_step
+from llama_index_guardalign.chat.guarded_llm import GuardedLLM
+from llama_index_guardalign.chat.screening import ScreenedChat, ascreen_chat, screen_chat
+from llama_index_guardalign.chat.tool_guard import guard_tool
+from llama_index_guardalign.chat.workflow import CheckImages, ImagesBlocked, ImagesPassed, add_guard_step
+from llama_index_guardalign.events import GuardVerdictEvent
+from llama_index_guardalign.guard_settings import GuardSettings
+from llama_index_guardalign.nodes.postprocessor import ImageGuardPostprocessor
+from llama_index_guardalign.nodes.query_engine import GuardedQueryEngine
+from llama_index_guardalign.nodes.reader import GuardedReader
+from llama_index_guardalign.nodes.retriever import GuardedRetriever
+from llama_index_guardalign.nodes.transform import ImageGuardTransform
+from llama_index_guardalign.redaction import RedactingEventHandler, RedactingSpanHandler, redact_traces
 
 if TYPE_CHECKING:
-    from llama_index_guardalign._local_lvlm import GuardAlignLVLM
+    from llama_index_guardalign.local.lvlm import GuardAlignLVLM
 
 __all__ = [
     "CheckImages",
@@ -45,7 +45,7 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     """Import what needs transformers when it is first asked for (PEP 562)."""
     if name == "GuardAlignLVLM":
-        from llama_index_guardalign._local_lvlm import GuardAlignLVLM
+        from llama_index_guardalign.local.lvlm import GuardAlignLVLM
 
         return GuardAlignLVLM
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,5 +1,5 @@
-"""GuardAlign for OpenAI: a client whose requests carry no picture that the policy forbids; `.agents` for their SDK."""
+"""GuardAlign for OpenAI: a client whose requests carry no image that the policy forbids; `.agents` for their SDK."""
 
-from openai_guardalign._client import guard
+from openai_guardalign.client import guard
 
 __all__ = ["guard"]

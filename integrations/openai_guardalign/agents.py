@@ -25,11 +25,10 @@ from openai.types.responses import ResponseFunctionToolCall
 
 from guardalign_guardrails import Guard, Policy, UnsafeContentError
 from guardalign_guardrails.content.bodies import BodyRules, ascreen_body
-from guardalign_guardrails.content.prefixing import Placement
-from guardalign_guardrails.content.ruling import offender
+from guardalign_guardrails.content.chat import Placement, first_violation
 from guardalign_guardrails.content.screen import NOTICE, Turn, ascreen
 from guardalign_guardrails.verdict import event_of
-from openai_guardalign._gate import OnVerdicts
+from openai_guardalign.request_filter import OnVerdicts
 
 InputFilter = Callable[[CallModelData[Any]], Awaitable[ModelInputData]]
 """What ``RunConfig.call_model_input_filter`` takes."""
@@ -45,7 +44,7 @@ def input_filter(
     """For ``RunConfig.call_model_input_filter``: no model of a run sees what the policy forbids.
 
     It runs before every call of a model and covers what users said, earlier turns, and what tools and models returned.
-    Pictures of others than the user are masked or replaced by a notice if they are blocked, and the run goes on.
+    Images of others than the user are masked or replaced by a notice if they are blocked, and the run goes on.
 
     Args:
         guard: What checks; a policy for a guard under it, None for one under the shipped policy.
@@ -62,8 +61,8 @@ def input_filter(
         screened = await ascreen_body(checks, body, "responses", rules)
         if screened.verdicts and on_verdicts is not None:
             on_verdicts(screened.verdicts)
-        if screened.ruling.answerer == "error" and screened.ruling.offender is not None:
-            raise UnsafeContentError(screened.ruling.offender)
+        if screened.decision.handled_by == "error" and screened.decision.violation is not None:
+            raise UnsafeContentError(screened.decision.violation)
         return ModelInputData(input=screened.body["input"], instructions=screened.body["instructions"])
 
     return guardalign_input_filter
@@ -87,7 +86,7 @@ def image_guardrail(guard: Guard | Policy | None = None, *, name: str = "guardal
         input: str | list[TResponseInputItem],  # noqa: A002  the SDK's name
     ) -> GuardrailFunctionOutput:
         screened = await ascreen_body(checks, {"input": input}, "responses")
-        return GuardrailFunctionOutput(event_of(screened.verdicts), screened.ruling.offender is not None)
+        return GuardrailFunctionOutput(event_of(screened.verdicts), screened.decision.violation is not None)
 
     return InputGuardrail(check, name=name, run_in_parallel=False)
 
@@ -110,7 +109,7 @@ def tool_guardrail(
         item = ItemHelpers.tool_call_output_item(call, data.output)
         (screened,) = await ascreen(checks, [Turn(item, "tool")])
         record = event_of(screened.verdicts)
-        if offender(screened.verdicts) is None:
+        if first_violation(screened.verdicts) is None:
             return ToolGuardrailFunctionOutput.allow(record)
         return ToolGuardrailFunctionOutput.reject_content(NOTICE, record)
 

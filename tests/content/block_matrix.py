@@ -1,7 +1,7 @@
 """Every way of writing an image into a chat that is known to be in use, as data for tests of every layer.
 
-Each row of `READABLE` makes a block around an encoded picture, so that a round trip can be compared as a whole: what is
-written over one picture must equal the block made around the other.
+Each row of `READABLE` makes a block around an encoded image, so that a round trip can be compared as a whole: what is
+written over one image must equal the block made around the other.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ def url(data: bytes) -> str:
 
 
 def pil(data: bytes) -> Image.Image:
-    picture = Image.open(io.BytesIO(data))
-    picture.load()
-    return picture
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
 
 
 READABLE: dict[str, Make] = {
@@ -102,7 +102,7 @@ READABLE: dict[str, Make] = {
         "type": "resource",
         "resource": {"uri": "shots://1", "mimeType": "image/png", "blob": b64(p)},
     },
-    "Hugging Face picture": lambda p: {"type": "image", "image": pil(p)},
+    "Hugging Face image": lambda p: {"type": "image", "image": pil(p)},
     "Hugging Face data URL": lambda p: {"type": "image", "image": url(p)},
     "Hugging Face base64": lambda p: {"type": "image", "image": b64(p)},
     "wrapped non_standard": lambda p: {
@@ -120,9 +120,9 @@ READABLE: dict[str, Make] = {
         "output": [{"type": "input_text", "text": "a"}, {"type": "input_image", "image_url": url(p)}],
     },
 }
-"""Blocks whose picture can be opened here."""
+"""Blocks whose image can be opened here."""
 
-HTTP = "https://pictures.example/a.png"
+HTTP = "https://images.example/a.png"
 
 ELSEWHERE: dict[str, tuple[dict[str, Any], str, Make]] = {
     "OpenAI image_url": (
@@ -188,8 +188,8 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str, Make]] = {
         lambda p: {"type": "image", "id": "b", "base64": b64(p), "extras": {"detail": "low"}, "mime_type": "image/png"},
     ),
     "v1 url of another medium type": (
-        {"type": "image", "url": "https://pictures.example/a.jpg", "mime_type": "image/jpeg"},
-        "https://pictures.example/a.jpg",
+        {"type": "image", "url": "https://images.example/a.jpg", "mime_type": "image/jpeg"},
+        "https://images.example/a.jpg",
         lambda p: {"type": "image", "base64": b64(p), "mime_type": "image/png"},
     ),
     "v1 file_id": (
@@ -253,18 +253,18 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str, Make]] = {
         lambda p: {"type": "image_url", "image_url": {"url": url(p)}},
     ),
 }
-"""Blocks whose picture is elsewhere: the block, its URL or the reason, and the block with a picture in its place."""
+"""Blocks whose image is elsewhere: the block, its URL or the reason, and the block with an image in its place."""
 
 UNREADABLE: dict[str, dict[str, Any]] = {
     "v1 audio": {"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"},
-    "v1 video": {"type": "video", "url": "https://pictures.example/a.mp4"},
+    "v1 video": {"type": "video", "url": "https://images.example/a.mp4"},
     "OpenAI input_audio": {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},
-    "OpenAI video_url": {"type": "video_url", "video_url": {"url": "https://pictures.example/a.mp4"}},
+    "OpenAI video_url": {"type": "video_url", "video_url": {"url": "https://images.example/a.mp4"}},
     "Gemini media, a film": {"type": "media", "mime_type": "video/mp4", "data": "AAAA"},
     "Gemini file_data, a film": {"file_data": {"mime_type": "video/mp4", "file_uri": "gs://bucket/a"}},
     "Bedrock document": {"document": {"format": "pdf", "source": {"bytes": b"%PDF"}}},
     "Bedrock video": {"video": {"format": "mp4", "source": {"bytes": b"AAAA"}}},
-    "MCP resource_link without a media type": {"type": "resource_link", "uri": "https://pictures.example/a"},
+    "MCP resource_link without a media type": {"type": "resource_link", "uri": "https://images.example/a"},
     "MCP audio": {"type": "audio", "data": "AAAA", "mimeType": "audio/wav"},
     "pixel_values": {"pixel_values": [[0.0]]},
     "vLLM image_embeds": {"image_embeds": "AAAA"},

@@ -76,7 +76,7 @@ class TestWhatIsElsewhere:
         assert NOTICE in repr(result.content)
         assert "example" not in repr(result)
 
-    def test_can_be_replaced_by_a_picture_with_no_other_locator_left(self, name):
+    def test_can_be_replaced_by_an_image_with_no_other_locator_left(self, name):
         block, _, make = ELSEWHERE[name]
         before = copy.deepcopy(block)
         (slot,) = find([block])

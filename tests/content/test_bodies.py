@@ -12,7 +12,7 @@ from guardalign_guardrails.content.bodies import BodyRules, ascreen_body, screen
 from guardalign_guardrails.content.payload import to_base64, to_data_url
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.images import encode_png
-from guardalign_guardrails.testing.chats import pictures_in
+from guardalign_guardrails.testing.chats import images_in
 from guardalign_guardrails.testing.colours import CELL, colour_guard, painted
 
 PREFIX = "Be careful."
@@ -36,7 +36,7 @@ def masked() -> bytes:
 
 
 def block(form: str, colour: str) -> dict:
-    """A picture as an API takes it."""
+    """An image as an API takes it."""
     return {
         "chat": {"type": "image_url", "image_url": {"url": url(colour), "detail": "low"}},
         "responses": {"type": "input_image", "image_url": url(colour), "detail": "low"},
@@ -73,7 +73,7 @@ def screened(request, guard):
     return lambda *args: asyncio.run(ascreen_body(guard, *args))
 
 
-class TestPictures:
+class TestImages:
     @pytest.mark.parametrize("form", FORMS)
     def test_an_unsafe_one_is_masked_in_the_apis_own_dialect_and_nothing_else_changes(self, screened, form):
         before = body(form, user(block(form, "red"), block(form, "white")), temperature=0)
@@ -91,24 +91,24 @@ class TestPictures:
         assert screened(before, form, BodyRules()).body is before
 
     @pytest.mark.parametrize("form", FORMS)
-    @pytest.mark.parametrize(("on_violation", "answerer"), [("refuse", "refusal"), ("raise", "error")])
-    def test_a_blocked_one_keeps_the_model_from_answering(self, screened, form, on_violation, answerer):
+    @pytest.mark.parametrize(("on_violation", "handled_by"), [("refuse", "refusal"), ("raise", "error")])
+    def test_a_blocked_one_keeps_the_model_from_answering(self, screened, form, on_violation, handled_by):
         result = screened(body(form, user(block(form, "blue"))), form, BodyRules(on_violation))
-        assert result.ruling.answerer == answerer
-        assert pictures_in(result.body) == []
+        assert result.decision.handled_by == handled_by
+        assert images_in(result.body) == []
 
     @pytest.mark.parametrize("form", FORMS)
     def test_a_routed_one_is_a_notice_for_the_other_model(self, screened, form):
         result = screened(body(form, user(block(form, "yellow"))), form, BodyRules(can_route=True))
         kind = "input_text" if form == "responses" else "text"
-        assert result.ruling.answerer == "route"
+        assert result.decision.handled_by == "route"
         assert chat_of(form, result.body) == [user({"type": kind, "text": NOTICE})]
 
     @pytest.mark.parametrize("form", FORMS)
     def test_a_blocked_one_of_an_earlier_turn_stops_no_chat(self, screened, form):
         said = {"role": "assistant", "content": "I see."}
         result = screened(body(form, user(block(form, "blue")), said, user(block(form, "white"))), form, BodyRules())
-        assert result.ruling.answerer == "model"
+        assert result.decision.handled_by == "model"
         assert [verdict.source for verdict in result.verdicts] == ["history", "user"]
 
     @pytest.mark.parametrize("form", FORMS)
@@ -134,7 +134,7 @@ class TestPictures:
         assert to_base64(masked()) in json.dumps(result.body)
         assert [verdict.source for verdict in result.verdicts] == ["generated"]
 
-    def test_notes_on_a_message_are_no_pictures(self, screened):
+    def test_notes_on_a_message_are_no_images(self, screened):
         notes = [{"type": "file_citation", "file_id": "f"}, {"type": "file", "file": {"hash": "h"}}]
         before = body("chat", {"role": "assistant", "content": "x", "annotations": notes}, user())
         assert screened(before, "chat", BodyRules()).body is before
@@ -155,12 +155,12 @@ class TestToolResults:
             "chat",
             BodyRules(),
         )
-        assert result.ruling.answerer == "model"
+        assert result.decision.handled_by == "model"
         assert result.body["messages"][1]["content"] == [{"type": "text", "text": NOTICE}]
 
     @pytest.mark.parametrize(("colour", "after"), [("red", "masked"), ("blue", NOTICE)])
     @pytest.mark.parametrize("said", [str, lambda text: [{"type": "text", "text": text}]])
-    def test_words_that_are_a_pictures_data_url_are_one(self, screened, colour, after, said):
+    def test_words_that_are_an_images_data_url_are_one(self, screened, colour, after, said):
         # For Gemini, LiteLLM makes an image of them.
         after = said(to_data_url(masked(), "image/png") if after == "masked" else after)
         in_chat = {"role": "tool", "tool_call_id": "1", "content": said(url(colour))}
@@ -187,7 +187,7 @@ class TestToolResults:
         before = body("chat", user(), *said)
         assert screened(before, "chat", BodyRules()).body is before
 
-    def test_a_code_interpreters_picture_leaves_a_log(self, screened):
+    def test_a_code_interpreters_image_leaves_a_log(self, screened):
         outputs = [{"type": "image", "url": url("blue")}, {"type": "logs", "logs": "1"}]
         item = {"type": "code_interpreter_call", "id": "ci_1", "code": "draw()", "outputs": outputs}
         (new,) = screened(body("responses", item), "responses", BodyRules()).body["input"]
@@ -203,7 +203,7 @@ class TestToolResults:
         if colour == "red":
             expected = {**block("responses", "white"), "image_url": to_data_url(masked(), "image/png")}
         assert new == expected
-        assert result.ruling.answerer == "model"
+        assert result.decision.handled_by == "model"
         assert [verdict.source for verdict in result.verdicts] == ["tool"]
 
     def test_a_screenshot_stays_a_screenshot(self, screened):
@@ -218,24 +218,24 @@ class TestToolResults:
         tool_result = {"type": "tool_result", "tool_use_id": "1", "content": [block("messages", "blue")]}
         message = user(tool_result, block("messages", "white"))
         result = screened(body("messages", message), "messages", BodyRules())
-        assert result.ruling.answerer == "model"
+        assert result.decision.handled_by == "model"
         assert [verdict.source for verdict in result.verdicts] == ["tool", "user"]
         assert result.body["messages"][0]["content"] == [
             {**tool_result, "content": [{"type": "text", "text": NOTICE}]},
             block("messages", "white"),
         ]
 
-    def test_a_users_blocked_picture_beside_them_still_stops_the_chat(self, screened):
+    def test_a_users_blocked_image_beside_them_still_stops_the_chat(self, screened):
         tool_result = {"type": "tool_result", "tool_use_id": "1", "content": "done"}
         result = screened(body("messages", user(tool_result, block("messages", "blue"))), "messages", BodyRules())
-        assert result.ruling.answerer == "refusal"
+        assert result.decision.handled_by == "refusal"
 
-    def test_a_picture_beside_a_message_with_one_is_found(self, screened):
+    def test_an_image_beside_a_message_with_one_is_found(self, screened):
         message = {**user({"type": "tool_result", "tool_use_id": "1", "content": "done"}), "images": [url("red")]}
         result = screened(body("messages", message), "messages", BodyRules())
         assert result.body["messages"][0]["images"] == [to_data_url(masked(), "image/png")]
 
-    def test_a_generated_picture_leaves_an_item_that_responses_take(self, screened):
+    def test_a_generated_image_leaves_an_item_that_responses_take(self, screened):
         item = {"type": "image_generation_call", "id": "ig_1", "result": to_base64(png("blue"))}
         (new,) = screened(body("responses", item), "responses", BodyRules()).body["input"]
         assert new == {"role": "assistant", "content": NOTICE} or new["result"] != item["result"]
@@ -251,7 +251,7 @@ class TestWhatElseIsInABody:
         result = screened(body(form, user(block(form, "white")), extra_body=inner), form, BodyRules())
         assert to_base64(png("red")) not in json.dumps(result.body)
         assert to_base64(masked()) in json.dumps(result.body["extra_body"])
-        assert screened(body(form, extra_body=body(form, user(block(form, "blue")))), form).ruling.offender
+        assert screened(body(form, extra_body=body(form, user(block(form, "blue")))), form).decision.violation
 
     @pytest.mark.parametrize("form", FORMS)
     def test_a_fallbacks_messages_are_screened(self, screened, form):
@@ -268,17 +268,19 @@ class TestWhatElseIsInABody:
 
     def test_a_mask_for_the_image_tool_that_cannot_be_read_stops_the_chat(self, screened):
         tool = {"type": "image_generation", "input_image_mask": {"file_id": "file_1"}}
-        assert screened(body("responses", user(), tools=[tool]), "responses", BodyRules()).ruling.offender is not None
+        assert (
+            screened(body("responses", user(), tools=[tool]), "responses", BodyRules()).decision.violation is not None
+        )
         later = {"type": "additional_tools", "role": "developer", "tools": [tool]}
-        assert screened(body("responses", later, user()), "responses", BodyRules()).ruling.offender is not None
+        assert screened(body("responses", later, user()), "responses", BodyRules()).decision.violation is not None
 
-    def test_the_schema_of_a_tool_is_no_picture(self, screened):
+    def test_the_schema_of_a_tool_is_no_image(self, screened):
         properties = {"image": {"type": "string"}, "file": {"type": "object"}}
         tool = {"type": "function", "function": {"name": "look", "parameters": {"properties": properties}}}
         before = body("chat", user(block("chat", "white")), tools=[tool], response_format={"image": {}})
         assert screened(before, "chat", BodyRules()).body is before
 
-    def test_words_that_look_like_a_picture_stay_words(self, screened):
+    def test_words_that_look_like_an_image_stay_words(self, screened):
         for form, before in (("responses", {"input": url("blue")}), ("chat", {"prompt": url("blue")})):
             assert screened(before, form, BodyRules()).body is before
 
@@ -294,15 +296,15 @@ class TestOtherBodies:
         ids=["bytes", "data URL", "base64"],
     )
     @pytest.mark.parametrize("key", ["image", "mask"])
-    def test_a_picture_to_be_edited_is_masked_however_it_is_written(self, screened, key, before, after):
+    def test_an_image_to_be_edited_is_masked_however_it_is_written(self, screened, key, before, after):
         assert screened({"prompt": "a hat", key: [before]}, "other", BodyRules()).body[key] == [after]
         assert screened({"prompt": "a hat", key: before}, "other", BodyRules()).body[key] == after
 
-    @pytest.mark.parametrize("value", [b"no picture", "https://example.org/a.png", object()])
+    @pytest.mark.parametrize("value", [b"no image", "https://example.org/a.png", object()])
     def test_one_that_cannot_be_looked_at_is_an_error(self, screened, value):
-        assert screened({"image": value}, "other", BodyRules()).ruling.answerer == "error"
+        assert screened({"image": value}, "other", BodyRules()).decision.handled_by == "error"
 
-    def test_a_picture_to_be_embedded_is_masked(self, screened):
+    def test_an_image_to_be_embedded_is_masked(self, screened):
         before = {"input": ["words", url("red"), block("chat", "red")]}
         words, bare, inner = screened(before, "other", BodyRules()).body["input"]
         assert [words, bare] == ["words", to_data_url(masked(), "image/png")]
@@ -316,16 +318,16 @@ class TestOtherBodies:
     def test_one_whose_data_url_does_not_say_what_it_is_is_an_error(self, screened, value):
         # Some servers read no more of it than what follows the comma.
         before = {"input": [value.format(to_base64(png("white")))]}
-        assert screened(before, "other", BodyRules()).ruling.answerer == "error"
+        assert screened(before, "other", BodyRules()).decision.handled_by == "error"
 
     def test_an_uploaded_film_is_an_error(self, screened):
-        assert screened({"video": b"\0\0\0\x18ftypmp42", "prompt": "a hat"}, "other").ruling.answerer == "error"
+        assert screened({"video": b"\0\0\0\x18ftypmp42", "prompt": "a hat"}, "other").decision.handled_by == "error"
 
     @pytest.mark.parametrize("colour", ["blue", "yellow"])
     @pytest.mark.parametrize("on_violation", ["refuse", "raise", "notice"])
     def test_there_is_no_place_for_a_refusal_or_a_notice(self, screened, colour, on_violation):
         result = screened({"input": [url(colour)]}, "other", BodyRules(on_violation, can_route=True))
-        assert result.ruling.answerer == "error"
+        assert result.decision.handled_by == "error"
 
     def test_geminis_parts_are_masked(self, screened):
         part = {"inline_data": {"mime_type": "image/png", "data": to_base64(png("red"))}}
@@ -403,7 +405,7 @@ class TestPrefix:
         assert with_prefix(new, form, PREFIX, placement) is new
 
     @pytest.mark.parametrize("form", FORMS)
-    def test_a_masked_picture_asks_for_it(self, screened, form):
+    def test_a_masked_image_asks_for_it(self, screened, form):
         assert PREFIX in json.dumps(screened(body(form, user(block(form, "red"))), form, BodyRules()).body)
 
     @pytest.mark.parametrize(
@@ -425,5 +427,5 @@ def test_monitoring_finds_and_changes_nothing(cache_dir):
     before = body("chat", user(block("chat", "blue"), block("chat", "red")), extra_body={"image": url("red")})
     result = screen_body(guard, before, "chat", BodyRules("raise"))
     assert result.body is before
-    assert result.ruling.answerer == "model"
+    assert result.decision.handled_by == "model"
     assert [verdict.proposed for verdict in result.verdicts] == ["block", "mask", "mask"]

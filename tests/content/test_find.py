@@ -17,21 +17,21 @@ from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import painted
 
 
-def xbm(picture: Image.Image) -> bytes:
+def xbm(image: Image.Image) -> bytes:
     file = io.BytesIO()
-    picture.save(file, "XBM")
+    image.save(file, "XBM")
     return file.getvalue()
 
 
-PICTURE = painted("red")
-PNG = encode_png(PICTURE)
+IMAGE = painted("red")
+PNG = encode_png(IMAGE)
 B64 = base64.b64encode(PNG).decode()
 URL = f"data:image/png;base64,{B64}"
 V1 = READABLE["v1 base64"](PNG)
 OPENAI = READABLE["OpenAI image_url"](PNG)
 OTHER = encode_png(painted("green"))
 LIMIT = 1_000_000
-# Pictures that are written in letters, which Pillow opens whatever a block says of them.
+# Images that are written in letters, which Pillow opens whatever a block says of them.
 PPM = base64.b64encode(b"P3\n1 1\n255\n0 0 255\n").decode()
 XBM = base64.b64encode(b"/* mine */\n" + xbm(Image.new("1", (8, 8)))).decode()
 
@@ -102,7 +102,7 @@ def test_an_image_that_cannot_be_opened_is_found_with_a_reason(block, reason):
         {"type": "image", "base64": B64, "extras": {"file_uri": "gs://a"}},
         {"type": "novel", "payload": [{"deep": f"Data:image/png;base64,{B64}"}]},
         {"type": "novel", "payload": PNG},
-        {"type": "novel", "payload": [PICTURE]},
+        {"type": "novel", "payload": [IMAGE]},
     ],
 )
 def test_what_looks_like_media_and_is_in_no_dialect_is_uninspectable(block):
@@ -120,7 +120,7 @@ def test_what_looks_like_media_and_is_in_no_dialect_is_uninspectable(block):
         ({"type": "image", "source": {"type": "base64", "data": B64, "url": "https://a.b"}}, "several_locators"),
         ({"type": "image", "source": {"type": "url", "url": "https://a.b"}, "file_id": "f"}, "several_locators"),
         ({"type": "image", "source": {"type": "base64"}}, "no_locator"),
-        ({"type": "image", "data": B64, "image": PICTURE}, "several_locators"),
+        ({"type": "image", "data": B64, "image": IMAGE}, "several_locators"),
         ({"type": "input_image", "image_url": URL, "file_id": "f"}, "several_locators"),
         ({"type": "input_image"}, "no_locator"),
         ({"type": "input_file", "file_data": B64, "file_url": "https://a.b"}, "several_locators"),
@@ -133,7 +133,7 @@ def test_what_looks_like_media_and_is_in_no_dialect_is_uninspectable(block):
         ({"type": "resource_link", "mimeType": "image/png", "uri": "https://a.b", "data": B64}, "several_locators"),
     ],
 )
-def test_a_block_that_leaves_open_which_picture_a_model_would_see_is_not_read(block, reason):
+def test_a_block_that_leaves_open_which_image_a_model_would_see_is_not_read(block, reason):
     assert read([block]) == [reason]
 
 
@@ -161,11 +161,11 @@ def test_an_attached_file_is_words_only_if_its_bytes_are(block, is_media):
     assert len(find([block])) == is_media
 
 
-@pytest.mark.parametrize("value", [PICTURE, PNG, URL, {"shot": PNG}, [{"deep": (PICTURE,)}], V1])
-def test_bare_pictures_are_found_in_values_of_an_apps_own_making(value):
+@pytest.mark.parametrize("value", [IMAGE, PNG, URL, {"shot": PNG}, [{"deep": (IMAGE,)}], V1])
+def test_bare_images_are_found_in_values_of_an_apps_own_making(value):
     (slot,) = find_loose(value)
     payload = slot.reading.read(LIMIT)
-    assert payload is PICTURE or payload == PNG
+    assert payload is IMAGE or payload == PNG
     new = with_blocks(value, {slot.path: slot.reading.write(OTHER, "image/png")})
     (again,) = find_loose(new)
     written = again.reading.read(LIMIT)
@@ -173,7 +173,7 @@ def test_bare_pictures_are_found_in_values_of_an_apps_own_making(value):
 
 
 @pytest.mark.parametrize("value", [None, "words", b"bytes", 5, object(), {"a": [object(), "b", b"c"]}])
-def test_values_that_are_no_pictures_are_left_alone(value):
+def test_values_that_are_no_images_are_left_alone(value):
     assert find_loose(value) == []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from guardalign_guardrails.content.prefixing import headed, prefixed
+from guardalign_guardrails.content.chat import headed, prefixed
 
 PREFIX = "Be careful."
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guardalign_guardrails import Policy, Verdict
-from guardalign_guardrails.content.ruling import rule, sources
+from guardalign_guardrails.content.chat import decide_chat, sources
 
 CHAT = ("system", "user", "assistant", "tool", "user", "user", "assistant", "tool")
 
@@ -14,11 +14,11 @@ def verdict(action, source):
     return Verdict(digest="", source=source, action=action, proposed=action)
 
 
-def ruled(found, **settings):
-    """A ruling on a chat with one finding: which message it is in, and the action."""
+def decided(found, **settings):
+    """A decision on a chat with one finding: which message it is in, and the action."""
     index, action = found
     own = [(verdict(action, source),) if place == index else () for place, source in enumerate(sources(CHAT))]
-    return rule(Policy.default(), CHAT, own, **settings)
+    return decide_chat(Policy.default(), CHAT, own, **settings)
 
 
 def test_sources_follow_from_role_and_place():
@@ -26,26 +26,28 @@ def test_sources_follow_from_role_and_place():
 
 
 @pytest.mark.parametrize("index", [4, 5])
-@pytest.mark.parametrize(("on_violation", "answerer"), [("refuse", "refusal"), ("raise", "error"), ("notice", "model")])
+@pytest.mark.parametrize(
+    ("on_violation", "handled_by"), [("refuse", "refusal"), ("raise", "error"), ("notice", "model")]
+)
 @pytest.mark.parametrize("action", ["block", "route"])
-def test_a_blocked_picture_of_this_turn_keeps_the_model_from_answering(index, on_violation, answerer, action):
-    ruling = ruled((index, action), on_violation=on_violation)
-    assert ruling.answerer == answerer
-    assert (ruling.offender is None) == (answerer == "model")
+def test_a_blocked_image_of_this_turn_keeps_the_model_from_answering(index, on_violation, handled_by, action):
+    decision = decided((index, action), on_violation=on_violation)
+    assert decision.handled_by == handled_by
+    assert (decision.violation is None) == (handled_by == "model")
 
 
-def test_a_routed_picture_goes_to_the_other_model_if_there_is_one():
-    assert ruled((4, "route"), can_route=True).answerer == "route"
-    assert ruled((4, "block"), can_route=True).answerer == "refusal"
+def test_a_routed_image_goes_to_the_other_model_if_there_is_one():
+    assert decided((4, "route"), can_route=True).handled_by == "route"
+    assert decided((4, "block"), can_route=True).handled_by == "refusal"
 
 
 @pytest.mark.parametrize("index", [0, 1, 2, 3, 6, 7])
-def test_pictures_of_the_app_of_earlier_turns_and_of_tools_stop_no_chat(index):
-    assert ruled((index, "block")).answerer == "model"
+def test_images_of_the_app_of_earlier_turns_and_of_tools_stop_no_chat(index):
+    assert decided((index, "block")).handled_by == "model"
 
 
 @pytest.mark.parametrize("action", ["allow", "flag", "prefix", "mask"])
 def test_what_may_pass_is_answered_by_the_model_and_some_of_it_with_a_prefix(action):
-    ruling = ruled((4, action))
-    assert ruling.answerer == "model"
-    assert ruling.is_prefix_due == (action in ("prefix", "mask"))
+    decision = decided((4, action))
+    assert decision.handled_by == "model"
+    assert decision.is_prefix_due == (action in ("prefix", "mask"))

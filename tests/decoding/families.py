@@ -1,6 +1,6 @@
 """Every family of models that calibrated decoding knows: a tiny model with random weights and a real processor each.
 
-All is built here, without a download: tokenizers from a few sentences, image processors with pictures of a few tokens,
+All is built here, without a download: tokenizers from a few sentences, image processors with images of a few tokens,
 chat templates that treat a chat as the family's own does.
 """
 
@@ -60,7 +60,7 @@ def _mllama(name: str) -> Family:
         chat_template=templates.LLAMA3_VISION,
     )
     text = without_head_dim(words_config(tokenizer, num_hidden_layers=3))
-    # Its word embeddings have eight rows more than its vocabulary, and the picture's is the first of them.
+    # Its word embeddings have eight rows more than its vocabulary, and the image's is the first of them.
     text["vocab_size"] = tokenizer.image_token_id
     config = MllamaConfig(
         vision_config=MllamaVisionConfig(
@@ -83,7 +83,7 @@ def _mllama(name: str) -> Family:
         name,
         processor,
         lambda: MllamaForConditionalGeneration(config),
-        picture="<|image|>",
+        image="<|image|>",
         is_expanded=False,
         turn_end="<|eot_id|>",
     )
@@ -132,7 +132,7 @@ def _qwen_vl(name: str) -> Family:
         vision_end_token_id=tokenizer.vision_end_token_id,
     )
     make = getattr(transformers, f"{kind}ForConditionalGeneration")
-    return Family(name, processor, lambda: make(config), picture="<|image_pad|>", turn_end="<|im_end|>")
+    return Family(name, processor, lambda: make(config), image="<|image_pad|>", turn_end="<|im_end|>")
 
 
 def _idefics(name: str) -> Family:
@@ -214,7 +214,7 @@ def _gemma3(name: str) -> Family:
         name,
         processor,
         lambda: Gemma3ForConditionalGeneration(config),
-        picture="<image_soft_token>",
+        image="<image_soft_token>",
         turn_end="<end_of_turn>",
     )
 
@@ -246,13 +246,13 @@ def _mistral(name: str) -> Family:
         chat_template=templates.PIXTRAL if is_pixtral else templates.MISTRAL3,
     )
     vision = PixtralVisionConfig(**TOWER, head_dim=8, image_size=16, patch_size=8 // merge)
-    text, picture = MistralConfig(**words_config(tokenizer)), tokenizer.image_token_id
-    settings = {"vision_config": vision, "text_config": text, "image_token_index": picture, "vision_feature_layer": -1}
+    text, image = MistralConfig(**words_config(tokenizer)), tokenizer.image_token_id
+    settings = {"vision_config": vision, "text_config": text, "image_token_index": image, "vision_feature_layer": -1}
     if is_pixtral:
         config = transformers.LlavaConfig(**settings, vision_feature_select_strategy="full")
-        return Family(name, processor, lambda: transformers.LlavaForConditionalGeneration(config), picture="[IMG]")
+        return Family(name, processor, lambda: transformers.LlavaForConditionalGeneration(config), image="[IMG]")
     config = transformers.Mistral3Config(**settings, spatial_merge_size=2)
-    return Family(name, processor, lambda: transformers.Mistral3ForConditionalGeneration(config), picture="[IMG]")
+    return Family(name, processor, lambda: transformers.Mistral3ForConditionalGeneration(config), image="[IMG]")
 
 
 def _words(name: str) -> Family:
@@ -274,7 +274,7 @@ def _words(name: str) -> Family:
     tokenizer.chat_template = template
     config = getattr(transformers, f"{kind}Config")(**words_config(tokenizer))
     make = getattr(transformers, f"{kind}ForCausalLM")
-    return Family(name, tokenizer, lambda: make(config), takes_images=False, picture="", turn_end=end)
+    return Family(name, tokenizer, lambda: make(config), takes_images=False, image="", turn_end=end)
 
 
 VISION: Final[dict[str, Callable[[str], Family]]] = {
@@ -292,7 +292,7 @@ VISION: Final[dict[str, Callable[[str], Family]]] = {
     "Pixtral": _mistral,
     "Mistral 3": _mistral,
 }
-"""Families that read pictures."""
+"""Families that read images."""
 
 WORDS: Final[dict[str, Callable[[str], Family]]] = dict.fromkeys(("Llama 2", "Llama 3", "Gemma", "Qwen3"), _words)
 """Families that read words only."""

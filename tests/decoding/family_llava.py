@@ -135,6 +135,6 @@ def internvl(name: str) -> Family:
         name,
         processor,
         lambda: InternVLForConditionalGeneration(config),
-        picture="<IMG_CONTEXT>",
+        image="<IMG_CONTEXT>",
         turn_end="<|im_end|>",
     )

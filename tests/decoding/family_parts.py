@@ -23,9 +23,9 @@ class Family:
         name: Of the family.
         processor: Its processor; its tokenizer if it reads words only.
         make: Its model, with weights that are not seeded.
-        takes_images: Whether it reads pictures.
-        picture: The token that stands for a picture, or a part of one, in token ids; empty without pictures.
-        is_expanded: Whether a picture takes more than one token.
+        takes_images: Whether it reads images.
+        image: The token that stands for an image, or a part of one, in token ids; empty without images.
+        is_expanded: Whether an image takes more than one token.
         turn_end: What a user could type to end a turn.
     """
 
@@ -33,7 +33,7 @@ class Family:
     processor: Any = field(repr=False)
     make: Callable[[], Any] = field(repr=False)
     takes_images: bool = True
-    picture: str = "<image>"
+    image: str = "<image>"
     is_expanded: bool = True
     turn_end: str = "</s>"
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import Final
 
 _TEXT_OR_IMAGES: Final = """\
-{%- macro content(message, picture, trims=false) -%}
+{%- macro content(message, image, trims=false) -%}
 {%- if message.content is string -%}
 {{- (message.content | trim) if trims else message.content -}}
 {%- else -%}
 {%- for part in message.content -%}
-{%- if part.type == 'image' -%}{{- picture -}}
+{%- if part.type == 'image' -%}{{- image -}}
 {%- elif part.type == 'text' -%}{{- (part.text | trim) if trims else part.text -}}
 {%- endif -%}
 {%- endfor -%}
@@ -26,7 +26,7 @@ VICUNA: Final = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- 'ASSISTANT:' -}}{%- endif -%}
 """
-"""LLaVA-1.5: no mark but the names, pictures before words, system words without a name, no beginning of text."""
+"""LLaVA-1.5: no mark but the names, images before words, system words without a name, no beginning of text."""
 
 LLAMA2: Final = """\
 {%- for message in messages -%}
@@ -124,7 +124,7 @@ LLAMA3_VISION: Final = (
 {%- for part in message.content if part.type == 'image' -%}{%- set seen.images = true -%}{%- endfor -%}
 {%- endfor -%}
 {%- if messages[0].role == 'system' -%}
-{%- if seen.images -%}{{- raise_exception('Pictures do not go with a system message.') -}}{%- endif -%}
+{%- if seen.images -%}{{- raise_exception('Images do not go with a system message.') -}}{%- endif -%}
 {%- set told, rest = messages[0].content | trim, messages[1:] -%}
 {%- else -%}
 {%- set told, rest = '', messages -%}
@@ -139,7 +139,7 @@ LLAMA3_VISION: Final = (
 {%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}{%- endif -%}
 """
 )
-"""Llama 3.2 Vision: writes the beginning of text, knows system messages as strings only and never beside pictures."""
+"""Llama 3.2 Vision: writes the beginning of text, knows system messages as strings only and never beside images."""
 
 LLAMA2_WORDS: Final = """\
 {%- set told, rest = '', messages -%}
@@ -155,7 +155,7 @@ LLAMA2_WORDS: Final = """\
 {%- endif -%}
 {%- endfor -%}
 """
-"""Llama 2 without pictures, which begins the text anew with every turn."""
+"""Llama 2 without images, which begins the text anew with every turn."""
 
 LLAMA3: Final = """\
 {{- bos_token -}}
@@ -164,7 +164,7 @@ LLAMA3: Final = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' -}}{%- endif -%}
 """
-"""Llama 3 without pictures."""
+"""Llama 3 without images."""
 
 IDEFICS: Final = """\
 {{- START -}}
@@ -197,7 +197,7 @@ GEMMA3: Final = (
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}
 """
 )
-"""Gemma 3: users say the system message; words are trimmed, so that pictures touch them."""
+"""Gemma 3: users say the system message; words are trimmed, so that images touch them."""
 
 GEMMA: Final = """\
 {{- bos_token -}}
@@ -209,7 +209,7 @@ GEMMA: Final = """\
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<start_of_turn>model\n' -}}{%- endif -%}
 """
-"""Gemma without pictures, which has no system role at all."""
+"""Gemma without images, which has no system role at all."""
 
 PIXTRAL: Final = (
     _TEXT_OR_IMAGES

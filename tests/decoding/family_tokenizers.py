@@ -18,10 +18,10 @@ from transformers import GemmaTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 
 _TEXT: Final = """\
 As an AI assistant, I must refuse to help with anything that is dangerous, illegal, or unethical.
-You are a helpful assistant. Answer in one sentence. Keep to what you see in the picture.
-What is in this picture? Compare it with the first one, please. How many birds sit on the wire?
+You are a helpful assistant. Answer in one sentence. Keep to what you see in the image.
+What is in this image? Compare it with the first one, please. How many birds sit on the wire?
 USER: ASSISTANT: User: Assistant: system user assistant model tool
-The second picture shows two red birds on a wire, and the first one shows a grey house.
+The second image shows two red birds on a wire, and the first one shows a grey house.
 Which of them is larger? Tell me more about the house. It has a green door and three windows.
 """
 _MERGES: Final = 160

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from guardalign_guardrails.decoding import calibration
-from guardalign_guardrails.decoding.calibration import Calibration
-from guardalign_guardrails.decoding.token_spans import BatchSpans
+from guardalign_guardrails.decoding.attention import calibration
+from guardalign_guardrails.decoding.attention.calibration import Calibration
+from guardalign_guardrails.decoding.attention.token_spans import BatchSpans
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """SmolLM2 with eyes: the real language model in a LLaVA, behind a small random vision tower and projector.
 
-What it says of a picture means nothing; that a picture goes through, and that calibration works with image tokens in
+What it says of an image means nothing; that an image goes through, and that calibration works with image tokens in
 the prompt of a real model, is what it shows.
 """
 

@@ -9,10 +9,10 @@ import torch
 from reference import spying
 from tiny_models import TEXT_MODELS, llama, made
 
-from guardalign_guardrails.decoding import correction
-from guardalign_guardrails.decoding.calibration import Calibration
+from guardalign_guardrails.decoding.attention import correction
+from guardalign_guardrails.decoding.attention.calibration import Calibration
+from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PromptSpans
 from guardalign_guardrails.decoding.config import CalibrationConfig
-from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans
 from guardalign_guardrails.errors import CalibrationError
 
 pytestmark = pytest.mark.filterwarnings("ignore")

@@ -7,22 +7,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from guardalign_guardrails.decoding.admission import admit
+from guardalign_guardrails.decoding.chat.admission import admit
+from guardalign_guardrails.decoding.chat.messages import Message, ToolCall, messages_of
+from guardalign_guardrails.decoding.chat.settings import GenerationSettings, generation_config
 from guardalign_guardrails.decoding.config import CalibrationConfig
-from guardalign_guardrails.decoding.messages import Message, ToolCall, messages_of
-from guardalign_guardrails.decoding.settings import GenerationSettings, generation_config
 from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError, PromptError
 from guardalign_guardrails.images import ImageLimits
 from guardalign_guardrails.testing.colours import painted
 
-PICTURE = {"type": "image", "image": painted()}
+IMAGE = {"type": "image", "image": painted()}
 
 
 def parts(content):
     ((message,),) = [
         admission.messages for admission in admit(None, [[Message("user", content)]], "refuse", ImageLimits())
     ]
-    return ["picture" if isinstance(part, Image.Image) else part for part in message.parts]
+    return ["image" if isinstance(part, Image.Image) else part for part in message.parts]
 
 
 def test_words_are_a_chat_of_one_user():
@@ -68,16 +68,16 @@ def test_what_is_no_chat_is_a_clear_error_that_quotes_nothing(chat):
         ("words", ["words"]),
         ([], []),
         (["a", {"type": "text", "text": "b"}], ["a", "b"]),
-        ([{"type": "input_text", "text": "a"}, PICTURE], ["a", "picture"]),
-        ([PICTURE, "a", PICTURE], ["picture", "a", "picture"]),
-        ([{"type": "tool_result", "content": [{"type": "text", "text": "a"}, PICTURE]}], ["a", "picture"]),
-        ([{"seen": [PICTURE], "content": "a"}], ["picture", "a"]),
+        ([{"type": "input_text", "text": "a"}, IMAGE], ["a", "image"]),
+        ([IMAGE, "a", IMAGE], ["image", "a", "image"]),
+        ([{"type": "tool_result", "content": [{"type": "text", "text": "a"}, IMAGE]}], ["a", "image"]),
+        ([{"seen": [IMAGE], "content": "a"}], ["image", "a"]),
         ([{"type": "thinking", "thinking": "secret"}, {"type": "text", "text": "a"}], ["a"]),
         ([{"type": "tool_use", "name": "f", "input": {}}, "a"], ["a"]),
         ([{"row": 1}], ['{"row": 1}']),
     ],
 )  # fmt: skip
-def test_content_becomes_words_and_pictures_in_order(content, given):
+def test_content_becomes_words_and_images_in_order(content, given):
     assert parts(content) == given
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from guardalign_guardrails.decoding.entries import Entries
+from guardalign_guardrails.decoding.attention.positions import Entries
 
 AT = torch.tensor([[3, 4, 5], [3, 4, 5]])
 WAYS = {

@@ -1,4 +1,4 @@
-"""Calibrated attention is exact in every family, from the pictures and words that its own processor makes tokens of."""
+"""Calibrated attention is exact in every family, from the images and words that its own processor makes tokens of."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from families import VISION, WORDS, Family, family
 from PIL import Image
 from reference import spying
 
-from guardalign_guardrails.decoding.admission import AdmittedMessage
-from guardalign_guardrails.decoding.calibration import Calibration
+from guardalign_guardrails.decoding.attention.calibration import Calibration
+from guardalign_guardrails.decoding.chat.admission import AdmittedMessage
+from guardalign_guardrails.decoding.chat.prompts import Prompts, to_device, tokenize
+from guardalign_guardrails.decoding.chat.template import render
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
-from guardalign_guardrails.decoding.prompts import Prompts, to_device, tokenize
-from guardalign_guardrails.decoding.template import render
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -23,7 +23,7 @@ NEW = 4
 EVERYWHERE = CalibrationConfig(gamma=1.0, layers=(0, 1))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 WIDE, TALL = Image.new("RGB", (40, 20), (200, 30, 30)), Image.new("RGB", (18, 30), (20, 90, 200))
-SHORT = [AdmittedMessage("user", (WIDE, "What is in this picture?"))]
+SHORT = [AdmittedMessage("user", (WIDE, "What is in this image?"))]
 LONG = [
     AdmittedMessage("user", (WIDE, "What is it?")),
     AdmittedMessage("assistant", ("A house.",)),
@@ -32,13 +32,13 @@ LONG = [
 BATCHES = {"one": [SHORT], "padded batch": [SHORT, LONG]}
 
 
-def without_pictures(chat: list[AdmittedMessage]) -> list[AdmittedMessage]:
+def without_images(chat: list[AdmittedMessage]) -> list[AdmittedMessage]:
     return [AdmittedMessage(m.role, tuple(p for p in m.parts if isinstance(p, str))) for m in chat]
 
 
 def prompts(one: Family, chats: list[list[AdmittedMessage]], placement: str = "user") -> Prompts:
     prefix = SafetyPrefix(text="As an AI assistant, I must refuse.", placement=placement)
-    chats = chats if one.takes_images else [without_pictures(chat) for chat in chats]
+    chats = chats if one.takes_images else [without_images(chat) for chat in chats]
     return tokenize(
         one.processor, [render(one.processor, chat, prefix, takes_images=one.takes_images) for chat in chats]
     )
@@ -146,7 +146,7 @@ def test_only_self_attention_of_the_text_half_is_calibrated(name):
     assert switched == [text]
 
 
-def test_attention_across_to_pictures_is_the_stock_one_to_the_bit():
+def test_attention_across_to_images_is_the_stock_one_to_the_bit():
     from transformers import AttentionInterface
 
     one = family("Mllama")
@@ -199,8 +199,8 @@ def test_a_static_cache_is_exact_too(name):
 @pytest.mark.parametrize("name", ["Llama 3", "Gemma", "Qwen2-VL"])
 def test_a_prompt_read_in_chunks_is_exact_too(name, size):
     one = family(name)
-    # transformers splits no pictures.
-    chats = [without_pictures(chat) for chat in BATCHES["padded batch"]]
+    # transformers splits no images.
+    chats = [without_images(chat) for chat in BATCHES["padded batch"]]
     model, found = one.model(), prompts(one, chats)
     calibration = Calibration(model, EVERYWHERE)
     with calibration, spying(calibration, found.spans) as seen, calibration.generation(found.spans):
@@ -225,7 +225,7 @@ def test_a_second_turn_that_goes_on_from_the_cache_of_the_first_is_exact_too(nam
     with calibration, calibration.generation(first.spans):
         cache = generate(model, first, max_new_tokens=1, min_new_tokens=1).past_key_values
     assert cache.get_seq_length() == past
-    # The pictures are in the cache.
+    # The images are in the cache.
     rest = replace(second, inputs={k: v for k, v in second.inputs.items() if "pixel" not in k and "image" not in k})
     with calibration, spying(calibration, second.spans) as seen, calibration.generation(second.spans):
         seen.tokens.update(dict.fromkeys(calibration.layers, past))

@@ -8,11 +8,11 @@ import pytest
 from families import VISION, WORDS, Family, family
 from PIL import Image
 
-from guardalign_guardrails.decoding.admission import AdmittedMessage
+from guardalign_guardrails.decoding.attention.token_spans import Range
+from guardalign_guardrails.decoding.chat.admission import AdmittedMessage
+from guardalign_guardrails.decoding.chat.prompts import Prompts, tokenize
+from guardalign_guardrails.decoding.chat.template import Rendered, render
 from guardalign_guardrails.decoding.config import SafetyPrefix
-from guardalign_guardrails.decoding.prompts import Prompts, tokenize
-from guardalign_guardrails.decoding.template import Rendered, render
-from guardalign_guardrails.decoding.token_spans import Range
 from guardalign_guardrails.errors import PromptError
 
 PREFIX = SafetyPrefix().text
@@ -29,12 +29,12 @@ def answer(text: str) -> AdmittedMessage:
 
 
 CHATS = {
-    "one picture": [[user(WIDE, "What is in this picture?")]],
-    "two pictures between words": [[user("The first one: ", WIDE, "and the second one:", TALL, "\nCompare them. ")]],
-    "pictures in earlier turns": [
+    "one image": [[user(WIDE, "What is in this image?")]],
+    "two images between words": [[user("The first one: ", WIDE, "and the second one:", TALL, "\nCompare them. ")]],
+    "images in earlier turns": [
         [
             RULES,
-            user(TALL, "What is in this picture?"),
+            user(TALL, "What is in this image?"),
             answer("A grey house.\nIt has a green door."),
             user(WIDE, TALL, "How many birds do you see?"),
             answer("Two."),
@@ -48,7 +48,7 @@ CHATS = {
 }
 
 
-def without_pictures(chat: Sequence[AdmittedMessage]) -> list[AdmittedMessage]:
+def without_images(chat: Sequence[AdmittedMessage]) -> list[AdmittedMessage]:
     return [AdmittedMessage(m.role, tuple(p for p in m.parts if isinstance(p, str))) for m in chat]
 
 
@@ -56,7 +56,7 @@ def prompts(
     one: Family, chats: Sequence[Sequence[AdmittedMessage]], placement: str | None
 ) -> tuple[list[Rendered], Prompts]:
     prefix = None if placement is None else SafetyPrefix(placement=placement)
-    chats = chats if one.takes_images else [without_pictures(chat) for chat in chats]
+    chats = chats if one.takes_images else [without_images(chat) for chat in chats]
     rendered = [render(one.processor, chat, prefix, takes_images=one.takes_images) for chat in chats]
     return rendered, tokenize(one.processor, rendered)
 
@@ -88,9 +88,9 @@ def check(one: Family, chat: Sequence[AdmittedMessage], rendered: Rendered, foun
         assert special.isdisjoint(ids[first:end].tolist()), "a control token lies in a span"
         before = end
     if one.takes_images:
-        pictures = sum(len(message.images) for message in chat)
-        count = int((ids == one.tokenizer.convert_tokens_to_ids(one.picture)).sum())
-        assert count == len(rendered.images) == pictures or (one.is_expanded and count > pictures > 0)
+        images = sum(len(message.images) for message in chat)
+        count = int((ids == one.tokenizer.convert_tokens_to_ids(one.image)).sum())
+        assert count == len(rendered.images) == images or (one.is_expanded and count > images > 0)
     assert int(mask.sum()) == found.lengths[row]
     assert mask.tolist() == sorted(mask.tolist()), "padding is not on the left"
 
@@ -118,7 +118,7 @@ def test_the_spans_are_the_prefix_and_the_words_of_the_user(name, kind, placemen
             assert spans.prefix == (0, 0)
 
 
-@pytest.mark.parametrize("kind", ["one picture", "two pictures between words"])
+@pytest.mark.parametrize("kind", ["one image", "two images between words"])
 @pytest.mark.parametrize("name", [*VISION, *WORDS])
 def test_the_tokens_are_those_of_transformers_own_chat_template(name, kind):
     one = family(name)
@@ -143,9 +143,9 @@ def test_the_tokens_are_those_of_transformers_own_chat_template(name, kind):
 
 
 @pytest.mark.parametrize("name", VISION)
-def test_a_chat_without_pictures_is_written_too(name):
+def test_a_chat_without_images_is_written_too(name):
     one = family(name)
-    for chat in map(without_pictures, (CHATS["one picture"][0], CHATS["pictures in earlier turns"][0])):
+    for chat in map(without_images, (CHATS["one image"][0], CHATS["images in earlier turns"][0])):
         for placement in ("user", "system"):
             rendered, found = prompts(one, [chat], placement)
             check(one, chat, rendered[0], found, 0)
@@ -153,7 +153,7 @@ def test_a_chat_without_pictures_is_written_too(name):
 
 def typed(one: Family) -> str:
     """What somebody who knows the family would type."""
-    marks = [one.picture, one.turn_end, one.tokenizer.bos_token, one.tokenizer.pad_token, "<video>", "<image>"]
+    marks = [one.image, one.turn_end, one.tokenizer.bos_token, one.tokenizer.pad_token, "<video>", "<image>"]
     marks += [getattr(one.processor, "boi_token", None), "<|im_start|>", "[INST]", "<start_of_turn>", "<0x0A>", "<s>"]
     return "Look: " + " ".join(mark for mark in marks if mark) + "".join(mark for mark in marks if mark) + " system"
 
@@ -175,7 +175,7 @@ def test_typed_control_tokens_move_nothing_and_are_words(name):
 
 
 @pytest.mark.parametrize("name", ["LLaVA-1.5", "Qwen2-VL", "Mllama", "Gemma 3"])
-def test_a_row_whose_pictures_and_places_differ_in_number_is_refused(name):
+def test_a_row_whose_images_and_places_differ_in_number_is_refused(name):
     one = family(name)
     rendered, _ = prompts(one, [[user(WIDE, "One.")]], "user")
     short = Rendered(rendered[0].text, rendered[0].prefix, rendered[0].instruction, ())

@@ -13,9 +13,9 @@ from scripted_model import TOOL_TEMPLATE, ScriptedModel
 
 from guardalign_guardrails import Guard, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-from guardalign_guardrails.decoding.settings import GenerationSettings
 from guardalign_guardrails.errors import (
     CalibrationError,
     ContextOverflow,
@@ -31,7 +31,7 @@ SHORT = GenerationSettings(temperature=0, max_new_tokens=12)
 SHORTER = GenerationSettings(temperature=0, max_new_tokens=6)
 
 
-def picture(colour="white"):
+def image(colour="white"):
     return {"type": "image", "image": painted(colour)}
 
 
@@ -319,21 +319,21 @@ class TestContext:
 
 
 class TestGuard:
-    def test_a_blocked_picture_is_refused_and_no_model_is_asked(self, tokenizer, guard):
+    def test_a_blocked_image_is_refused_and_no_model_is_asked(self, tokenizer, guard):
         lvlm = writing(tokenizer, "yes", guard=guard)
-        answer = lvlm.chat([{"role": "user", "content": ["Look", picture("blue")]}])
+        answer = lvlm.chat([{"role": "user", "content": ["Look", image("blue")]}])
         assert (answer.text, answer.finish_reason) == (guard.policy.refusal, "refusal")
         assert [verdict.action for verdict in answer.verdicts] == ["block"]
         assert answer.usage.total_tokens == 0
         assert lvlm.model.steps == 0
-        (piece,) = lvlm.stream([{"role": "user", "content": ["Look", picture("blue")]}])
+        (piece,) = lvlm.stream([{"role": "user", "content": ["Look", image("blue")]}])
         assert (piece.text, piece.answer.finish_reason) == (guard.policy.refusal, "refusal")
         assert [verdict.action for verdict in piece.verdicts] == ["block"]
 
-    async def test_a_stream_tells_of_its_pictures_before_any_word(self, tokenizer, guard):
-        # A picture of an earlier turn, since this model reads words only.
+    async def test_a_stream_tells_of_its_images_before_any_word(self, tokenizer, guard):
+        # An image of an earlier turn, since this model reads words only.
         chat = [
-            {"role": "user", "content": [picture("blue")]},
+            {"role": "user", "content": [image("blue")]},
             {"role": "assistant", "content": "no"},
             {"role": "user", "content": "And now?"},
         ]
@@ -350,18 +350,18 @@ class TestGuard:
     def test_it_can_be_raised_instead(self, tokenizer, guard):
         lvlm = writing(tokenizer, "yes", guard=guard, on_violation="raise")
         with pytest.raises(UnsafeContentError) as caught:
-            lvlm.chat([{"role": "user", "content": [picture("blue")]}])
+            lvlm.chat([{"role": "user", "content": [image("blue")]}])
         assert caught.value.verdict.action == "block"
 
     def test_or_the_model_answers_with_a_notice_in_its_place(self, tokenizer, guard):
         lvlm = writing(tokenizer, "yes", guard=guard, on_violation="notice")
-        assert lvlm.chat([{"role": "user", "content": ["Look", picture("blue")]}]).text == "yes"
+        assert lvlm.chat([{"role": "user", "content": ["Look", image("blue")]}]).text == "yes"
         assert NOTICE in tokenizer.decode(lvlm.model.prompts[0])
 
-    def test_a_blocked_picture_of_an_earlier_turn_is_a_notice_and_the_chat_goes_on(self, tokenizer, guard):
+    def test_a_blocked_image_of_an_earlier_turn_is_a_notice_and_the_chat_goes_on(self, tokenizer, guard):
         lvlm = writing(tokenizer, "yes", guard=guard)
         chat = [
-            {"role": "user", "content": [picture("blue")]},
+            {"role": "user", "content": [image("blue")]},
             {"role": "assistant", "content": "no"},
             {"role": "user", "content": "And now?"},
         ]
@@ -372,10 +372,10 @@ class TestGuard:
 
     def test_a_batch_has_refusals_among_its_answers_in_order(self, tokenizer, guard):
         lvlm = writing(tokenizer, "yes", guard=guard)
-        answers = lvlm.batch(["Hi", [{"role": "user", "content": [picture("blue")]}]])
+        answers = lvlm.batch(["Hi", [{"role": "user", "content": [image("blue")]}]])
         assert [answer.finish_reason for answer in answers] == ["stop", "refusal"]
 
-    def test_a_picture_that_is_elsewhere_is_never_handed_on(self, tokenizer):
+    def test_an_image_that_is_elsewhere_is_never_handed_on(self, tokenizer):
         lvlm = writing(tokenizer, "yes")
         block = {"type": "image_url", "image_url": {"url": "https://example.com/secret.png"}}
         with pytest.raises(ImageDecodeError) as caught:
@@ -383,9 +383,9 @@ class TestGuard:
         assert caught.value.reason == "remote_reference"
         assert "secret" not in str(caught.value)
 
-    def test_a_model_of_words_cannot_be_given_pictures(self, tokenizer):
+    def test_a_model_of_words_cannot_be_given_images(self, tokenizer):
         with pytest.raises(PromptError, match="words only"):
-            writing(tokenizer, "yes").chat([{"role": "user", "content": ["Look", picture()]}])
+            writing(tokenizer, "yes").chat([{"role": "user", "content": ["Look", image()]}])
 
 
 class TestTools:
@@ -441,7 +441,7 @@ class _Failing:
 
 
 def _admitted(lvlm, chat):
-    from guardalign_guardrails.decoding.admission import admit
-    from guardalign_guardrails.decoding.messages import messages_of
+    from guardalign_guardrails.decoding.chat.admission import admit
+    from guardalign_guardrails.decoding.chat.messages import messages_of
 
     return admit(None, [messages_of(chat)], "refuse", lvlm.limits)

@@ -14,14 +14,14 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from guardalign_guardrails.decoding.admission import AdmittedMessage
+from guardalign_guardrails.decoding.chat.admission import AdmittedMessage
+from guardalign_guardrails.decoding.chat.prompts import Prompts, to_device, tokenize
+from guardalign_guardrails.decoding.chat.template import Rendered, control_tokens, render
 from guardalign_guardrails.decoding.config import SafetyPrefix
-from guardalign_guardrails.decoding.prompts import Prompts, to_device, tokenize
-from guardalign_guardrails.decoding.template import Rendered, control_tokens, render
 from guardalign_guardrails.errors import PromptError
 
 PREFIX = SafetyPrefix().text
-PICTURE = Image.new("RGB", (40, 20), (200, 30, 30))
+IMAGE = Image.new("RGB", (40, 20), (200, 30, 30))
 ODD = st.text(
     st.one_of(
         st.characters(exclude_categories=["Cs"]),
@@ -117,7 +117,7 @@ class TestTheBatch:
     def test_the_tokenizers_own_padding_side_does_not_matter_and_stays(self):
         one = family("Idefics3")
         assert one.tokenizer.padding_side == "right"
-        rows = [rendered(one.processor, [AdmittedMessage("user", (PICTURE, text))]) for text in ("Why?", "Why so red?")]
+        rows = [rendered(one.processor, [AdmittedMessage("user", (IMAGE, text))]) for text in ("Why?", "Why so red?")]
         assert tokenize(one.processor, rows).inputs["attention_mask"][0, 0] == 0
         assert one.tokenizer.padding_side == "right"
 
@@ -135,15 +135,15 @@ class TestTheBatch:
     def test_the_text_begins_once(self, name):
         one = family(name)
         bos = one.tokenizer.bos_token_id
-        parts = (PICTURE, "Why?") if one.takes_images else ("Why?",)
+        parts = (IMAGE, "Why?") if one.takes_images else ("Why?",)
         found = tokenize(one.processor, [rendered(one.processor, [AdmittedMessage("user", parts)])])
         if bos is not None:
             assert found.inputs["input_ids"][0].tolist().count(bos) == 1
             assert found.inputs["input_ids"][0, 0] == bos
 
-    def test_pictures_take_the_dtype_of_the_model_and_nothing_else_does(self):
+    def test_images_take_the_dtype_of_the_model_and_nothing_else_does(self):
         one = family("Qwen2-VL")
-        found = tokenize(one.processor, [rendered(one.processor, [AdmittedMessage("user", (PICTURE, "Why?"))])])
+        found = tokenize(one.processor, [rendered(one.processor, [AdmittedMessage("user", (IMAGE, "Why?"))])])
         moved = to_device({**found.inputs, "other": "x"}, torch.device("cpu"), torch.bfloat16)
         assert moved["other"] == "x"
         changed = {name for name in found.inputs if moved[name].dtype != found.inputs[name].dtype}
@@ -161,26 +161,26 @@ class TestWhatCannotBeDone:
             tokenize(tokenizer, [rendered(tokenizer, [AdmittedMessage("user", ("Why?",))])])
 
     @pytest.mark.parametrize("name", ["LLaVA-1.5", "Qwen2-VL", "Mllama", "Gemma 3", "InternVL"])
-    def test_pictures_without_places_and_places_without_pictures_are_refused(self, name):
+    def test_images_without_places_and_places_without_images_are_refused(self, name):
         processor = family(name).processor
-        one = rendered(processor, [AdmittedMessage("user", (PICTURE, "What is it?"))])
-        for images in ((), (PICTURE, PICTURE)):
+        one = rendered(processor, [AdmittedMessage("user", (IMAGE, "What is it?"))])
+        for images in ((), (IMAGE, IMAGE)):
             with pytest.raises(PromptError):
                 tokenize(processor, [replace(one, images=images)])
         with pytest.raises(PromptError):
-            tokenize(processor, [replace(one, images=()), replace(one, images=(PICTURE, PICTURE))])
+            tokenize(processor, [replace(one, images=()), replace(one, images=(IMAGE, IMAGE))])
 
-    def test_a_picture_that_the_processor_cannot_cut_up_is_refused_without_a_word_of_the_chat(self):
+    def test_an_image_that_the_processor_cannot_cut_up_is_refused_without_a_word_of_the_chat(self):
         processor = family("Qwen2-VL").processor
         chat = [AdmittedMessage("user", (Image.new("RGB", (2000, 2)), "a secret"))]
-        with pytest.raises(PromptError, match="pictures of a size") as caught:
+        with pytest.raises(PromptError, match="images of a size") as caught:
             tokenize(processor, [rendered(processor, chat)])
         assert "secret" not in str(caught.value)
         assert caught.value.__cause__ is None
 
     def test_a_processor_that_writes_into_the_prompt_itself_is_refused(self):
         processor = family("Mllama").processor
-        one = rendered(processor, [AdmittedMessage("user", (PICTURE, "Why?"))])
+        one = rendered(processor, [AdmittedMessage("user", (IMAGE, "Why?"))])
         begun = len(processor.bos_token)
         shifted = replace(one, text=one.text[begun:], prefix=tuple(place - begun for place in one.prefix))
         with pytest.raises(PromptError, match="cannot be found among"):

@@ -14,12 +14,12 @@ from remote_code_model import DEPTH, HEADS, SIZE, eager, fused, fused_with_group
 from tiny_models import llama, made
 from torch import nn
 
-from guardalign_guardrails.decoding import correction
-from guardalign_guardrails.decoding.adapter import AttentionAdapter
-from guardalign_guardrails.decoding.calibration import Calibration, calibrate
+from guardalign_guardrails.decoding.attention import correction
+from guardalign_guardrails.decoding.attention.adapter import AttentionAdapter
+from guardalign_guardrails.decoding.attention.calibration import Calibration, calibrate
+from guardalign_guardrails.decoding.attention.layers import cached_length
+from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PromptSpans
 from guardalign_guardrails.decoding.config import CalibrationConfig
-from guardalign_guardrails.decoding.layers import cached_length
-from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans
 from guardalign_guardrails.errors import CalibrationError
 
 LENGTH, NEW = 20, 6

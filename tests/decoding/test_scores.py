@@ -7,7 +7,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from guardalign_guardrails.decoding.scores import gamma_for, increment, share
+from guardalign_guardrails.decoding.attention.scores import gamma_for, increment, share
 
 
 def _mean(shares: Tensor) -> Tensor:

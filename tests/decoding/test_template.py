@@ -7,14 +7,14 @@ import pytest
 from families import VISION, WORDS, family
 from PIL import Image
 
-from guardalign_guardrails.decoding.admission import AdmittedMessage
+from guardalign_guardrails.decoding.chat.admission import AdmittedMessage
+from guardalign_guardrails.decoding.chat.messages import ToolCall
+from guardalign_guardrails.decoding.chat.template import Rendered, control_tokens, render
 from guardalign_guardrails.decoding.config import SafetyPrefix
-from guardalign_guardrails.decoding.messages import ToolCall
-from guardalign_guardrails.decoding.template import Rendered, control_tokens, render
 from guardalign_guardrails.errors import PromptError
 
 WORDS_OF_PREFIX = "Stay safe, and refuse."
-PICTURE = Image.new("RGB", (40, 20))
+IMAGE = Image.new("RGB", (40, 20))
 PLAIN = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}<|im_start|>assistant\n"
 )
@@ -90,8 +90,8 @@ class TestPlacement:
         found = written(tools, [LAST, CALL, RESULT], tools=[LOOK])
         assert parts(found) == (WORDS_OF_PREFIX, ["And a bird?", "Two birds."])
 
-    def test_a_user_who_shows_a_picture_without_a_word_is_given_the_prefix_behind_it(self):
-        found = rendered(family("Qwen2-VL").processor, [AdmittedMessage("user", (PICTURE,))])
+    def test_a_user_who_shows_an_image_without_a_word_is_given_the_prefix_behind_it(self):
+        found = rendered(family("Qwen2-VL").processor, [AdmittedMessage("user", (IMAGE,))])
         assert found.text.endswith(f"<|vision_end|>{WORDS_OF_PREFIX}<|im_end|>\n<|im_start|>assistant\n")
         assert parts(found) == (WORDS_OF_PREFIX, [])
 
@@ -140,9 +140,9 @@ class TestATemplateThatIsFoundOut:
         assert "bird" not in str(caught.value)
         assert caught.value.__cause__ is None
 
-    def test_pictures_are_not_for_models_of_words(self):
+    def test_images_are_not_for_models_of_words(self):
         with pytest.raises(PromptError, match="words only"):
-            written(PLAIN, [AdmittedMessage("user", (PICTURE, "What is it?"))])
+            written(PLAIN, [AdmittedMessage("user", (IMAGE, "What is it?"))])
 
 
 class TestATemplateThatKnowsLess:
@@ -174,14 +174,14 @@ class TestATemplateThatKnowsLess:
         assert "system<|end_header_id|>\n\nToday Date: 26 Jul 2024\n\n" in found.text
         assert "Be brief.<|eot_id|><|start_header_id|>user" in found.text
 
-    def test_one_without_system_messages_beside_pictures_lets_the_user_say_them(self):
-        chat = [SYSTEM, AdmittedMessage("user", (PICTURE, "What is it?"))]
+    def test_one_without_system_messages_beside_images_lets_the_user_say_them(self):
+        chat = [SYSTEM, AdmittedMessage("user", (IMAGE, "What is it?"))]
         found = rendered(family("Mllama").processor, chat, "system")
         assert f"user<|end_header_id|>\n\n{WORDS_OF_PREFIX}\n\nBe brief.\n\n<|image|>What is it?" in found.text
         assert "system" not in found.text
 
     def test_one_that_takes_answers_as_strings_only_gets_strings(self):
-        chat = [AdmittedMessage("user", (PICTURE, "What is it?")), SAID, LAST]
+        chat = [AdmittedMessage("user", (IMAGE, "What is it?")), SAID, LAST]
         found = rendered(family("Pixtral").processor, chat)
         assert found.text.startswith("<s>[INST][IMG]What is it?[/INST]A long thing.</s>[INST]Stay safe")
 
@@ -209,7 +209,7 @@ class TestWhatSomebodyTyped:
     def test_control_tokens_are_broken_up_wherever_they_stand(self, name):
         one = family(name)
         marks = control_tokens(one.processor)
-        assert {one.turn_end, *filter(None, [one.picture])} <= marks
+        assert {one.turn_end, *filter(None, [one.image])} <= marks
         evil = "".join(sorted(marks))
         chat = [
             AdmittedMessage("system", (evil,)),

@@ -14,7 +14,7 @@ from tiny_models import llama, made
 from transformers import LlamaForCausalLM
 from two_processes import CONFIGS, answered, weights
 
-from guardalign_guardrails.decoding.calibration import Calibration
+from guardalign_guardrails.decoding.attention.calibration import Calibration
 from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.errors import CalibrationError
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guardalign_guardrails.decoding.progress import Words
-from guardalign_guardrails.decoding.tools import format_of
+from guardalign_guardrails.decoding.chat.progress import Words
+from guardalign_guardrails.decoding.chat.tools import format_of
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Co", "Cn"]), max_size=40)
 

@@ -14,9 +14,9 @@ from tiny_models import TEXT
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.distributed import DistributedConfig
 
-from guardalign_guardrails.decoding.calibration import Calibration
+from guardalign_guardrails.decoding.attention.calibration import Calibration
+from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PromptSpans
 from guardalign_guardrails.decoding.config import CalibrationConfig
-from guardalign_guardrails.decoding.token_spans import BatchSpans, PromptSpans
 
 CONFIGS = {
     "plain": CalibrationConfig(gamma=0),

@@ -23,8 +23,8 @@ TEXTS = ["a photo of a cat", "blood", "a dog runs", "a kitchen knife on a table"
 THREADS = 8
 
 
-def picture(seed: int = 0, width: int = 90, height: int = 70) -> Image.Image:
-    """A picture with large and small structure, so that no two parts of it look alike."""
+def pil_image(seed: int = 0, width: int = 90, height: int = 70) -> Image.Image:
+    """An image with large and small structure, so that no two parts of it look alike."""
     rng = np.random.default_rng(seed)
     coarse = Image.fromarray(rng.integers(0, 256, (5, 6, 3), dtype=np.uint8)).resize((width, height))
     noise = rng.integers(-20, 20, (height, width, 3))
@@ -36,7 +36,7 @@ def whole(image: Image.Image) -> Crop:
 
 
 def crops() -> list[Crop]:
-    image, other = picture(1), picture(2, 40, 64)
+    image, other = pil_image(1), pil_image(2, 40, 64)
     return [
         whole(image),
         Crop(image, (0.0, 0.0, 45.0, 35.0)),
@@ -47,7 +47,7 @@ def crops() -> list[Crop]:
 
 
 class Cells(NamedTuple):
-    """Joint-space rows of a picture's cells in reading order."""
+    """Joint-space rows of an image's cells in reading order."""
 
     cells: Tensor
     rows: int
@@ -132,23 +132,23 @@ class EncoderContract:
             apart = torch.cdist(rows, rows) + torch.eye(len(rows))
             assert apart.min() > 1e-4
 
-    def test_a_box_that_reaches_out_of_the_picture_is_clipped(self, encoder: Encoder) -> None:
-        image = picture(3)
+    def test_a_box_that_reaches_out_of_the_image_is_clipped(self, encoder: Encoder) -> None:
+        image = pil_image(3)
         inside, outside = encoder.encode_crops([whole(image), Crop(image, (-9.0, -9.0, 200.0, 200.0))])
         torch.testing.assert_close(inside, outside, atol=1e-6, rtol=0)
 
     def test_an_empty_box_is_still_encoded(self, encoder: Encoder) -> None:
-        image = picture(3)
+        image = pil_image(3)
         assert_unit_rows(encoder.encode_crops([Crop(image, (5.0, 5.0, 5.0, 5.0)), Crop(image, (90, 70, 99, 99))]), 2)
 
-    def test_a_crop_equals_the_picture_cut_out(self, encoder: Encoder) -> None:
-        image = picture(4)
+    def test_a_crop_equals_the_image_cut_out(self, encoder: Encoder) -> None:
+        image = pil_image(4)
         cut = image.crop((10, 5, 60, 45))
         a, b = encoder.encode_crops([Crop(image, (10.0, 5.0, 60.0, 45.0)), whole(cut)])
         assert torch.dot(a, b) > 0.99
 
-    def test_every_picture_gets_its_own_cells(self, encoder: Encoder) -> None:
-        images = [picture(5), picture(6, 33, 120)]
+    def test_every_image_gets_its_own_cells(self, encoder: Encoder) -> None:
+        images = [pil_image(5), pil_image(6, 33, 120)]
         both = self.dense(encoder, *images)
         assert len(both) == 2
         for image, features in zip(images, both, strict=True):
@@ -158,13 +158,13 @@ class EncoderContract:
         assert (both[0].cells - both[1].cells).abs().max() > 1e-4
 
     def test_cells_live_in_the_space_of_texts(self, encoder: Encoder) -> None:
-        (features,) = self.dense(encoder, picture(5))
+        (features,) = self.dense(encoder, pil_image(5))
         assert features.cells.shape[1] == encoder.encode_texts(["x"]).shape[1]
 
     def test_a_map_is_plain_float32_on_the_cpu(self, encoder: Encoder) -> None:
         if not self.has_dense:
             pytest.skip("no dense features")
-        (features,) = encoder.encode_map([picture(5)])
+        (features,) = encoder.encode_map([pil_image(5)])
         assert features.ndim == 3
         assert features.dtype == torch.float32
         assert features.device.type == "cpu"
@@ -173,21 +173,21 @@ class EncoderContract:
     def test_a_mean_of_cells_is_embedded_like_a_cell_and_apart_from_its_neighbours(self, encoder: Encoder) -> None:
         if not self.has_dense:
             pytest.skip("no dense features")
-        cells = encoder.encode_map([picture(5)])[0].flatten(0, 1)
+        cells = encoder.encode_map([pil_image(5)])[0].flatten(0, 1)
         mixed = torch.stack([cells.mean(0), cells[0], cells[-1]])
         rows = encoder.embed(mixed)
         assert_unit_rows(rows, 3)
         torch.testing.assert_close(rows[:1], encoder.embed(mixed[:1]), atol=1e-5, rtol=0)
         assert encoder.embed(cells[:0]).shape == (0, rows.shape[1])
 
-    def test_no_pictures_have_no_cells(self, encoder: Encoder) -> None:
+    def test_no_images_have_no_cells(self, encoder: Encoder) -> None:
         assert self.dense(encoder) == []
 
     def test_another_resolution_changes_the_grid_in_proportion(self, encoder: Encoder) -> None:
         if self.dense_resolution is None:
             pytest.skip("one resolution only")
-        (own,) = self.dense(encoder, picture(5))
-        (other,) = self.dense(encoder, picture(5), resolution=self.dense_resolution)
+        (own,) = self.dense(encoder, pil_image(5))
+        (other,) = self.dense(encoder, pil_image(5), resolution=self.dense_resolution)
         assert (other.rows, other.columns) != (own.rows, own.columns)
         assert_unit_rows(other.cells, other.rows * other.columns)
 
@@ -200,9 +200,9 @@ class EncoderContract:
 
         with ThreadPoolExecutor(THREADS) as pool:
             results = list(pool.map(work, range(THREADS)))
-        for texts, pictures in results[1:]:
+        for texts, images in results[1:]:
             torch.testing.assert_close(texts, results[0][0], atol=1e-5, rtol=0)
-            torch.testing.assert_close(pictures, results[0][1], atol=1e-5, rtol=0)
+            torch.testing.assert_close(images, results[0][1], atol=1e-5, rtol=0)
 
     def test_the_fingerprint_is_the_same_for_the_same_encoder(self, encoder: Encoder) -> None:
         assert encoder.fingerprint == self.make().fingerprint

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from guardalign_guardrails.detection.calibration import Profile, ProfileKey, find_profile, make_profile
-from guardalign_guardrails.detection.config import RegionConfig, ScoringConfig
+from guardalign_guardrails.detection.reference import Profile, ProfileKey, find_profile, make_profile
 from guardalign_guardrails.errors import ProfileError, ProfileMissing
+from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
 
 KEY = ProfileKey(encoder="e", anchors="a", regions=RegionConfig(), scoring=ScoringConfig())
 

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional
 
-from detection.encoder_contract import TEXTS, EncoderContract, crops, dense, picture, whole
+from detection.encoder_contract import TEXTS, EncoderContract, crops, dense, pil_image, whole
 from guardalign_guardrails.detection.encoders import Crop, OpenClipEncoder, TransformersEncoder, load_encoder
 from guardalign_guardrails.detection.encoders.pixels import batched, clip_box, crop_batch
 from guardalign_guardrails.errors import EncoderUnavailable
@@ -160,7 +160,7 @@ class TestOpenClipWithoutDenseFeatures(OpenClipContract):
 
     def test_asking_for_cells_says_to_use_the_grid(self) -> None:
         with pytest.raises(EncoderUnavailable, match="no dense features; use regions method 'grid'"):
-            self.make().encode_map([picture()])
+            self.make().encode_map([pil_image()])
 
 
 @pytest.mark.skipif("tiny-timm" not in OPEN_CLIP, reason="needs timm")
@@ -266,7 +266,7 @@ def alone(count: int) -> Tensor:
 
 
 def dense_pixels(towers: Any, side: int) -> Tensor:
-    return crop_batch([whole(picture(7))], (side, side), towers.mean, towers.std)
+    return crop_batch([whole(pil_image(7))], (side, side), towers.mean, towers.std)
 
 
 @torch.no_grad()
@@ -278,7 +278,7 @@ def test_vit_cells_equal_attention_in_which_each_patch_sees_itself(clips: Path) 
     x = visual.transformer.resblocks[0](x)
     x = visual.transformer.resblocks[1](x, attn_mask=alone(17))
     expected = functional.normalize(visual.ln_post(x[0, 1:]) @ visual.proj, dim=-1)
-    (features,) = dense(encoder, [picture(7)])
+    (features,) = dense(encoder, [pil_image(7)])
     assert (features.rows, features.columns) == (4, 4)
     torch.testing.assert_close(features.cells, expected, atol=1e-5, rtol=0)
 
@@ -286,7 +286,7 @@ def test_vit_cells_equal_attention_in_which_each_patch_sees_itself(clips: Path) 
 def test_vit_cells_at_another_size_equal_the_checkpoint_open_clip_resizes(clips: Path) -> None:
     small = loaded(f"open_clip:tiny-vit/{clips}/tiny-vit.pt")
     large = loaded(f"open_clip:tiny-vit-48/{clips}/tiny-vit.pt")
-    (ours,), (theirs,) = dense(small, [picture(7)], 48), dense(large, [picture(7)])
+    (ours,), (theirs,) = dense(small, [pil_image(7)], 48), dense(large, [pil_image(7)])
     assert (ours.rows, ours.columns) == (theirs.rows, theirs.columns) == (6, 6)
     torch.testing.assert_close(ours.cells, theirs.cells, atol=1e-5, rtol=0)
 
@@ -301,7 +301,7 @@ def test_resnet_cells_equal_the_attention_pool_of_one_cell_without_position(clip
     pool = copy.deepcopy(visual.attnpool)
     pool.positional_embedding = torch.nn.Parameter(torch.zeros(2, cells.shape[1]))
     expected = functional.normalize(pool(cells[:, :, None, None]), dim=-1)
-    (features,) = dense(encoder, [picture(7)])
+    (features,) = dense(encoder, [pil_image(7)])
     assert (features.rows, features.columns) == (2, 2)
     torch.testing.assert_close(features.cells, expected, atol=1e-5, rtol=0)
 
@@ -317,7 +317,7 @@ def test_clip_cells_equal_attention_in_which_each_patch_sees_itself(hub: Path, s
     x = first(x, attention_mask=None)
     x = last(x, attention_mask=alone(x.shape[1])[None, None])
     expected = functional.normalize(towers.module.visual_projection(vision.post_layernorm(x[0, 1:])), dim=-1)
-    (features,) = dense(encoder, [picture(7)], side)
+    (features,) = dense(encoder, [pil_image(7)], side)
     assert features.rows == features.columns == side // 8
     torch.testing.assert_close(features.cells, expected, atol=1e-5, rtol=0)
 
@@ -333,7 +333,7 @@ def test_siglip_cells_equal_the_value_path_of_the_pooling_head(hub: Path, kind: 
     value = x @ attention.in_proj_weight[64:].T + attention.in_proj_bias[64:]
     value = value @ attention.out_proj.weight.T + attention.out_proj.bias
     expected = functional.normalize(value + vision.head.mlp(vision.head.layernorm(value)), dim=-1)
-    (features,) = dense(encoder, [picture(7)])
+    (features,) = dense(encoder, [pil_image(7)])
     assert (features.rows, features.columns) == (4, 4)
     torch.testing.assert_close(features.cells, expected, atol=1e-5, rtol=0)
 
@@ -345,7 +345,7 @@ def test_a_mean_of_siglip_tokens_is_the_pooling_head_attending_to_all_alike(hub:
     head = copy.deepcopy(encoder._towers().module.vision_model.head)
     head.attention.in_proj_weight[:64] = 0
     head.attention.in_proj_bias[:64] = 0
-    tokens = encoder.encode_map([picture(7)])[0].flatten(0, 1)
+    tokens = encoder.encode_map([pil_image(7)])[0].flatten(0, 1)
     expected = functional.normalize(head(tokens[None]), dim=-1)
     torch.testing.assert_close(encoder.embed(tokens.mean(0, keepdim=True)), expected, atol=1e-5, rtol=0)
 
@@ -354,7 +354,7 @@ def test_encoding_cells_leaves_the_model_as_it_was(clips: Path, hub: Path) -> No
     for spec in specs(clips, hub):
         encoder = loaded(spec)
         before, structure = encoder.encode_crops(crops()[:1]), str(encoder._towers().module)
-        dense(encoder, [picture()])
+        dense(encoder, [pil_image()])
         assert str(encoder._towers().module) == structure
         torch.testing.assert_close(encoder.encode_crops(crops()[:1]), before, atol=0, rtol=0)
 
@@ -362,7 +362,7 @@ def test_encoding_cells_leaves_the_model_as_it_was(clips: Path, hub: Path) -> No
 def test_a_resolution_that_cells_do_not_tile_is_an_error(clips: Path) -> None:
     encoder = loaded(f"open_clip:tiny-vit/{clips}/tiny-vit.pt")
     with pytest.raises(ValueError, match="multiples of 8 pixels, not 50"):
-        encoder.encode_map([picture()], 50)
+        encoder.encode_map([pil_image()], 50)
 
 
 # Loading, precision, fingerprints
@@ -383,7 +383,7 @@ def test_a_batch_of_any_size_gives_the_same_features(clips: Path, hub: Path) -> 
         two, many = on_cpu(spec, batch_size=2), loaded(spec)
         torch.testing.assert_close(two.encode_texts(TEXTS), many.encode_texts(TEXTS), atol=1e-5, rtol=0)
         torch.testing.assert_close(two.encode_crops(crops()), many.encode_crops(crops()), atol=1e-5, rtol=0)
-        images = [picture(1), picture(2)]
+        images = [pil_image(1), pil_image(2)]
         for a, b in zip(dense(two, images, 64), dense(many, images, 64), strict=True):
             torch.testing.assert_close(a.cells, b.cells, atol=1e-5, rtol=0)
 
@@ -394,7 +394,7 @@ def test_bfloat16_is_close_to_float32_and_another_encoder(clips: Path, hub: Path
         for a, b in (
             (wide.encode_texts(TEXTS), narrow.encode_texts(TEXTS)),
             (wide.encode_crops(crops()), narrow.encode_crops(crops())),
-            (dense(wide, [picture()], 64)[0].cells, dense(narrow, [picture()], 64)[0].cells),
+            (dense(wide, [pil_image()], 64)[0].cells, dense(narrow, [pil_image()], 64)[0].cells),
         ):
             assert b.dtype == torch.float32
             assert (a * b).sum(-1).min() > 0.99
@@ -407,7 +407,7 @@ def test_a_mixed_precision_model_in_memory_runs_as_it_is(clips: Path) -> None:
     towers = exact._towers()
     mixed = OpenClipEncoder.from_modules(model, towers.tokenizer, towers.mean, towers.std, towers.size, "mixed")
     assert (mixed.encode_crops(crops()) * exact.encode_crops(crops())).sum(-1).min() > 0.99
-    assert (dense(mixed, [picture()])[0].cells * dense(exact, [picture()])[0].cells).sum(-1).min() > 0.99
+    assert (dense(mixed, [pil_image()])[0].cells * dense(exact, [pil_image()])[0].cells).sum(-1).min() > 0.99
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
@@ -585,7 +585,7 @@ def test_importing_encoders_imports_no_model_library() -> None:
 
 
 def test_pixels_are_squashed_whole_and_normalised() -> None:
-    image, mean, std = picture(8, 100, 50), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
+    image, mean, std = pil_image(8, 100, 50), (0.5, 0.4, 0.3), (0.2, 0.3, 0.4)
     expected = np.asarray(image.resize((24, 16), Image.Resampling.BICUBIC, reducing_gap=3.0)) / 255.0
     expected = ((expected - np.array(mean)) / np.array(std)).transpose(2, 0, 1)
     result = crop_batch([whole(image)], (16, 24), mean, std)
@@ -602,8 +602,8 @@ def test_a_mark_in_any_corner_reaches_the_pixels() -> None:
         assert (a - b).abs().max() > 0.5
 
 
-def test_pictures_in_other_modes_are_read_as_rgb() -> None:
-    image = picture(8)
+def test_images_in_other_modes_are_read_as_rgb() -> None:
+    image = pil_image(8)
     for mode in ("L", "P", "RGBA"):
         other = image.convert(mode)
         a, b = crop_batch([whole(other), whole(other.convert("RGB"))], (8, 8), (0.5,) * 3, (0.5,) * 3)

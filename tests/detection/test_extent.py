@@ -16,7 +16,7 @@ def score_map(heat: torch.Tensor) -> ScoreMap:
     return ScoreMap(_layout(((rows, columns, 1),)).cells, heat.reshape(-1, 1), (rows, columns))
 
 
-def test_a_picture_below_the_threshold_has_no_boxes():
+def test_an_image_below_the_threshold_has_no_boxes():
     assert unsafe_boxes(score_map(torch.rand(6, 6)), [2.0], 0.3) == []
 
 
@@ -44,7 +44,7 @@ def test_every_category_is_covered_from_its_own_threshold():
     assert len(unsafe_boxes(both, [0.5, float("inf")], 0.5)) == 1
 
 
-def test_regions_that_do_not_tile_the_picture_are_covered_as_they_are():
+def test_regions_that_do_not_tile_the_image_are_covered_as_they_are():
     boxes = torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.25, 0.25, 1.0, 1.0]])
     loose = ScoreMap(boxes, torch.tensor([[0.9], [0.1]]), None)
     assert unsafe_boxes(loose, [0.5], 0.3) == [(0.0, 0.0, 0.5, 0.5)]
@@ -57,7 +57,7 @@ def test_boxes_inside_others_and_repeats_are_dropped():
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1), st.floats(0, 1), st.integers(0, 999))
-def test_every_region_above_the_threshold_lies_in_a_box_within_the_picture(rows, columns, extent, threshold, seed):
+def test_every_region_above_the_threshold_lies_in_a_box_within_the_image(rows, columns, extent, threshold, seed):
     heat = torch.rand(rows, columns, generator=torch.Generator().manual_seed(seed))
     found = score_map(heat)
     boxes = unsafe_boxes(found, [threshold], extent)

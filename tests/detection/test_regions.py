@@ -1,4 +1,4 @@
-"""Cutting pictures into regions, and pooling their evidence on the finest grid."""
+"""Cutting images into regions, and pooling their evidence on the finest grid."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
-from guardalign_guardrails.detection.config import RegionConfig
 from guardalign_guardrails.detection.regions import cut, pool_windows, window_starts
+from guardalign_guardrails.policy.detection import RegionConfig
 from guardalign_guardrails.testing.colours import ColourEncoder, painted
 
 
 class MapEncoder(ColourEncoder):
-    """Feature maps of mean colours: cell (row, column) of a picture resized to ``resolution`` / 16 cells a side."""
+    """Feature maps of mean colours: cell (row, column) of an image resized to ``resolution`` / 16 cells a side."""
 
     def encode_map(self, images, resolution=None):
         side = (resolution or 64) // 16
@@ -27,7 +27,7 @@ class MapEncoder(ColourEncoder):
         return maps
 
 
-def test_grid_regions_are_the_whole_picture_and_crops_that_tile_it():
+def test_grid_regions_are_the_whole_image_and_crops_that_tile_it():
     (regions,) = cut(ColourEncoder(), [painted("red")], RegionConfig(method="grid", scales=(1, 2, 4)))
     assert regions.features.shape[0] == 1 + 4 + 16
     areas = (regions.layout.boxes[:, 2:] - regions.layout.boxes[:, :2]).prod(-1)
@@ -35,7 +35,7 @@ def test_grid_regions_are_the_whole_picture_and_crops_that_tile_it():
     torch.testing.assert_close(regions.whole, regions.features[0])
 
 
-def test_a_grid_without_the_whole_picture_still_knows_its_feature():
+def test_a_grid_without_the_whole_image_still_knows_its_feature():
     encoder = ColourEncoder()
     (regions,) = cut(encoder, [painted("red")], RegionConfig(method="grid", scales=(4,)))
     assert regions.features.shape[0] == 16
@@ -43,18 +43,18 @@ def test_a_grid_without_the_whole_picture_still_knows_its_feature():
     torch.testing.assert_close(regions.whole, with_whole.whole)
 
 
-def test_all_crops_of_all_pictures_go_to_the_encoder_in_one_call():
+def test_all_crops_of_all_images_go_to_the_encoder_in_one_call():
     encoder = ColourEncoder()
     cut(encoder, [painted("red"), painted("blue"), painted()], RegionConfig(method="grid", scales=(1, 4)))
     assert encoder.calls == [51]
 
 
-def test_pictures_are_cut_the_same_alone_and_together():
+def test_images_are_cut_the_same_alone_and_together():
     encoder = ColourEncoder()
-    pictures = [painted("red"), painted("white", "blue")]
-    together = cut(encoder, pictures, RegionConfig(method="grid", scales=(1, 2)))
-    for picture, regions in zip(pictures, together, strict=True):
-        (alone,) = cut(encoder, [picture], RegionConfig(method="grid", scales=(1, 2)))
+    images = [painted("red"), painted("white", "blue")]
+    together = cut(encoder, images, RegionConfig(method="grid", scales=(1, 2)))
+    for image, regions in zip(images, together, strict=True):
+        (alone,) = cut(encoder, [image], RegionConfig(method="grid", scales=(1, 2)))
         torch.testing.assert_close(alone.features, regions.features)
 
 
@@ -70,7 +70,7 @@ def test_a_window_larger_than_the_map_is_the_whole_map():
     assert regions.layout.boxes[-1].tolist() == [0, 0, 1, 1]
 
 
-def test_no_pictures_are_no_regions():
+def test_no_images_are_no_regions():
     assert cut(ColourEncoder(), [], RegionConfig()) == []
 
 

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch.nn import functional
 
 from guardalign_guardrails.detection.anchors import AnchorBank
-from guardalign_guardrails.detection.config import ScoringConfig
 from guardalign_guardrails.detection.regions import Regions, _layout
 from guardalign_guardrails.detection.scoring import (
     conditional_costs,
@@ -19,6 +18,7 @@ from guardalign_guardrails.detection.scoring import (
     top_pairs,
 )
 from guardalign_guardrails.detection.transport import entropy, entropy_weights, replaced_entropies, sinkhorn
+from guardalign_guardrails.policy.detection import ScoringConfig
 
 SCALE = 20.0
 METHODS = ("joint", "conditional", "paper", "best-region-cosine")

@@ -141,9 +141,9 @@ def test_files_and_tables_agree_and_hold_no_words_of_prompts_or_answers(rows, tm
     assert "+50" in shown
 
 
-def test_the_picture_shows_a_point_of_its_own_for_each_condition(rows):
-    def coloured(picture):
-        return sum(count for count, colour in picture.getcolors(1 << 24) if max(colour) - min(colour) > 60)
+def test_the_image_shows_a_point_of_its_own_for_each_condition(rows):
+    def coloured(image):
+        return sum(count for count, colour in image.getcolors(1 << 24) if max(colour) - min(colour) > 60)
 
     few, more = draw_frontier(rows[:2], "few"), draw_frontier(rows, "more")
     assert few.size == more.size
@@ -151,6 +151,6 @@ def test_the_picture_shows_a_point_of_its_own_for_each_condition(rows):
     assert coloured(more) > coloured(few) > 0
 
 
-def test_conditions_without_safe_prompts_are_left_out_of_the_picture(rows):
+def test_conditions_without_safe_prompts_are_left_out_of_the_image(rows):
     alone = [replace(row, groups={"unsafe": row.groups["unsafe"]}) for row in rows]
     assert draw_frontier(alone, "none").size == draw_frontier(rows, "all").size

@@ -11,7 +11,7 @@ from tls_server import Network, TlsServer, reply
 
 from guardalign_guardrails.fetch import Fetcher, FetchRules
 
-BODY = b"\x89PNG a picture's bytes"
+BODY = b"\x89PNG an image's bytes"
 
 
 @pytest.fixture(scope="module")

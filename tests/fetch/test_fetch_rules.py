@@ -16,9 +16,9 @@ from pydantic import ValidationError
 
 from guardalign_guardrails.errors import FetchRefused
 from guardalign_guardrails.fetch import FetchRules
-from guardalign_guardrails.fetch.hosts import normalise
-from guardalign_guardrails.fetch.rules import REMEDIES
+from guardalign_guardrails.fetch.refusals import REMEDIES
 from guardalign_guardrails.fetch.target import MAX_LENGTH, Redirect, Target
+from guardalign_guardrails.policy.hosts import normalise
 
 PAGE = (Path(__file__).parents[2] / "docs" / "fetch.md").read_text(encoding="utf-8")
 

@@ -1,4 +1,4 @@
-"""Pictures behind URLs in a chat: what is scanned is what the model gets."""
+"""Images behind URLs in a chat: what is scanned is what the model gets."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ def block(url: str = URL) -> dict:
     return {"type": "image_url", "image_url": {"url": url, "detail": "low"}}
 
 
-def inline(picture: Image.Image) -> dict:
-    return block(to_data_url(encode_png(picture), "image/png"))
+def inline(image: Image.Image) -> dict:
+    return block(to_data_url(encode_png(image), "image/png"))
 
 
 @pytest.fixture
@@ -46,7 +46,7 @@ def screened(request):
     return run
 
 
-def test_a_harmless_picture_is_inlined_so_that_the_model_gets_the_scanned_bytes(guard_of, server, screened):
+def test_a_harmless_image_is_inlined_so_that_the_model_gets_the_scanned_bytes(guard_of, server, screened):
     server.answers["/a.png"] = reply(encode_png(painted()))
     result = screened(guard_of(), WORDS, block())
     assert result.content == [WORDS, inline(painted())]
@@ -84,7 +84,7 @@ def test_a_jpeg_is_inlined_as_a_jpeg(guard_of, server, screened, tmp_path):
         (raw(b"HTTP/1.1 200 OK\r\n", *[b"x"] * 40, pause=0.1), "url_timeout"),
     ],
 )
-def test_what_cannot_be_fetched_or_is_no_picture_is_blocked_with_the_reason(guard_of, server, answer, reason):
+def test_what_cannot_be_fetched_or_is_no_image_is_blocked_with_the_reason(guard_of, server, answer, reason):
     server.answers["/a.png"] = answer
     (result,) = screen(guard_of(), [Turn([WORDS, block()])])
     assert [(verdict.action, verdict.uninspectable) for verdict in result.verdicts] == [("block", reason)]

@@ -20,7 +20,7 @@ from guardalign_guardrails.fetch import Fetcher, FetchRules, deadline
 
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.filterwarnings("error::ResourceWarning")]
 
-BODY = b"\x89PNG a picture's bytes"
+BODY = b"\x89PNG an image's bytes"
 URL = f"https://{HOST}"
 
 
@@ -38,7 +38,7 @@ def reason(fetcher, url, max_bytes=None):
 # What comes through
 
 
-def test_a_picture_is_fetched_from_the_checked_address_under_the_hosts_name(fetcher, network, server):
+def test_an_image_is_fetched_from_the_checked_address_under_the_hosts_name(fetcher, network, server):
     assert fetcher.fetch(f"{URL}/a.png") == BODY
     assert network.asked == [(HOST, 443)]
     assert network.dialled == [(PUBLIC, 443)]
@@ -266,7 +266,7 @@ def test_the_allowed_hosts_hold_for_redirects_too(fetcher_of, network, server):
         (raw(), "url_unreachable"),
     ],
 )
-def test_an_answer_that_is_no_plain_picture_is_refused(fetcher, server, answer, expected):
+def test_an_answer_that_is_no_plain_image_is_refused(fetcher, server, answer, expected):
     server.answers["/bad"] = answer
     assert reason(fetcher, f"{URL}/bad") == expected
 
@@ -312,7 +312,7 @@ def test_answers_before_the_answer_are_counted_too(fetcher, server, piece):
     assert reason(fetcher, f"{URL}/endless", max_bytes=1000) == "too_large"
 
 
-def test_much_framing_around_little_picture_is_cut_off(fetcher, server):
+def test_much_framing_around_little_image_is_cut_off(fetcher, server):
     server.answers["/framed"] = raw(
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", *[b"1;" + b"e" * 10_000 + b"\r\nx\r\n"] * 100
     )

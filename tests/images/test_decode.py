@@ -25,7 +25,7 @@ RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF"]
 
 
-def picture(width=12, height=8, channels=3):
+def pil_image(width=12, height=8, channels=3):
     values = np.random.default_rng(0).integers(0, 256, (height, width, channels), np.uint8)
     return Image.fromarray(values)
 
@@ -63,7 +63,7 @@ def same(left, right):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_an_opaque_still_of_every_accepted_format_is_exactly_one_rgb_view(name):
-    result = decode(saved(picture(), name))
+    result = decode(saved(pil_image(), name))
     assert (result.format, result.size, result.frame_count, len(result.views)) == (name, (12, 8), 1, 1)
     assert result.views[0].pixels.mode == "RGB"
     assert type(result.views[0].pixels) is Image.Image
@@ -72,12 +72,12 @@ def test_an_opaque_still_of_every_accepted_format_is_exactly_one_rgb_view(name):
 
 @pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
 def test_every_kind_of_buffer_is_accepted(kind):
-    data = saved(picture(), "PNG")
+    data = saved(pil_image(), "PNG")
     assert decode(kind(data)).digest == decode(data).digest
 
 
 def test_the_same_pixels_share_a_digest_whatever_carries_them(tmp_path):
-    image = picture()
+    image = pil_image()
     (tmp_path / "a.png").write_bytes(saved(image, "PNG"))
     sources = [saved(image, name) for name in ("PNG", "BMP", "TIFF")]
     sources += [saved(image, "WEBP", lossless=True), saved(image.convert("RGBA"), "PNG"), tmp_path / "a.png"]
@@ -88,7 +88,7 @@ def test_the_same_pixels_share_a_digest_whatever_carries_them(tmp_path):
 
 
 def test_the_digest_changes_with_a_pixel_the_shape_or_the_alpha():
-    image = picture(12, 8)
+    image = pil_image(12, 8)
     changed = image.copy()
     changed.putpixel((3, 3), (1, 2, 3))
     clear = image.convert("RGBA")
@@ -104,7 +104,7 @@ def test_the_digest_covers_later_frames():
 
 
 @pytest.mark.parametrize("name", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_all_eight_exif_orientations_show_the_same_picture(name):
+def test_all_eight_exif_orientations_show_the_same_pil_image(name):
     wanted = Image.new("RGB", (64, 32), RED)
     wanted.paste(GREEN, (32, 0, 64, 32))
     wanted.paste(BLUE, (0, 16, 32, 32))
@@ -169,7 +169,7 @@ def test_every_opaque_mode_gives_one_view(mode):
 
 
 def test_palette_transparency_is_seen():
-    image = picture().quantize(8)
+    image = pil_image().quantize(8)
     data = saved(image, "PNG", transparency=image.getpixel((0, 0)))
     assert len(decode(data).views) == 3
     assert len(decode(saved(image, "PNG")).views) == 1
@@ -197,19 +197,19 @@ def test_sixteen_bit_grey_is_scaled_and_the_clipped_rendering_is_kept_too():
 
 
 def test_content_in_the_low_byte_of_sixteen_bits_cannot_hide():
-    values = np.asarray(picture().convert("L")).astype(np.uint16)
+    values = np.asarray(pil_image().convert("L")).astype(np.uint16)
     assert any(same(np.asarray(view.pixels)[..., 0], values) for view in decode(Image.fromarray(values)).views)
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (0, 255), (0, 65535), (-5, 7), (1e30, 2e30)])
-def test_float_pictures_are_brought_into_range(low, high):
+def test_float_images_are_brought_into_range(low, high):
     values = np.linspace(low, high, 60, dtype=np.float32).reshape(6, 10)
     grey = np.asarray(decode(saved(Image.fromarray(values), "TIFF")).flattened)[..., 0]
     assert grey.min() <= 5
     assert grey.max() >= 250
 
 
-def test_nan_and_infinity_in_a_float_picture_do_no_harm():
+def test_nan_and_infinity_in_a_float_image_do_no_harm():
     values = np.array([[0, 0.5, 1], [np.nan, np.inf, -np.inf]], np.float32)
     assert np.asarray(decode(Image.fromarray(values)).flattened)[..., 0].tolist() == [[0, 127, 255], [0, 255, 0]]
     assert decode(Image.fromarray(np.full((3, 3), np.nan, np.float32))).size == (3, 3)
@@ -277,7 +277,7 @@ def test_an_apng_that_lies_about_its_frame_count_is_corrupt():
 
 
 def test_a_tiff_whose_pages_form_a_loop_is_corrupt():
-    data = bytearray(saved(picture(), "TIFF"))
+    data = bytearray(saved(pil_image(), "TIFF"))
     (first,) = struct.unpack_from("<I", data, 4)
     (count,) = struct.unpack_from("<H", data, first)
     struct.pack_into("<I", data, first + 2 + 12 * count, first)
@@ -291,7 +291,7 @@ def test_large_frames_are_sampled_less_but_first_and_last_stay():
 
 
 def test_mpo_is_read_as_one_jpeg():
-    data = saved(picture(), "MPO", save_all=True, append_images=[Image.new("RGB", (12, 8), RED)])
+    data = saved(pil_image(), "MPO", save_all=True, append_images=[Image.new("RGB", (12, 8), RED)])
     result = decode(data)
     assert (result.format, result.frame_count, len(result.views)) == ("JPEG", 1, 1)
 
@@ -309,7 +309,7 @@ def test_a_400_megapixel_png_is_refused_without_memory():
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_lying_header_is_refused_before_any_pixel(name):
-    data = bytearray(saved(picture(), name))
+    data = bytearray(saved(pil_image(), name))
     at, code, numbers = {
         "PNG": (16, ">II", (30_000, 30_000)),
         "JPEG": (data.find(b"\xff\xc0") + 5, ">HH", (60_000, 60_000)),
@@ -332,19 +332,19 @@ def test_a_header_without_area_is_empty(width, height):
     assert reason(png(width, height, b"")) == "empty"
 
 
-def test_a_side_longer_than_any_real_picture_is_refused():
+def test_a_side_longer_than_any_real_image_is_refused():
     assert reason(png(1, 5_000_000, b"", colour=0)) == "too_many_pixels"
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_a_truncated_file_is_an_error_with_reason_truncated(name):
-    data = saved(picture(40, 40), name)
+    data = saved(pil_image(40, 40), name)
     for share in (0.5, 0.8):
         assert reason(data[: int(len(data) * share)]) == "truncated", share
 
 
 def test_a_flipped_bit_behind_a_checksum_is_corrupt():
-    data = bytearray(saved(picture(), "PNG"))
+    data = bytearray(saved(pil_image(), "PNG"))
     data[data.index(b"IDAT") + 10] ^= 0xFF
     assert reason(bytes(data)) == "corrupt"
 
@@ -363,7 +363,7 @@ def test_anything_else_is_an_unsupported_format_and_the_message_says_what_is_acc
 
 
 def test_an_icon_that_pillow_could_read_is_still_unsupported():
-    assert reason(saved(picture(16, 16), "ICO")) == "unsupported_format"
+    assert reason(saved(pil_image(16, 16), "ICO")) == "unsupported_format"
 
 
 @pytest.mark.parametrize("source", [b"", bytearray(), np.zeros((0, 4), np.uint8), Image.new("RGB", (0, 0))])
@@ -373,7 +373,7 @@ def test_nothing_is_empty(source):
 
 def test_a_str_is_never_a_path(tmp_path):
     path = tmp_path / "a.png"
-    path.write_bytes(saved(picture(), "PNG"))
+    path.write_bytes(saved(pil_image(), "PNG"))
     with pytest.raises(ImageDecodeError, match=r"pathlib\.Path") as caught:
         decode(str(path))
     assert caught.value.reason == "wrong_type"
@@ -382,7 +382,7 @@ def test_a_str_is_never_a_path(tmp_path):
 
 
 def test_bytes_over_the_cap_are_too_large_also_in_a_file(tmp_path):
-    data = saved(picture(40, 40), "BMP")
+    data = saved(pil_image(40, 40), "BMP")
     (tmp_path / "a.bmp").write_bytes(data)
     limits = ImageLimits(max_bytes=len(data) - 1)
     assert reason(data, limits) == reason(memoryview(data), limits) == reason(tmp_path / "a.bmp", limits) == "too_large"
@@ -401,7 +401,7 @@ def test_only_regular_files_are_read_and_the_name_stays_out_of_the_message(tmp_p
 
 def test_pixel_caps_hold_for_pil_images_and_arrays():
     limits = ImageLimits(max_pixels=10)
-    assert reason(picture(), limits) == reason(np.zeros((4, 4)), limits) == "too_many_pixels"
+    assert reason(pil_image(), limits) == reason(np.zeros((4, 4)), limits) == "too_many_pixels"
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "P", "RGB", "RGBA", "I;16", "F"])
@@ -425,7 +425,7 @@ def test_a_lazy_pil_image_is_read_and_an_animation_stays_on_its_frame():
 
 
 def test_a_pil_image_of_a_broken_file_is_an_error_of_ours():
-    image = Image.open(io.BytesIO(saved(picture(50, 50), "PNG")[:2000]))
+    image = Image.open(io.BytesIO(saved(pil_image(50, 50), "PNG")[:2000]))
     assert reason(image) == "truncated"
 
 
@@ -460,11 +460,11 @@ def test_limits_must_be_positive(field):
 
 def test_no_warning_leaks_and_no_global_is_touched():
     before = (ImageFile.LOAD_TRUNCATED_IMAGES, Image.MAX_IMAGE_PIXELS, list(warnings.filters))
-    data = bytearray(saved(picture(), "TIFF"))
+    data = bytearray(saved(pil_image(), "TIFF"))
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        reason(Image.open(io.BytesIO(saved(picture(50, 50), "PNG")[:2000])))
-        decode(saved(picture().quantize(8), "PNG", transparency=bytes([0, 128])))
+        reason(Image.open(io.BytesIO(saved(pil_image(50, 50), "PNG")[:2000])))
+        decode(saved(pil_image().quantize(8), "PNG", transparency=bytes([0, 128])))
         for at in range(8, len(data), 3):
             broken = bytearray(data)
             broken[at] ^= 0xFF
@@ -475,7 +475,7 @@ def test_no_warning_leaks_and_no_global_is_touched():
 
 
 def test_reprs_show_no_pixels():
-    result = decode(picture())
+    result = decode(pil_image())
     assert "PIL" not in repr(result).replace("'PIL'", "")
     assert "Image" not in repr(result.views[0]).replace("View", "")
 
@@ -508,7 +508,7 @@ def test_lossless_formats_give_back_the_very_pixels(width, height, data):
     assert decode(saved(image, name)).flattened.tobytes() == raw
 
 
-def test_of_a_large_transparent_picture_only_the_base_of_masks_is_held_whole():
+def test_of_a_large_transparent_image_only_the_base_of_masks_is_held_whole():
     image = Image.new("RGBA", (3000, 2000), (200, 10, 10, 100))
     decoded = decode(image)
     sizes = {view.backdrop: view.pixels.size for view in decoded.views}

@@ -38,7 +38,7 @@ def test_a_box_is_rounded_outwards_so_that_touched_pixels_are_covered():
     assert np.array_equal(result, expected)
 
 
-def test_boxes_are_clipped_to_the_picture_and_those_outside_or_without_area_do_nothing():
+def test_boxes_are_clipped_to_the_image_and_those_outside_or_without_area_do_nothing():
     image = Image.new("RGB", (20, 20), "white")
     assert np.asarray(mask_regions(image, [(-50, -50, 500, 500)])).max() == 0
     result = mask_regions(image, [(30, 30, 40, 40), (-9, 0, -1, 5), (5, 5, 5, 9)])

@@ -1,4 +1,4 @@
-"""The explaining picture: heat where it belongs, labels that can be read, and no surprise on odd input."""
+"""The explaining image: heat where it belongs, labels that can be read, and no surprise on odd input."""
 
 import numpy as np
 import pytest
@@ -16,14 +16,14 @@ def pixels(image):
     return np.asarray(image, int)
 
 
-def test_it_returns_a_new_rgb_picture_and_leaves_its_input_alone():
+def test_it_returns_a_new_rgb_image_and_leaves_its_input_alone():
     image = GREY.copy()
     result = draw_overlay(image, [OverlayRegion((0, 0, 100, 100), 0.8, "knife")], title="Flagged")
     assert (result.mode, result.size) == ("RGB", (300, 200))
     assert image.tobytes() == GREY.tobytes()
 
 
-def test_large_pictures_shrink_to_max_side_and_small_ones_keep_their_size():
+def test_large_images_shrink_to_max_side_and_small_ones_keep_their_size():
     assert draw_overlay(Image.new("RGB", (3000, 1500)), [], max_side=600).size == (600, 300)
     assert draw_overlay(Image.new("RGB", (64, 20)), [], max_side=600).size == (64, 20)
 
@@ -62,7 +62,7 @@ def test_only_labelled_or_masked_regions_get_an_outline():
 
 
 @pytest.mark.parametrize("corner", [(0, 0), (280, 0), (0, 190), (280, 190), (-40, -40), (290, 195)])
-def test_a_label_stays_within_the_picture_wherever_its_box_is(corner):
+def test_a_label_stays_within_the_image_wherever_its_box_is(corner):
     box = (*corner, corner[0] + 60, corner[1] + 60)
     with_text, without = (pixels(draw_overlay(GREY, [OverlayRegion(box, 0.5, text)])) for text in ("weapons 0.93", ""))
     changed = np.abs(with_text - without).max(-1) > 60
@@ -87,7 +87,7 @@ def test_a_thousand_regions_are_drawn():
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 500), (500, 2), (17, 13)])
-def test_tiny_and_thin_pictures_are_drawn(size):
+def test_tiny_and_thin_images_are_drawn(size):
     regions = [OverlayRegion((0, 0, *size), 0.7, "label", True)]
     assert draw_overlay(Image.new("RGB", size), regions, title="title").size == size
 

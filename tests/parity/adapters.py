@@ -1,4 +1,4 @@
-"""The same conversation through each adapter: whether it was refused, and the pictures that arrived."""
+"""The same conversation through each adapter: whether it was refused, and the images that arrived."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from PIL import Image
 from guardalign_guardrails import Guard, UnsafeContentError
 
 Arrived: TypeAlias = list[bytes] | None
-"""Pixels of the pictures that arrived, in order; None if nobody was asked."""
+"""Pixels of the images that arrived, in order; None if nobody was asked."""
 
 Adapter: TypeAlias = Callable[[Guard, list[Said]], Arrived]
 
@@ -76,7 +76,7 @@ def llama_index(guard: Guard, conversation: list[Said]) -> Arrived:
     GuardedLLM(llm=llm, guard=guard).chat(messages)
     if not llm.received:
         return None
-    return [_pixels(picture) for picture in llm.pictures]
+    return [_pixels(image) for image in llm.images]
 
 
 def openai_chat(guard: Guard, conversation: list[Said]) -> Arrived:
@@ -148,7 +148,7 @@ def _litellm(guard: Guard, call: str, body: dict[str, Any]) -> Arrived:
     from litellm.proxy._types import UserAPIKeyAuth
 
     from litellm_guardalign import ImageGuardrail
-    from litellm_guardalign._settings import GuardrailSettings
+    from litellm_guardalign.settings import GuardrailSettings
 
     # Settings name a guard; this one is made already.
     hook = ImageGuardrail.__new__(ImageGuardrail)
@@ -163,11 +163,11 @@ def _litellm(guard: Guard, call: str, body: dict[str, Any]) -> Arrived:
 
 
 def _opened(value: Any) -> list[bytes]:
-    """Pixels of all pictures in plain data, in order, without the package's own readers."""
+    """Pixels of all images in plain data, in order, without the package's own readers."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
     found = re.findall(r"(?:data:image/png;base64,|\"base64\": \")([A-Za-z0-9+/=]{40,})", text)
     return [_pixels(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
 
 
-def _pixels(picture: Image.Image) -> bytes:
-    return picture.convert("RGB").tobytes()
+def _pixels(image: Image.Image) -> bytes:
+    return image.convert("RGB").tobytes()

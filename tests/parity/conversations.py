@@ -14,13 +14,13 @@ from guardalign_guardrails.testing.colours import painted
 
 @dataclass(frozen=True)
 class Shown:
-    """A picture in a conversation: painted, elsewhere, or broken."""
+    """An image in a conversation: painted, elsewhere, or broken."""
 
     colour: str = ""
     url: str = ""
 
     @property
-    def picture(self) -> Image.Image:
+    def image(self) -> Image.Image:
         return painted(self.colour)
 
     @property
@@ -28,11 +28,11 @@ class Shown:
         """Where every framework can be told to find it."""
         if self.url:
             return self.url
-        return to_data_url(b"no picture", "image/png") if not self.colour else to_data_url(self.data, "image/png")
+        return to_data_url(b"no image", "image/png") if not self.colour else to_data_url(self.data, "image/png")
 
     @property
     def data(self) -> bytes:
-        return encode_png(self.picture)
+        return encode_png(self.image)
 
     @property
     def base64(self) -> str:
@@ -52,14 +52,14 @@ def show(colour: str) -> Shown:
 
 CONVERSATIONS: dict[str, list[Said]] = {
     "words": [("user", ["Hi"])],
-    "a harmless picture": [("user", ["Look", show("white")])],
-    "a picture alone": [("user", [show("red")])],
+    "a harmless image": [("user", ["Look", show("white")])],
+    "an image alone": [("user", [show("red")])],
     "masked": [("user", ["Look", show("red")])],
     "prefixed": [("user", ["Look", show("green")])],
     "flagged": [("user", ["Look", show("magenta")])],
     "blocked": [("user", ["Look", show("blue")])],
     "routed": [("user", ["Look", show("yellow")])],
-    "two pictures": [("user", [show("red"), "and", show("white")])],
+    "two images": [("user", [show("red"), "and", show("white")])],
     "one of two is blocked": [("user", [show("white"), show("blue")])],
     "masked before": [("user", [show("red")]), ("assistant", ["Seen."]), ("user", ["And now?"])],
     "blocked before": [("user", [show("blue")]), ("assistant", ["Seen."]), ("user", ["And now?"])],

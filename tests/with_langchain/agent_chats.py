@@ -1,4 +1,4 @@
-"""An agent with a guard in it, a chat with it, and tools that return pictures."""
+"""An agent with a guard in it, a chat with it, and tools that return images."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from langchain_core.tools import BaseTool, StructuredTool
 from langgraph.checkpoint.memory import InMemorySaver
 from PIL import Image
 
-from guardalign_guardrails.testing.messages import Call, call_sync
-from guardalign_guardrails.testing.recording import RecordingModel
+from langchain_guardalign.testing.messages import Call, call_sync
+from langchain_guardalign.testing.recording import RecordingModel
 
 THREAD = {"configurable": {"thread_id": "thread"}}
 
@@ -52,10 +52,10 @@ class Chat:
 
 
 def camera(*images: Image.Image, **settings: Any) -> BaseTool:
-    """A tool that returns pictures as content blocks."""
+    """A tool that returns images as content blocks."""
 
     def camera() -> list[Any]:
-        """Take pictures."""
+        """Take images."""
         return [text("Click."), *map(v1, images)]
 
     return StructuredTool.from_function(camera, **settings)

@@ -21,13 +21,13 @@ from PIL import Image
 from pydantic import ConfigDict
 
 from guardalign_guardrails import Guard, UnsafeContentError
+from guardalign_guardrails.content.chat import is_prefix_due
 from guardalign_guardrails.content.payload import to_base64
-from guardalign_guardrails.decision import is_prefix_due
-from guardalign_guardrails.testing.chats import image_block, pictures_in
-from guardalign_guardrails.verdict_cache import VerdictCache
+from guardalign_guardrails.guarding.cache import VerdictCache
+from guardalign_guardrails.testing.chats import image_block, images_in
 from langchain_guardalign import ImageGuard
-from langchain_guardalign._rewrite import with_prefix
-from langchain_guardalign._screening import ScreenedChat, ascreen_chats, screen_chats
+from langchain_guardalign.rewrite import with_prefix
+from langchain_guardalign.screening import ScreenedChat, ascreen_chats, screen_chats
 
 
 class SoundMiddleware(AgentMiddleware):
@@ -162,10 +162,10 @@ class LooksAtTheLastMessage(ImageGuard):
 
 class TakesAMaskForSmaller(Rewrites):
     def rewritten(self, value: Any, output: Any) -> Any:
-        return value if output is value else _with_pictures(output, lambda picture: picture.crop((8, 8, 64, 64)))
+        return value if output is value else _with_images(output, lambda image: image.crop((8, 8, 64, 64)))
 
 
-class SwapsInAPicture(Rewrites):
+class SwapsInAnImage(Rewrites):
     def rewritten(self, value: Any, output: Any) -> Any:
         buffer = io.BytesIO()
         Image.new("RGB", (8, 8)).save(buffer, "JPEG")
@@ -215,25 +215,25 @@ class AnnouncesTwice(ImageGuard):
         return await super().ainspect(input)
 
 
-class AnnouncesPictures(ImageGuard):
+class AnnouncesImages(ImageGuard):
     def inspect(self, input: Any) -> Any:
         dispatch_custom_event("my.event", {"input": repr(input)})
         return super().inspect(input)
 
 
-class LogsPictures(ImageGuard):
+class LogsImages(ImageGuard):
     def inspect(self, input: Any) -> Any:
         logging.getLogger("broken").debug("checking %s", input)
         return super().inspect(input)
 
 
-class RaisesWithPictures(ImageGuard):
+class RaisesWithImages(ImageGuard):
     def inspect(self, input: Any) -> Any:
         report = super().inspect(input)
         raise UnsafeContentError(report.verdicts[0]) from ValueError(repr(input))
 
 
-class ShowsPictures(ImageGuard):
+class ShowsImages(ImageGuard):
     model_config = ConfigDict(extra="allow")
     last: Any = None
 
@@ -242,7 +242,7 @@ class ShowsPictures(ImageGuard):
         return super().inspect(input)
 
 
-class TracesPictures(ImageGuard):
+class TracesImages(ImageGuard):
     def invoke(self, input: Any, config: Any = None, **kwargs: Any) -> Any:
         return self._call_with_config(super().invoke, input, config)
 
@@ -341,7 +341,7 @@ class TracesItsRequest(SoundMiddleware):
     )
 
 
-class TellsPictures(SoundMiddleware):
+class TellsImages(SoundMiddleware):
     def before_model(self, state: Any, runtime: Any) -> Any:
         dispatch_custom_event("my.event", {"messages": repr(state["messages"])})
         runtime.stream_writer({"messages": repr(state["messages"])})
@@ -371,10 +371,10 @@ def _records(message: Any) -> list[Any]:
     return message.response_metadata.get("guardalign", []) if isinstance(message, BaseMessage) else []
 
 
-def _with_pictures(messages: Sequence[Any], change: Any) -> list[Any]:
+def _with_images(messages: Sequence[Any], change: Any) -> list[Any]:
     def changed(block: Any) -> Any:
-        pictures = pictures_in([block])
-        return image_block(change(pictures[0])) if pictures else block
+        images = images_in([block])
+        return image_block(change(images[0])) if images else block
 
     return [
         message.model_copy(update={"content": list(map(changed, message.content))})

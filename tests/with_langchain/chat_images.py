@@ -1,4 +1,4 @@
-"""Pictures as chat content in the dialects that tests speak, and things that keep what they are given or told."""
+"""Images as chat content in the dialects that tests speak, and things that keep what they are given or told."""
 
 from __future__ import annotations
 
@@ -43,8 +43,8 @@ def text(words: str) -> dict[str, Any]:
     return {"type": "text", "text": words}
 
 
-def picture_of(block: dict[str, Any]) -> Image.Image:
-    """The picture in a v1 or OpenAI block."""
+def image_of(block: dict[str, Any]) -> Image.Image:
+    """The image in a v1 or OpenAI block."""
     inner = block.get("image_url")
     encoded = block["base64"] if "base64" in block else (inner if isinstance(inner, str) else inner["url"])
     return Image.open(io.BytesIO(base64.b64decode(encoded.rpartition(",")[2]))).convert("RGB")

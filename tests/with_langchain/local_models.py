@@ -13,8 +13,8 @@ import torch
 from families import family
 from tiny_models import made
 
+from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-from guardalign_guardrails.decoding.settings import GenerationSettings
 
 Script = Callable[[str], Sequence[str]]
 """From a prompt to answers, dearest first: where a grammar forbids one, the model writes the next."""
@@ -28,7 +28,7 @@ class Scripted:
         begun: Set when a generation begins.
         prompts: Texts of all prompts, in order.
         rows: Number of prompts of each generation.
-        pictures: What the vision tower was given for each generation; None for one without pictures.
+        images: What the vision tower was given for each generation; None for one without images.
         steps: Decode steps so far.
     """
 
@@ -41,7 +41,7 @@ class Scripted:
         self.begun = threading.Event()
         self.prompts: list[str] = []
         self.rows: list[int] = []
-        self.pictures: list[Any] = []
+        self.images: list[Any] = []
         self.steps = 0
         self._seen: Any = None
         for name in ("visual", "vision_tower"):
@@ -78,7 +78,7 @@ class Scripted:
         texts = [self._tokenizer.decode(row) for row in ids]
         self.prompts += texts
         self.rows.append(len(texts))
-        self.pictures.append(self._seen)
+        self.images.append(self._seen)
         self._seen = None
         self._written = [[] for _ in texts]
         self._wanted = [
@@ -92,7 +92,7 @@ def scripted(script: Script | str, name: str = "Qwen3-VL", **settings: Any) -> t
 
     Args:
         script: From prompts to answers; a text is written whatever was asked.
-        name: Of the family; this one reads pictures, in tool results too, and knows tools.
+        name: Of the family; this one reads images, in tool results too, and knows tools.
         **settings: Of `CalibratedLVLM`.
     """
     one = family(name)

@@ -54,8 +54,8 @@ class Request:
         ]
 
     @property
-    def pictures(self) -> list[Image.Image]:
-        """The pictures, decoded from what was sent."""
+    def images(self) -> list[Image.Image]:
+        """The images, decoded from what was sent."""
         urls = [block["image_url"] for block in self.blocks if "image" in kind(block)]
         return [opened(url if isinstance(url, str) else url["url"]) for url in urls]
 
@@ -68,8 +68,8 @@ def opened(url: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("RGB")
 
 
-def digest(picture: Image.Image) -> str:
-    return hashlib.sha256(picture.convert("RGB").tobytes()).hexdigest()
+def digest(image: Image.Image) -> str:
+    return hashlib.sha256(image.convert("RGB").tobytes()).hexdigest()
 
 
 Answer = Callable[[Request], dict[str, Any]]

@@ -31,7 +31,7 @@ from langchain_guardalign import ImageGuard
 sys.path.append(str(Path(__file__).parents[1] / "content"))
 from block_matrix import ELSEWHERE, READABLE, UNREADABLE
 
-PICTURES = [encode_png(painted(*colours)) for colours in ([], ["red"], ["blue"], ["green"], ["magenta"])]
+IMAGES = [encode_png(painted(*colours)) for colours in ([], ["red"], ["blue"], ["green"], ["magenta"])]
 KEYS = [*LOCATORS, *MIME_KEYS, "type", "text", "content", "detail", "extras", "image_bytes", "output", "value", "id"]
 TYPES = ["text", "image", "image_url", "input_image", "media", "file", "document", "tool_result", "novel", "tool_use"]
 
@@ -42,7 +42,7 @@ leaves = st.one_of(
     st.floats(allow_nan=False),
     st.text(max_size=20),
     st.binary(max_size=20),
-    st.sampled_from(PICTURES),
+    st.sampled_from(IMAGES),
     st.sampled_from(TYPES),
     st.sampled_from(["data:image/png;base64,AAAA", "DATA:,x", "https://a.example/b.png", "image/png", "data:", "AAAA"]),
 )
@@ -58,7 +58,7 @@ typed = st.builds(
     st.sampled_from(TYPES),
     st.dictionaries(st.sampled_from(KEYS), values, max_size=4),
 )
-known = st.builds(lambda make, picture: make(picture), st.sampled_from([*READABLE.values()]), st.sampled_from(PICTURES))
+known = st.builds(lambda make, image: make(image), st.sampled_from([*READABLE.values()]), st.sampled_from(IMAGES))
 elsewhere = st.sampled_from([block for block, _, _ in ELSEWHERE.values()] + list(UNREADABLE.values()))
 blocks = st.one_of(known, elsewhere, typed, st.dictionaries(st.text(max_size=5), values, max_size=3), st.text())
 contents = st.text() | st.lists(blocks, max_size=4)

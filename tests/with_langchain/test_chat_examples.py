@@ -43,7 +43,7 @@ def test_the_guarded_chat_masks_refuses_and_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_the_agent_gets_masked_pictures_from_its_tool(tmp_path):
+def test_the_agent_gets_masked_images_from_its_tool(tmp_path):
     said = output_of("agent_with_image_tool", tmp_path)
     verdicts = [line.partition(": ")[2] for line in said.splitlines() if line.startswith("verdict")]
     assert verdicts == ["allow", "mask", "route"]

@@ -14,15 +14,15 @@ import pytest
 from langchain_core.runnables import Runnable, RunnableLambda
 
 from guardalign_guardrails import Guard, Policy
-from guardalign_guardrails.testing.chats import CANARY_URL, canary, image_block, leaks, number_of, pictures_in, shows
+from guardalign_guardrails.testing.chats import CANARY_URL, canary, image_block, images_in, leaks, number_of, shows
 from guardalign_guardrails.testing.colours import COLOURS, colour_guard, painted
-from guardalign_guardrails.testing.messages import call_async, call_sync
-from guardalign_guardrails.testing.middleware_contract import MiddlewareContract
-from guardalign_guardrails.testing.recording import RecordingModel
-from guardalign_guardrails.testing.runnable_contract import RunnableContract
 from langchain_guardalign import ImageGuard
-from langchain_guardalign._guarded_model import GuardedChatModel
-from langchain_guardalign._middleware import GuardAlignMiddleware
+from langchain_guardalign.agents.middleware import GuardAlignMiddleware
+from langchain_guardalign.chat.guarded_model import GuardedChatModel
+from langchain_guardalign.testing.messages import call_async, call_sync
+from langchain_guardalign.testing.middleware_contract import MiddlewareContract
+from langchain_guardalign.testing.recording import RecordingModel
+from langchain_guardalign.testing.runnable_contract import RunnableContract
 
 
 class TestImageGuard(RunnableContract):
@@ -154,7 +154,7 @@ class TestTheRunnableContract:
         [
             ("ChangesItsInput", "the_input_is_never_changed", {"action": "mask"}, "changed in place"),
             ("SkipsAsync", "sync_and_async_give_the_same", {"action": "mask"}, "invoke and ainvoke differ"),
-            ("SkipsAsync", "a_blocked_picture_is_passed_on_to_nobody", {"call": call_async}, "picture to block"),
+            ("SkipsAsync", "a_blocked_image_is_passed_on_to_nobody", {"call": call_async}, "image to block"),
             ("BlocksTheLoop", "async_calls_leave_the_event_loop_free", {}, "blocks the event loop"),
             (
                 "SkipsStreams",
@@ -175,34 +175,34 @@ class TestTheRunnableContract:
             ("ReturnsLists", "an_input_comes_back_as_the_type_it_was", {}, "tuple came back as a list"),
             ("RepeatsThePrefix", "the_prefix_is_given_once", {"colour": "green"}, "given again"),
             ("RepeatsThePrefix", "guarding_what_was_passed_on_changes_nothing", {"action": "mask"}, "guarding twice"),
-            ("LooksAtTheLastMessage", "pictures_of_every_message_are_looked_at", {"role": "tool"}, "earlier tool"),
+            ("LooksAtTheLastMessage", "images_of_every_message_are_looked_at", {"role": "tool"}, "earlier tool"),
             (
                 "TakesAMaskForSmaller",
                 "a_mask_covers_what_is_unsafe_and_nothing_else",
                 {"block": image_block},
                 "changed other pixels",
             ),
-            ("SwapsInAPicture", "a_blocked_picture_is_passed_on_to_nobody", {}, "some picture was passed on"),
-            ("LosesTheWords", "the_words_beside_a_picture_are_passed_on", {}, "text of a message"),
+            ("SwapsInAnImage", "a_blocked_image_is_passed_on_to_nobody", {}, "some image was passed on"),
+            ("LosesTheWords", "the_words_beside_an_image_are_passed_on", {}, "text of a message"),
             ("LetsFailuresPass", "an_encoder_that_fails_blocks_unless_the_policy_says_otherwise", {}, "says block"),
             (
                 "LetsFailuresPass",
-                "a_picture_that_cannot_be_looked_at_is_passed_on_only_if_the_policy_says_so",
+                "a_image_that_cannot_be_looked_at_is_passed_on_only_if_the_policy_says_so",
                 {},
                 "passed on unseen",
             ),
             ("ActsInMonitorMode", "monitor_mode_changes_nothing_that_a_model_reads", {}, "monitor mode"),
-            ("KeepsItOnItself", "threads_do_not_mix_up_their_pictures", {}, "another chat's words"),
+            ("KeepsItOnItself", "threads_do_not_mix_up_their_images", {}, "another chat's words"),
             ("DropsTheConfig", "the_config_reaches_the_run", {}, "run_name"),
-            ("AnnouncesTwice", "each_checked_input_with_a_picture_is_announced_once", {}, "2 guardalign.verdict"),
-            ("AnnouncesPictures", "no_pixel_is_told_to_anyone", {}, "a custom event holds"),
-            ("LogsPictures", "no_pixel_is_told_to_anyone", {}, "a log record holds"),
-            ("RaisesWithPictures", "no_pixel_is_told_to_anyone", {}, "an exception holds"),
-            ("ShowsPictures", "no_pixel_is_told_to_anyone", {}, "repr holds"),
-            ("TracesPictures", "no_pixel_is_told_to_anyone", {}, "tracers are told"),
+            ("AnnouncesTwice", "each_checked_input_with_an_image_is_announced_once", {}, "2 guardalign.verdict"),
+            ("AnnouncesImages", "no_pixel_is_told_to_anyone", {}, "a custom event holds"),
+            ("LogsImages", "no_pixel_is_told_to_anyone", {}, "a log record holds"),
+            ("RaisesWithImages", "no_pixel_is_told_to_anyone", {}, "an exception holds"),
+            ("ShowsImages", "no_pixel_is_told_to_anyone", {}, "repr holds"),
+            ("TracesImages", "no_pixel_is_told_to_anyone", {}, "tracers are told"),
             ("ForgetsASetting", "it_comes_back_from_its_dump", {}, "load does not give back"),
             ("MakesItsOwnGuard", "fields_can_be_set_per_call", {}, "another guard"),
-            ("ForgetsWhatItSaw", "a_picture_seen_before_costs_no_encoder_pass", {}, "2 encoder passes"),
+            ("ForgetsWhatItSaw", "a_image_seen_before_costs_no_encoder_pass", {}, "2 encoder passes"),
         ],
     )
     def test_catches_a_guard_that(self, given, fault, test, case, words):
@@ -223,11 +223,11 @@ class TestTheMiddlewareContract:
         ("fault", "test", "case", "words"),
         [
             ("SyncOnly", "sync_and_async_give_the_same", {"action": "mask"}, "invoke and ainvoke"),
-            ("SyncOnly", "a_blocked_picture_never_reaches_the_model", {"call": call_async}, "of the user"),
-            ("OnlyTheLastMessage", "a_picture_of_an_earlier_turn_never_reaches_the_model", {}, "in the history"),
+            ("SyncOnly", "a_blocked_image_never_reaches_the_model", {"call": call_async}, "of the user"),
+            ("OnlyTheLastMessage", "a_image_of_an_earlier_turn_never_reaches_the_model", {}, "in the history"),
             (
                 "OnlyWhatPeopleSay",
-                "a_blocked_picture_of_a_tool_never_reaches_the_model",
+                "a_blocked_image_of_a_tool_never_reaches_the_model",
                 {"result": "command"},
                 "tool that returns a command",
             ),
@@ -237,22 +237,22 @@ class TestTheMiddlewareContract:
                 {"block": image_block},
                 "can still be seen",
             ),
-            ("OnlyOnce", "a_picture_of_a_tool_is_masked", {"result": "content"}, "can still be seen"),
+            ("OnlyOnce", "a_image_of_a_tool_is_masked", {"result": "content"}, "can still be seen"),
             (
                 "NewIds",
                 "a_changed_message_takes_the_place_of_the_original",
                 {"message_id": "message"},
                 "'human', 'ai', 'human', 'human'",
             ),
-            ("DoesNotPersist", "the_checkpoint_holds_the_masked_picture_after_the_turn", {}, "can still be seen"),
-            ("DoesNotPersist", "a_blocked_picture_is_gone_from_the_next_turn", {}, "still in the agent's state"),
+            ("DoesNotPersist", "the_checkpoint_holds_the_masked_image_after_the_turn", {}, "can still be seen"),
+            ("DoesNotPersist", "a_blocked_image_is_gone_from_the_next_turn", {}, "still in the agent's state"),
             ("DoesNotPersist", "no_stream_gives_out_what_was_removed", {"mode": "values"}, "gives out"),
-            ("PrefixInTheState", "agents_without_pictures_are_left_alone", {}, "ended another way"),
+            ("PrefixInTheState", "agents_without_images_are_left_alone", {}, "ended another way"),
             ("GivesThePrefixTwice", "the_prefix_is_given_once_to_each_model_call", {}, "the prefix 2 times"),
             ("TracesItsInput", "no_pixel_is_told_to_anyone", {}, "trace of TracesItsInput"),
             ("TracesItsRequest", "no_pixel_is_told_to_anyone", {"action": "allow"}, "wrap_model_call holds"),
-            ("TellsPictures", "no_pixel_is_told_to_anyone", {}, "a custom event holds"),
-            ("TellsPictures", "no_stream_gives_out_what_was_removed", {"mode": "custom"}, "custom"),
+            ("TellsImages", "no_pixel_is_told_to_anyone", {}, "a custom event holds"),
+            ("TellsImages", "no_stream_gives_out_what_was_removed", {"mode": "custom"}, "custom"),
             ("OneName", "two_of_them_work_in_one_agent", {}, "duplicate middleware"),
             ("CarriesOver", "one_of_them_serves_several_threads_of_an_agent", {}, "gave the model"),
             ("HoldsTheAnswerBack", "the_models_tokens_are_streamed", {}, "three tokens"),
@@ -282,8 +282,8 @@ class TestCanaries:
         assert noisy.digest != plain.digest
 
     def test_they_are_told_apart_and_read_back(self):
-        pictures = [canary("red", number=n) for n in (0, 7, 100)]
-        assert [number_of(picture) for picture in pictures_in([image_block(each) for each in pictures])] == [0, 7, 100]
+        images = [canary("red", number=n) for n in (0, 7, 100)]
+        assert [number_of(image) for image in images_in([image_block(each) for each in images])] == [0, 7, 100]
         with pytest.raises(ValueError, match="at most 100"):
             canary(number=101)
 
@@ -294,19 +294,19 @@ class TestCanaries:
     @pytest.mark.parametrize(
         ("said", "form"),
         [
-            (lambda picture: repr(image_block(picture)), "base64"),
-            (lambda picture: repr(image_block(picture)["base64"][300:-300]), "picture 0 as base64"),
-            (lambda picture: repr(picture.tobytes()), "picture 0 as bytes"),
-            (lambda picture: picture.tobytes().hex(), "picture 0 as hex"),
-            (lambda picture: "data:image/webp;base64,AAAA", "a data URL"),
-            (lambda picture: f"see {CANARY_URL}", "the URL of a picture"),
+            (lambda image: repr(image_block(image)), "base64"),
+            (lambda image: repr(image_block(image)["base64"][300:-300]), "image 0 as base64"),
+            (lambda image: repr(image.tobytes()), "image 0 as bytes"),
+            (lambda image: image.tobytes().hex(), "image 0 as hex"),
+            (lambda image: "data:image/webp;base64,AAAA", "a data URL"),
+            (lambda image: f"see {CANARY_URL}", "the URL of an image"),
         ],
     )
     def test_a_leak_is_found_in_every_form_it_may_take(self, said, form):
-        picture = canary("red")
-        assert any(form in found for found in leaks(said(picture), picture))
+        image = canary("red")
+        assert any(form in found for found in leaks(said(image), image))
 
-    def test_what_holds_no_picture_leaks_nothing(self):
+    def test_what_holds_no_image_leaks_nothing(self):
         assert leaks(f"{canary()!r} of digest 0a0a and words", canary()) == []
 
 

@@ -21,11 +21,11 @@ import langchain_core
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.decisions import Box, Choice, Noul, Score
 from langchain_core.messages import HumanMessage, ToolMessage
-from guardalign_guardrails.detection.calibration import make_profile
+from guardalign_guardrails.detection.reference import make_profile
 from guardalign_guardrails.testing.chats import image_block
 from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign import GuardAlignDecisionModel
-from langchain_guardalign._decisions import QuestionError
+from langchain_guardalign.decision_model import QuestionError
 
 assert langchain_core.__version__ == sys.argv[1], langchain_core.__version__
 guard = colour_guard(pathlib.Path(sys.argv[2]))

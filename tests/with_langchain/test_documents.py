@@ -25,7 +25,7 @@ from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign import ImageDocumentCompressor, ImageDocumentTransformer, ImageGuard
-from langchain_guardalign._document_text import find_encoded
+from langchain_guardalign.documents.text import find_encoded
 
 
 @pytest.fixture(params=["transform", "atransform", "compress", "acompress"])
@@ -52,7 +52,7 @@ def doc(page_content="A caption.", **metadata):
 
 
 def opened(encoded):
-    """The picture in base64, a data URL, bytes, or itself."""
+    """The image in base64, a data URL, bytes, or itself."""
     if isinstance(encoded, str):
         encoded = base64.b64decode(encoded.rpartition(",")[2])
     return (Image.open(io.BytesIO(encoded)) if isinstance(encoded, bytes) else encoded).convert("RGB")
@@ -97,8 +97,8 @@ FORMS = {
     "HTML without quotes": within("<img src=", "><b>bold</b>"),
     "CSS": within("div { background: url( ", " ) }"),
     "a sentence": within("Look at ", " if you like, please."),
-    "JSON": within('{"picture": "', '", "page": 3}'),
-    "JSON within JSON": within('{"inner": "{\\"picture\\": \\"', '\\"}"}'),
+    "JSON": within('{"photo": "', '", "page": 3}'),
+    "JSON within JSON": within('{"inner": "{\\"image\\": \\"', '\\"}"}'),
     "a data URL in metadata": (lambda image: doc(thumbnail=data_url(image)), lambda d: d.metadata["thumbnail"]),
     "base64 in metadata": (lambda image: doc(image_base64=b64(image)), lambda d: d.metadata["image_base64"]),
     "bytes in metadata": (lambda image: doc(raw=encode_png(image)), lambda d: d.metadata["raw"]),
@@ -113,7 +113,7 @@ FORMS = {
 
 class TestWhatIsFound:
     @pytest.mark.parametrize("form", FORMS)
-    def test_an_unsafe_region_is_masked_in_the_form_that_the_picture_had(self, gate, form):
+    def test_an_unsafe_region_is_masked_in_the_form_that_the_image_had(self, gate, form):
         make, read = FORMS[form]
         before = make(painted("red"))
         (after,) = gate.transform_documents([before])
@@ -123,19 +123,19 @@ class TestWhatIsFound:
         assert str(read(after)).startswith("data:image/png;base64,") == str(read(before)).startswith("data:")
 
     @pytest.mark.parametrize("form", FORMS)
-    def test_a_blocked_picture_takes_its_document_with_it(self, gate, form):
+    def test_a_blocked_image_takes_its_document_with_it(self, gate, form):
         make, _ = FORMS[form]
         assert list(gate.transform_documents([make(painted("blue")), doc("stays")])) == [doc("stays")]
 
     @pytest.mark.parametrize("form", FORMS)
-    def test_a_picture_that_may_pass_stays_as_it_was_written(self, gate, form):
+    def test_an_image_that_may_pass_stays_as_it_was_written(self, gate, form):
         make, _ = FORMS[form]
         before = make(painted())
         (after,) = gate.transform_documents([before])
         assert after.page_content is before.page_content
         assert {k: v for k, v in after.metadata.items() if not k.startswith("guardalign")} == before.metadata
 
-    def test_all_pictures_of_a_text_are_checked_and_each_is_replaced_where_it_is(self, sift):
+    def test_all_images_of_a_text_are_checked_and_each_is_replaced_where_it_is(self, sift):
         urls = [data_url(painted(*colours)) for colours in ((), ("red",), (), ("red", "white"))]
         (after,) = sift(doc("begin " + " then ".join(f"![]({url})" for url in urls) + " end"))
         found = re.findall(r"!\[\]\((.*?)\)", after.page_content)
@@ -146,7 +146,7 @@ class TestWhatIsFound:
         assert [record["action"] for record in records(after)] == ["allow", "mask"]
 
     @pytest.mark.parametrize("kind", ["PNG", "JPEG", "GIF", "WEBP", "BMP", "TIFF"])
-    def test_a_picture_is_known_by_its_first_bytes_in_every_format_that_is_read(self, gate, kind):
+    def test_an_image_is_known_by_its_first_bytes_in_every_format_that_is_read(self, gate, kind):
         out = io.BytesIO()
         painted("blue").save(out, kind)
         encoded = base64.b64encode(out.getvalue()).decode()
@@ -155,7 +155,7 @@ class TestWhatIsFound:
         )
 
     @given(before=st.text(max_size=200), after=st.text(max_size=200))
-    def test_whatever_is_around_a_picture_it_is_found(self, before, after):
+    def test_whatever_is_around_an_image_it_is_found(self, before, after):
         text = f"{before}![]({data_url(painted('blue'))}){after}"
         spans = [text[slice(*encoded.span)] for encoded in find_encoded(text)]
         assert data_url(painted("blue")) in spans
@@ -172,7 +172,7 @@ class TestWhatIsFound:
             (doc(raw=JPEG.getvalue(), media_type="image/jpeg"), "media_type"),
         ],
     )
-    def test_a_media_type_beside_a_masked_picture_is_that_of_the_mask(self, gate, before, label):
+    def test_a_media_type_beside_a_masked_image_is_that_of_the_mask(self, gate, before, label):
         (after,) = gate.transform_documents([before])
         assert after.metadata[label] == "image/png"
 
@@ -216,7 +216,7 @@ class TestWhatTriesToHide:
             ENCODED.replace("+", "-").replace("/", "_"),
         ],
     )
-    def test_an_odd_spelling_does_not_get_a_picture_past_the_gate(self, gate, text):
+    def test_an_odd_spelling_does_not_get_an_image_past_the_gate(self, gate, text):
         assert gate.transform_documents([doc(text), doc("before", x=[text])]) == []
 
     @pytest.mark.parametrize(
@@ -253,9 +253,9 @@ class TestWhatIsLeftAlone:
             doc("Plain words, and a [link](https://example.org/cat.png)."),
             doc("![a cat](https://example.org/cat.png) <img src='cat.png'>"),
             doc("Data: see the table. Metadata:, and data:,."),
-            doc("A data URL begins with data:image/png;base64, followed by the picture as text, " + "in base64 " * 30),
-            doc('Write "data:image/png;base64, and then the encoded bytes of the picture that you mean, all of them".'),
-            doc('"data:image/png;base64, ' + "then the bytes of the picture " * 9 + '"'),
+            doc("A data URL begins with data:image/png;base64, followed by the image as text, " + "in base64 " * 30),
+            doc('Write "data:image/png;base64, and then the encoded bytes of the image that you mean, all of them".'),
+            doc('"data:image/png;base64, ' + "then the bytes of the image " * 9 + '"'),
             doc("f'data:image/jpeg;base64,{image}' or `data:image/png;base64,${btoa(bytes)}`" + " x" * 99),
             doc("url: data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAA..."),
             doc(f"@font-face {{ src: url(data:font/woff2;base64,{'AAAA' * 99}) }}"),
@@ -269,7 +269,7 @@ class TestWhatIsLeftAlone:
             doc(embedding=[0.1] * 2000, page=3, tags=["a", "b"], when=None, raw=b"BM is the brand", other=object()),
         ],
     )
-    def test_a_document_without_a_picture_comes_back_as_it_is_and_costs_no_pass(self, sift, cache_dir, before):
+    def test_a_document_without_an_image_comes_back_as_it_is_and_costs_no_pass(self, sift, cache_dir, before):
         guard = colour_guard(cache_dir)
         text, again = before.page_content, dict(before.metadata)
         (after,) = sift(before, guard=guard)
@@ -277,7 +277,7 @@ class TestWhatIsLeftAlone:
         assert (after.page_content, after.metadata) == (text, again)
         assert guard.detector.encoder.calls == []
 
-    def test_documents_without_pictures_do_not_even_need_an_encoder(self, sift):
+    def test_documents_without_images_do_not_even_need_an_encoder(self, sift):
         documents = [doc("words", page=number) for number in range(3)]
         unusable = ImageGuard(encoder="open_clip:no-such-model")
         assert all(after is before for after, before in zip(sift(*documents, guard=unusable), documents, strict=True))
@@ -304,7 +304,7 @@ class TestDecisions:
         assert given == before
 
     @pytest.mark.parametrize("colour", ["blue", "yellow"])
-    def test_redacting_keeps_the_words_and_the_pictures_that_may_pass(self, sift, colour):
+    def test_redacting_keeps_the_words_and_the_images_that_may_pass(self, sift, colour):
         good, bad, half = (data_url(painted(*c)) for c in ((), (colour,), ("red",)))
         before = doc(f"a ![]({good}) b ![]({bad}) c ![]({half}) d", thumbnail=bad, page=painted(colour), n=1)
         (after,) = sift(before, on_violation="redact")
@@ -313,7 +313,7 @@ class TestDecisions:
         assert is_masked(masked)
         assert (after.metadata["thumbnail"], after.metadata["page"], after.metadata["n"]) == (NOTICE, NOTICE, 1)
 
-    def test_a_removed_picture_leaves_the_media_type_beside_it_alone(self, sift):
+    def test_a_removed_image_leaves_the_media_type_beside_it_alone(self, sift):
         (after,) = sift(doc(b64(painted("blue")), mime_type="image/jpeg"), on_violation="redact")
         assert (after.page_content, after.metadata["mime_type"]) == (NOTICE, "image/jpeg")
 
@@ -354,7 +354,7 @@ class TestDecisions:
         assert (records(after)[0]["action"], records(after)[0]["proposed"]) == ("allow", "block")
         assert kept == []
 
-    def test_pictures_count_as_retrieved_unless_told_otherwise(self, sift, cache_dir):
+    def test_images_count_as_retrieved_unless_told_otherwise(self, sift, cache_dir):
         lenient = {"retrieved": {"at_most": "flag", "thresholds": {"kind": "score"}}}
         guard = colour_guard(cache_dir, sources=lenient)
         before = doc(b64(painted("blue")))
@@ -383,18 +383,18 @@ class TestNamedFields:
             "https://example.org/cat.png",
             "cat.png",
             "/etc/passwd",
-            b"no picture",
+            b"no image",
             ["https://example.org/1.png", b64(painted())],
             {"type": "image", "url": "https://example.org/cat.png"},
             {"what": "is this"},
             object(),
         ],
     )
-    def test_what_a_picture_field_holds_and_cannot_be_opened_is_a_finding(self, sift, value):
+    def test_what_an_image_field_holds_and_cannot_be_opened_is_a_finding(self, sift, value):
         assert sift(doc(image=value), image_fields=["image"]) == []
 
     @pytest.mark.parametrize("value", [None, "", [], {}, float("nan")])
-    def test_an_empty_picture_field_is_none(self, sift, value):
+    def test_an_empty_image_field_is_none(self, sift, value):
         before = doc(image=value)
         assert sift(before, image_fields=["image"])[0] is before
 
@@ -406,7 +406,7 @@ class TestNamedFields:
             {"type": "image", "base64": b64(painted("red")), "mime_type": "image/png"},
         ],
     )
-    def test_pictures_in_a_picture_field_are_masked(self, sift, value):
+    def test_images_in_an_image_field_are_masked(self, sift, value):
         (after,) = sift(doc(image=value), image_fields=["image"])
         new = after.metadata["image"]
         assert is_masked(new["base64"] if isinstance(new, dict) else new[1] if isinstance(new, list) else new)
@@ -433,16 +433,16 @@ class TestNamedFields:
 
 class TestFiles:
     @pytest.fixture
-    def picture(self, tmp_path):
-        def save(colour, name="picture.png"):
+    def image(self, tmp_path):
+        def save(colour, name="image.png"):
             painted(colour).save(tmp_path / name, "PNG")
             return tmp_path / name
 
         return save
 
     @pytest.mark.parametrize("kind", [str, lambda path: path])
-    def test_a_masked_copy_is_written_and_the_field_points_to_it(self, sift, picture, tmp_path, kind):
-        path = picture("red")
+    def test_a_masked_copy_is_written_and_the_field_points_to_it(self, sift, image, tmp_path, kind):
+        path = image("red")
         original = path.read_bytes()
         settings = {"path_fields": ["source"], "masked_dir": tmp_path / "masked"}
         (after,) = sift(doc(source=kind(path)), **settings)
@@ -453,24 +453,24 @@ class TestFiles:
         assert len(list((tmp_path / "masked").iterdir())) == 1
         assert sift(after, **settings)[0] is after
 
-    def test_without_a_folder_for_copies_a_file_to_be_masked_withholds_its_document(self, sift, picture):
-        before = doc(source=str(picture("red")))
+    def test_without_a_folder_for_copies_a_file_to_be_masked_withholds_its_document(self, sift, image):
+        before = doc(source=str(image("red")))
         assert sift(before, path_fields=["source"]) == []
         (after,) = sift(before, path_fields=["source"], on_violation="redact")
         assert after.metadata["source"] == NOTICE
         with pytest.raises(UnsafeContentError):
             sift(before, path_fields=["source"], on_violation="raise")
 
-    def test_a_blocked_file_withholds_its_document_and_a_harmless_one_stays(self, sift, picture):
-        good, bad = str(picture("white", "a.png")), str(picture("blue", "b.png"))
+    def test_a_blocked_file_withholds_its_document_and_a_harmless_one_stays(self, sift, image):
+        good, bad = str(image("white", "a.png")), str(image("blue", "b.png"))
         (after,) = sift(doc(source=good), doc(source=bad), doc(source=[good, bad]), path_fields=["source"])
         assert after.metadata["source"] == good
 
-    def test_a_picture_is_one_whatever_its_name_says(self, sift, picture):
-        assert sift(doc(source=str(picture("blue", "notes.txt"))), path_fields=["source"]) == []
+    def test_an_image_is_one_whatever_its_name_says(self, sift, image):
+        assert sift(doc(source=str(image("blue", "notes.txt"))), path_fields=["source"]) == []
 
     @pytest.mark.parametrize("name", ["missing.png", "text.jpeg", "folder.webp", "https://example.org/cat.png?x=1"])
-    def test_what_should_be_a_picture_and_cannot_be_opened_is_a_finding(self, sift, tmp_path, name):
+    def test_what_should_be_an_image_and_cannot_be_opened_is_a_finding(self, sift, tmp_path, name):
         (tmp_path / "text.jpeg").write_text("words")
         (tmp_path / "folder.webp").mkdir()
         path = name if "://" in name else str(tmp_path / name)
@@ -490,7 +490,7 @@ class TestFiles:
             "\\\\h\\a.txt",
         ],
     )
-    def test_what_is_no_picture_in_a_path_field_is_left_alone(self, sift, tmp_path, monkeypatch, source):
+    def test_what_is_no_image_in_a_path_field_is_left_alone(self, sift, tmp_path, monkeypatch, source):
         monkeypatch.chdir(tmp_path)
         (tmp_path / "report.pdf").write_bytes(b"%PDF-1.7")
         before = doc("words", source=source)
@@ -510,7 +510,7 @@ class TestFiles:
         assert gate.transform_documents([doc(source=str(tmp_path / "fifo.png"))]) == []
         assert len(gate.transform_documents([doc(source=str(tmp_path / "fifo"))])) == 1
 
-    def test_a_picture_in_a_path_field_is_found_all_the_same(self, sift):
+    def test_an_image_in_a_path_field_is_found_all_the_same(self, sift):
         assert sift(doc(source=data_url(painted("blue"))), path_fields=["source"]) == []
 
 
@@ -545,10 +545,10 @@ class TestRecords:
         forged = stored.model_copy(update={"page_content": b64(painted("blue"))})
         assert sift(forged) == []
 
-    def test_an_id_is_the_same_for_the_same_picture_and_policy_only(self, cache_dir):
-        def name(picture, **changes):
+    def test_an_id_is_the_same_for_the_same_image_and_policy_only(self, cache_dir):
+        def name(image, **changes):
             gate = ImageDocumentTransformer(guard=colour_guard(cache_dir, **changes))
-            return records(gate.transform_documents([doc(picture)])[0])[0]["id"]
+            return records(gate.transform_documents([doc(image)])[0])[0]["id"]
 
         names = [name(b64(painted())), name(b64(painted(shade=3))), name(b64(painted()), prefix="Other.")]
         assert len(set(names)) == 3
@@ -572,12 +572,12 @@ class Stored(BaseRetriever):
 
 
 class TestAsPartsOfPipelines:
-    def test_the_pictures_of_all_documents_make_one_batch(self, sift, cache_dir):
+    def test_the_images_of_all_documents_make_one_batch(self, sift, cache_dir):
         guard = colour_guard(cache_dir)
         sift(*(doc(b64(painted(shade=n)), thumbnail=painted(shade=n + 5)) for n in range(5)), guard=guard)
         assert len(guard.detector.encoder.calls) == 1
 
-    def test_more_pictures_than_are_held_at_once_make_several_batches(self, gate, monkeypatch):
+    def test_more_images_than_are_held_at_once_make_several_batches(self, gate, monkeypatch):
         asked = []
         check_batch = gate.guard.active_guard.check_batch
         count = lambda images, source: asked.append(len(images)) or check_batch(images, source)  # noqa: E731
@@ -585,7 +585,7 @@ class TestAsPartsOfPipelines:
         gate.transform_documents([doc(data_url(painted()), other=data_url(painted())) for _ in range(70)])
         assert asked == [64, 64, 12]
 
-    def test_more_pictures_than_are_held_at_once_stay_in_order(self, sift):
+    def test_more_images_than_are_held_at_once_stay_in_order(self, sift):
         given = [doc(b64(painted("red" if n % 9 == 0 else "white", shade=n)), n=n) for n in range(70)]
         after = sift(*given, doc("words"))
         assert [document.metadata.get("n") for document in after] == [*range(70), None]

@@ -11,7 +11,7 @@ from typing import ClassVar
 from uuid import uuid4
 
 import pytest
-from chat_images import MASKED, Listener, RecordingModel, ask, b64, blocks, calls, data_url, picture_of, text, v1
+from chat_images import MASKED, Listener, RecordingModel, ask, b64, blocks, calls, data_url, image_of, text, v1
 from langchain_core.caches import InMemoryCache
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.language_models import BaseChatModel
@@ -27,12 +27,12 @@ from langchain_core.tracers.context import collect_runs, register_configure_hook
 from pydantic import BaseModel, ValidationError
 
 from guardalign_guardrails import EncoderUnavailable, Policy, UnsafeContentError
+from guardalign_guardrails.content.chat import placement_for
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
 from langchain_guardalign import ImageGuard
-from langchain_guardalign._events import EVENT
-from langchain_guardalign._guarded_model import GuardedChatModel
-from langchain_guardalign._placement import placement_for
+from langchain_guardalign.chat.guarded_model import GuardedChatModel
+from langchain_guardalign.events import EVENT
 
 REFUSAL = colour_policy().refusal
 PREFIX = "Be careful."
@@ -178,7 +178,7 @@ class TestNoWayAround:
         assert model.received
         for messages in model.received:
             assert prefixes(messages) == [PREFIX]
-            masked, safe = (picture_of(block) for block in blocks(messages) if "base64" in block)
+            masked, safe = (image_of(block) for block in blocks(messages) if "base64" in block)
             assert (masked.tobytes(), safe.tobytes()) == (MASKED.tobytes(), painted().tobytes())
 
     @pytest.mark.parametrize("colour", ["blue", "yellow"])
@@ -190,7 +190,7 @@ class TestNoWayAround:
 
     @pytest.mark.parametrize("colour", ["red", "blue"])
     @pytest.mark.parametrize("way", WITHIN_NOTHING.values(), ids=WITHIN_NOTHING)
-    def test_a_call_is_one_model_run_whose_trace_holds_no_unsafe_picture(self, guarded, way, colour):
+    def test_a_call_is_one_model_run_whose_trace_holds_no_unsafe_image(self, guarded, way, colour):
         with traced() as tracer:
             way(guarded, ask(painted(colour)))
         assert tracer.kinds == ["model"]
@@ -198,7 +198,7 @@ class TestNoWayAround:
         assert b64(painted(colour)) not in repr(tracer.told)
 
     @pytest.mark.parametrize("way", [way for name, way in WITHIN_NOTHING.items() if "events" in name or "log" in name])
-    def test_streamed_events_hold_no_unsafe_picture(self, guarded, way):
+    def test_streamed_events_hold_no_unsafe_image(self, guarded, way):
         for colour in ("red", "blue"):
             assert b64(painted(colour)) not in repr(way(guarded, ask(painted(colour))))
 
@@ -235,7 +235,7 @@ class TestNoWayAround:
         assert [type(c.message) for c in (chunk, achunk)] == [AIMessageChunk] * 2
         assert guarded._generate(ask(painted("red"))).generations[0].text == "whole"
         assert [m.content for m in guarded.stream(ask(painted("red")))] == ["whole"]
-        assert all(MASKED.tobytes() == picture_of(blocks(m)[-1]).tobytes() for m in guarded.model.received)
+        assert all(MASKED.tobytes() == image_of(blocks(m)[-1]).tobytes() for m in guarded.model.received)
 
     def test_an_encoder_that_is_not_there_is_an_error_and_the_model_is_not_asked(self, model, cache_dir, call):
         guarded = GuardedChatModel(model=model, guard=ImageGuard(encoder="transformers:/nowhere", cache_dir=cache_dir))
@@ -309,7 +309,7 @@ class TestPrefix:
     def test_a_guarded_model_within_a_guarded_model_gives_it_once(self, guarded, model, guard):
         GuardedChatModel(model=guarded, guard=guard).invoke(ask(painted("red")))
         assert prefixes(model.received[0]) == [PREFIX]
-        assert picture_of(blocks(model.received[0])[-1]).tobytes() == MASKED.tobytes()
+        assert image_of(blocks(model.received[0])[-1]).tobytes() == MASKED.tobytes()
 
     @pytest.mark.parametrize(
         ("name", "placement"),
@@ -626,7 +626,7 @@ class TestRuns:
         for _ in range(2):
             call(guarded, "invoke", ask(painted("red")))
         assert len(model.received) == 2
-        assert picture_of(blocks(model.received[1])[-1]).tobytes() == MASKED.tobytes()
+        assert image_of(blocks(model.received[1])[-1]).tobytes() == MASKED.tobytes()
 
     def test_a_refusal_is_never_cached(self, guarded, call, monkeypatch):
         cache = InMemoryCache()
@@ -729,7 +729,7 @@ class TestStructuredOutput:
         structured = tooled.with_structured_output(Answer)
         assert call(structured, "invoke", ask(painted("red"))) == Answer(word="a")
         assert call(structured, "invoke", ask(painted("yellow"))) == Answer(word="b")
-        assert picture_of(blocks(tooled.model.received[0][:2])[-1]).tobytes() == MASKED.tobytes()
+        assert image_of(blocks(tooled.model.received[0][:2])[-1]).tobytes() == MASKED.tobytes()
         assert b64(painted("yellow")) not in repr(tooled.route_to.received)
 
     @pytest.mark.parametrize("on_violation", ["refuse", "raise"])
@@ -760,7 +760,7 @@ class TestStructuredOutput:
         assert call(tooled.with_structured_output(Answer), "invoke", ask(painted("blue"))) == Answer(word="a")
 
     @pytest.mark.parametrize("colour", ["red", "blue"])
-    def test_its_trace_holds_no_unsafe_picture(self, tooled, call, colour):
+    def test_its_trace_holds_no_unsafe_image(self, tooled, call, colour):
         structured = tooled.with_structured_output(Answer, include_raw=True)
         with traced() as tracer:
             call(structured, "invoke", ask(painted(colour)))

@@ -19,7 +19,7 @@ from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign import ImageGuard
-from langchain_guardalign._guarded_model import GuardedChatModel
+from langchain_guardalign.chat.guarded_model import GuardedChatModel
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -43,7 +43,7 @@ def guarded(bare, guard) -> GuardedChatModel:
 
 
 class Answer(BaseModel):
-    """What is in the picture."""
+    """What is in the image."""
 
     word: str
 
@@ -54,13 +54,13 @@ def look(where: str) -> str:
     return where
 
 
-class TestPictures:
+class TestImages:
     @pytest.mark.parametrize("write", [v1, openai])
     @pytest.mark.parametrize("method", ["invoke", "stream"])
-    def test_an_unsafe_picture_never_arrives_and_the_masked_one_does(self, guarded, server, write, method):
+    def test_an_unsafe_image_never_arrives_and_the_masked_one_does(self, guarded, server, write, method):
         message = HumanMessage([text("What is this?"), write(painted("red")), write(painted("white"))])
         list(getattr(guarded, method)([message]))
-        masked, safe = server.last.pictures
+        masked, safe = server.last.images
         assert masked.tobytes() == MASKED.tobytes()
         assert safe.tobytes() == painted("white").tobytes()
         sent = server.last.raw.decode()
@@ -69,7 +69,7 @@ class TestPictures:
         assert server.last.texts == [PREFIX, "What is this?"]
 
     @pytest.mark.parametrize("method", ["invoke", "stream", "batch"])
-    def test_a_blocked_picture_makes_no_request(self, guarded, server, method):
+    def test_a_blocked_image_makes_no_request(self, guarded, server, method):
         value = ask(painted("blue"))
         list(getattr(guarded, method)([value] if method == "batch" else value))
         assert server.requests == []
@@ -82,38 +82,38 @@ class TestPictures:
 
     def test_only_the_harmless_inputs_of_a_batch_are_sent(self, guarded, server):
         guarded.batch([ask(painted(colour)) for colour in ("blue", "red", "white", "yellow")])
-        assert {digest(request.pictures[0]) for request in server.requests} == {digest(MASKED), digest(painted())}
+        assert {digest(request.images[0]) for request in server.requests} == {digest(MASKED), digest(painted())}
         assert len(server.requests) == 2
 
-    def test_a_tools_blocked_picture_is_a_notice(self, guarded, server):
+    def test_a_tools_blocked_image_is_a_notice(self, guarded, server):
         call = AIMessage("", tool_calls=[{"name": "look", "args": {"where": "up"}, "id": "1"}])
         result = ToolMessage([text("shot"), openai(painted("blue"))], tool_call_id="1")
         guarded.invoke([HumanMessage("Look up."), call, result])
         assert server.last.texts == ["Look up.", "shot", NOTICE]
-        assert server.last.pictures == []
+        assert server.last.images == []
 
-    async def test_fifty_calls_at_once_keep_their_own_pictures(self, guarded, server):
+    async def test_fifty_calls_at_once_keep_their_own_images(self, guarded, server):
         def describe(request):
-            return {"words": [json.dumps([request.texts[-1], digest(request.pictures[0])])]}
+            return {"words": [json.dumps([request.texts[-1], digest(request.images[0])])]}
 
         server.answer = describe
         colours = ("red", "white", "green", "magenta", "black")
-        pictures = [painted(colours[place % 5], shade=place) for place in range(50)]
+        images = [painted(colours[place % 5], shade=place) for place in range(50)]
         answers = await asyncio.gather(
             *(
-                guarded.ainvoke([HumanMessage([v1(picture), text(f"picture {place}")])])
-                for place, picture in enumerate(pictures)
+                guarded.ainvoke([HumanMessage([v1(image), text(f"image {place}")])])
+                for place, image in enumerate(images)
             )
         )
-        for place, (picture, answer) in enumerate(zip(pictures, answers, strict=True)):
-            expected = picture
+        for place, (image, answer) in enumerate(zip(images, answers, strict=True)):
+            expected = image
             if colours[place % 5] == "red":
                 expected = painted(shade=place)
                 expected.paste("black", (0, 0, 16, 16))
-            assert json.loads(answer.content) == [f"picture {place}", digest(expected)]
+            assert json.loads(answer.content) == [f"image {place}", digest(expected)]
         assert len({answer.content for answer in answers}) == 50
 
-    def test_a_routed_picture_is_a_notice_at_the_other_model(self, bare, guard, server):
+    def test_a_routed_image_is_a_notice_at_the_other_model(self, bare, guard, server):
         with serving() as other:
             careful = ChatOpenAI(model="o1-mini", base_url=other.base_url, api_key="test")
             guarded = GuardedChatModel(model=bare, route_to=careful, guard=guard)
@@ -121,14 +121,14 @@ class TestPictures:
         assert server.requests == []
         assert other.last.texts == [PREFIX, "What is this?", NOTICE]
         assert [turn["role"] for turn in other.last.turns] == ["user"]
-        assert [picture.tobytes() for picture in other.last.pictures] == [MASKED.tobytes()]
+        assert [image.tobytes() for image in other.last.images] == [MASKED.tobytes()]
 
     def test_the_responses_api_is_guarded_too(self, bare, guard, server):
         guarded = GuardedChatModel(model=bare.model_copy(update={"use_responses_api": True}), guard=guard)
         native = {"type": "input_image", "image_url": data_url(painted("red")), "detail": "low"}
         answer = guarded.invoke([HumanMessage([{"type": "input_text", "text": "What?"}, native, v1(painted("red"))])])
         assert server.last.path.endswith("/responses")
-        assert [picture.tobytes() for picture in server.last.pictures] == [MASKED.tobytes()] * 2
+        assert [image.tobytes() for image in server.last.images] == [MASKED.tobytes()] * 2
         assert server.last.texts == [PREFIX, "What?"]
         assert answer.text == "one two three"
         assert guarded.invoke([HumanMessage([{**native, "image_url": data_url(painted("blue"))}])]).usage_metadata
@@ -172,7 +172,7 @@ class TestTextAlone:
             list(getattr(model.bind_tools([look], strict=True), method)(value, temperature=0.5, stop=["."]))
         assert server.requests[0].raw == server.requests[1].raw
 
-    def test_so_is_that_of_harmless_pictures(self, bare, guarded, server):
+    def test_so_is_that_of_harmless_images(self, bare, guarded, server):
         for model in (bare, guarded):
             model.invoke(ask(painted()))
         assert server.requests[0].raw == server.requests[1].raw
@@ -228,7 +228,7 @@ class TestWhatTheProviderSays:
         assert [(c["name"], c["args"]) for c in answer.tool_calls] == [("look", {"where": "up"})]
         assert server.last.body["tools"][0]["function"]["name"] == "look"
         assert server.last.body["tool_choice"] == {"type": "function", "function": {"name": "look"}}
-        assert server.last.pictures[0].tobytes() == MASKED.tobytes()
+        assert server.last.images[0].tobytes() == MASKED.tobytes()
 
     @pytest.mark.parametrize("method", ["json_schema", "function_calling", "json_mode"])
     @pytest.mark.parametrize("include_raw", [True, False])
@@ -238,7 +238,7 @@ class TestWhatTheProviderSays:
         value = [SystemMessage("Answer in JSON."), *ask(painted("red"))]
         result = call(structured, "invoke", value)
         assert (result["parsed"] if include_raw else result) == Answer(word="cat")
-        assert server.last.pictures[0].tobytes() == MASKED.tobytes()
+        assert server.last.images[0].tobytes() == MASKED.tobytes()
         assert server.last.turns[0]["content"] == f"{PREFIX}\n\nAnswer in JSON."
         blocked = [SystemMessage("Answer in JSON."), *ask(painted("blue"))]
         if include_raw:
@@ -254,7 +254,7 @@ class TestWhatTheProviderSays:
         server.answer = say('{"word": ', '"c', 'at"}')
         structured = guarded.with_structured_output(Answer.model_json_schema(), method="json_schema")
         assert list(structured.stream(ask(painted("red"))))[-1] == {"word": "cat"}
-        assert server.last.pictures[0].tobytes() == MASKED.tobytes()
+        assert server.last.images[0].tobytes() == MASKED.tobytes()
 
     def test_an_agent_gets_structured_answers_from_it(self, guarded, server):
         from langchain.agents import create_agent
@@ -263,7 +263,7 @@ class TestWhatTheProviderSays:
         agent = create_agent(guarded, [], response_format=Answer)
         out = agent.invoke({"messages": ask(painted("red"))})
         assert out["structured_response"] == Answer(word="cat")
-        assert server.last.pictures[0].tobytes() == MASKED.tobytes()
+        assert server.last.images[0].tobytes() == MASKED.tobytes()
 
     def test_the_key_is_in_no_repr_and_no_dump(self, guarded):
         from langchain_core.load import dumps, load

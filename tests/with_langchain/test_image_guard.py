@@ -14,8 +14,8 @@ from chat_images import (
     blocks,
     calls,
     data_url,
+    image_of,
     openai,
-    picture_of,
     text,
     v1,
 )
@@ -72,7 +72,7 @@ class TestWhatComesBack:
         out = guard.invoke(ImagePromptValue(image_url={"url": data_url(painted("red")), "detail": "low"}))
         prefix, block = blocks(out.to_messages())
         assert (prefix, block["detail"], block.keys()) == ("Be careful.", "low", {"url", "detail"})
-        assert picture_of({"image_url": block}).tobytes() == MASKED.tobytes()
+        assert image_of({"image_url": block}).tobytes() == MASKED.tobytes()
 
     def test_the_input_is_never_changed(self, guard, call):
         messages = ask(*(painted(colour) for colour in ("red", "blue", "green", "magenta", "yellow")))
@@ -103,7 +103,7 @@ class TestActions:
         assert message.content[2]["image_url"]["detail"] == "low"
         assert message.content[2]["cache_control"] == {"type": "ephemeral"}
         for block in message.content[1:]:
-            assert picture_of(block).tobytes() == MASKED.tobytes()
+            assert image_of(block).tobytes() == MASKED.tobytes()
 
     @pytest.mark.parametrize("colour", ["blue", "yellow"])
     def test_a_blocked_or_unrouted_image_is_not_in_what_the_model_receives(self, guard, colour):
@@ -247,7 +247,7 @@ class TestArtifacts:
         messages = [self.tool_message()]
         assert guard.invoke(messages) is messages
 
-    def test_pictures_in_them_are_masked_and_everything_else_is_kept(self, cache_dir, call):
+    def test_images_in_them_are_masked_and_everything_else_is_kept(self, cache_dir, call):
         guard = ImageGuard.from_guard(colour_guard(cache_dir), artifacts=True)
         message = self.tool_message()
         _, out = call(guard, "invoke", [message])
@@ -265,7 +265,7 @@ class TestArtifacts:
 class TestFailures:
     URL: ClassVar = {"type": "image_url", "image_url": {"url": "https://example.org/a.png", "detail": "low"}}
 
-    def test_a_picture_behind_a_url_is_blocked_unless_the_policy_says_otherwise(self, guard, call):
+    def test_an_image_behind_a_url_is_blocked_unless_the_policy_says_otherwise(self, guard, call):
         (out,) = call(guard, "invoke", [HumanMessage([text("look"), self.URL])])
         assert out.content == [text("look"), text(NOTICE)]
         assert out.response_metadata["guardalign"][0]["uninspectable"] == "remote_reference"
@@ -275,14 +275,14 @@ class TestFailures:
         messages = [HumanMessage([self.URL])]
         assert guard.invoke(messages) is messages
 
-    def test_a_plain_picture_takes_its_place_if_the_policy_masks_it(self, cache_dir):
+    def test_a_plain_image_takes_its_place_if_the_policy_masks_it(self, cache_dir):
         guard = ImageGuard.from_guard(colour_guard(cache_dir, failure={"uninspectable": "mask"}))
         _, out = guard.invoke([HumanMessage([self.URL, {"type": "video_url", "video_url": {"url": "https://a.b"}}])])
         assert out.content[0]["image_url"]["detail"] == "low"
-        assert picture_of(out.content[0]).getextrema() == ((0, 0),) * 3
+        assert image_of(out.content[0]).getextrema() == ((0, 0),) * 3
         assert out.content[1] == text(NOTICE)
 
-    def test_bytes_that_are_no_picture_are_blocked(self, guard):
+    def test_bytes_that_are_no_image_are_blocked(self, guard):
         (out,) = guard.invoke([HumanMessage([{"type": "image", "base64": "AAAA"}])])
         assert out.content == [text(NOTICE)]
 
@@ -307,7 +307,7 @@ class TestBatching:
         assert len(calls(guard)) == 1
         assert len(model.received) == 3
 
-    def test_a_picture_of_an_earlier_turn_costs_no_encoder_call(self, guard):
+    def test_an_image_of_an_earlier_turn_costs_no_encoder_call(self, guard):
         turn = ask(painted())
         guard.invoke(turn)
         guard.invoke([*turn, AIMessage("white")])

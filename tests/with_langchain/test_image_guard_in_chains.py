@@ -15,7 +15,7 @@ from chat_images import (
     Listener,
     ask,
     b64,
-    picture_of,
+    image_of,
     stream,
     text,
     v1,
@@ -51,7 +51,7 @@ class TestInChains:
         messages = ask(painted("red"))
         out = call(chain, "invoke", messages)
         assert out["raw"] is messages
-        assert picture_of(out["clean"][-1].content[1]).tobytes() == MASKED.tobytes()
+        assert image_of(out["clean"][-1].content[1]).tobytes() == MASKED.tobytes()
         assert len(listener.events) == 1
 
     def test_keyword_arguments_meant_for_a_model_do_no_harm(self, guard):
@@ -124,7 +124,7 @@ class TestWhatIsOnRecord:
             raised = repr(error) + str(error) + repr(error.verdict)
         said = "".join([caplog.text, *listener.heard, raised, repr(guard), dumps(guard), repr(report)])
         assert len(listener.heard) >= 3
-        canaries = ["CANARY", *(b64(picture)[60:90] for picture in map(painted, ("red", "blue", "green")))]
+        canaries = ["CANARY", *(b64(image)[60:90] for image in map(painted, ("red", "blue", "green")))]
         canaries.append(b64(MASKED)[60:90])
         assert [canary for canary in canaries if canary in said] == []
 
@@ -162,6 +162,6 @@ class TestWithTheRealEncoder:
         assert first is cat
         block = second[-1].content[1]
         assert block["mime_type"] == "image/png"
-        picture = picture_of(block)
-        assert picture.getpixel((450, 250)) == (0, 0, 0)
-        assert picture.getpixel((100, 100)) == picture_of(pistol[0].content[1]).getpixel((100, 100))
+        image = image_of(block)
+        assert image.getpixel((450, 250)) == (0, 0, 0)
+        assert image.getpixel((100, 100)) == image_of(pistol[0].content[1]).getpixel((100, 100))

@@ -9,7 +9,7 @@ from chat_images import (
     RecordingModel,
     ask,
     calls,
-    picture_of,
+    image_of,
     stream,
     text,
 )
@@ -43,16 +43,16 @@ class TestRoute:
     def test_the_severest_action_chooses_and_the_check_is_made_once(self, guard, safe, unsafe, call, colour, goes_to):
         answer = call(guard.route(safe, unsafe), "invoke", ask(painted(colour, shade=7)))
         assert answer.content == ("all is well" if goes_to == "safe" else "rather not")
-        # A masked picture is scored again; nothing else is scored twice.
+        # A masked image is scored again; nothing else is scored twice.
         assert len(calls(guard)) == (2 if colour == "red" else 1)
 
     def test_neither_branch_gets_the_raw_image(self, guard, safe, unsafe):
         route = guard.route(safe, unsafe)
         route.invoke(ask(painted("red")))
         route.invoke(ask(painted("yellow"), painted("red")))
-        assert picture_of(safe.received[0][-1].content[1]).tobytes() == MASKED.tobytes()
+        assert image_of(safe.received[0][-1].content[1]).tobytes() == MASKED.tobytes()
         assert unsafe.received[0][-1].content[1] == text(NOTICE)
-        assert picture_of(unsafe.received[0][-1].content[2]).tobytes() == MASKED.tobytes()
+        assert image_of(unsafe.received[0][-1].content[2]).tobytes() == MASKED.tobytes()
 
     @pytest.mark.parametrize("is_async", [False, True])
     def test_the_chosen_branch_streams(self, guard, safe, unsafe, is_async):

@@ -32,9 +32,9 @@ from typing_extensions import TypedDict
 
 from guardalign_guardrails import Policy, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-from guardalign_guardrails.decoding.settings import GenerationSettings
 from guardalign_guardrails.errors import (
     CalibrationError,
     ContextOverflow,
@@ -44,7 +44,7 @@ from guardalign_guardrails.errors import (
 )
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
 from langchain_guardalign import ChatGuardAlign, ImageGuard
-from langchain_guardalign._events import EVENT
+from langchain_guardalign.events import EVENT
 
 ROOT = Path(__file__).parents[2]
 REFUSAL = colour_policy().refusal
@@ -218,14 +218,14 @@ class TestMessages:
         assert places == sorted(places)
 
     @pytest.mark.parametrize("block", [v1, openai, lambda image: {"type": "image", "image": image}])
-    def test_pictures_of_all_dialects_reach_the_model(self, block):
+    def test_images_of_all_dialects_reach_the_model(self, block):
         model, hook = local()
         model.invoke([HumanMessage([text("What?"), block(painted("green"))])])
         again, plain = local()
         again.lvlm.chat([{"role": "user", "content": [text("What?"), {"type": "image", "image": painted("green")}]}])
-        assert torch.equal(hook.pictures[0], plain.pictures[0])
+        assert torch.equal(hook.images[0], plain.images[0])
 
-    def test_pictures_of_tool_results_reach_the_model(self):
+    def test_images_of_tool_results_reach_the_model(self):
         model, hook = local()
         call = {"name": "look", "args": {}, "id": "abcdefghi"}
         model.invoke(
@@ -235,9 +235,9 @@ class TestMessages:
                 ToolMessage([v1(painted())], tool_call_id="abcdefghi"),
             ]
         )
-        assert hook.pictures[0] is not None
+        assert hook.images[0] is not None
 
-    def test_a_picture_that_cannot_be_had_is_an_error_that_does_not_quote_it(self):
+    def test_an_image_that_cannot_be_had_is_an_error_that_does_not_quote_it(self):
         model, hook = local()
         url = "https://example.org/secret.png"
         with pytest.raises(ImageDecodeError, match="remote_reference") as caught:
@@ -440,7 +440,7 @@ class TestTogether:
         assert batch == pytest.approx(single, abs=1e-4)
         assert single[0] != pytest.approx(single[1], abs=1e-3)
 
-    def test_pictures_and_words_in_one_batch_are_a_generation_each(self, call):
+    def test_images_and_words_in_one_batch_are_a_generation_each(self, call):
         model, hook = local()
         call(model, "batch", ["a", see(painted()), "b"])
         assert sorted(hook.rows) == [1, 2]
@@ -465,14 +465,14 @@ class TestGuard:
         answer = call(model, "invoke", see(painted("red")))
         plain, seen = local()
         plain.invoke(see(MASKED))
-        assert torch.equal(hook.pictures[0], seen.pictures[0])
+        assert torch.equal(hook.images[0], seen.images[0])
         (record,) = answer.response_metadata["guardalign"]
         assert (record["action"], record["category"]) == ("mask", "red_things")
         assert answer.content == WORDS
 
     @pytest.mark.parametrize("colour", ["blue", "yellow"])
     @pytest.mark.parametrize("way", ["invoke", "stream", "batch"])
-    def test_a_blocked_picture_is_refused_and_the_model_is_not_asked(self, guarded, way, colour):
+    def test_a_blocked_image_is_refused_and_the_model_is_not_asked(self, guarded, way, colour):
         model, hook = guarded()
         chat = see(painted(colour))
         answer = {
@@ -510,7 +510,7 @@ class TestGuard:
         model, hook = guarded(on_violation="notice")
         assert call(model, "invoke", see(painted("blue"))).content == WORDS
         assert NOTICE in hook.prompts[0]
-        assert hook.pictures == [None]
+        assert hook.images == [None]
 
     def test_a_chat_goes_on_after_a_refusal(self, guarded, call):
         model, hook = guarded()
@@ -519,7 +519,7 @@ class TestGuard:
         assert NOTICE in hook.prompts[0]
 
     @pytest.mark.parametrize("way", ["invoke", "stream", "batch", "a chain", "generate"])
-    def test_listeners_hear_of_every_picture_once(self, guarded, way):
+    def test_listeners_hear_of_every_image_once(self, guarded, way):
         model, _ = guarded()
         chat, listener = see(painted("red"), painted()), Listener()
         config = {"callbacks": [listener]}
@@ -535,7 +535,7 @@ class TestGuard:
         assert (name, data["action"]) == (EVENT, "mask")
         assert [verdict["action"] for verdict in data["verdicts"]] == ["mask", "allow"]
 
-    def test_a_streams_listeners_hear_of_pictures_before_the_first_word(self, guarded):
+    def test_a_streams_listeners_hear_of_images_before_the_first_word(self, guarded):
         model, _ = guarded()
         listener = Listener()
         first = next(model.stream(see(painted("red")), {"callbacks": [listener]}))
@@ -543,7 +543,7 @@ class TestGuard:
         assert [data["action"] for _, data in listener.events] == ["mask"]
 
     @pytest.mark.parametrize("way", ["ainvoke", "astream", "events"])
-    async def test_async_listeners_hear_of_every_picture_once(self, guarded, way):
+    async def test_async_listeners_hear_of_every_image_once(self, guarded, way):
         model, _ = guarded()
         chat, listener = see(painted("red"), painted()), Listener()
         config = {"callbacks": [listener]}
@@ -568,7 +568,7 @@ class TestGuard:
         assert ChatGuardAlign(lvlm=lvlm).lvlm is lvlm
         unguarded = ChatGuardAlign(lvlm=lvlm, guard=None)
         unguarded.invoke(see(painted("blue")))
-        assert hook.pictures[0] is not None
+        assert hook.images[0] is not None
         assert lvlm.guard is guard
         assert ChatGuardAlign(lvlm=lvlm, on_violation="refuse").invoke(see(painted("blue"))).content == REFUSAL
 

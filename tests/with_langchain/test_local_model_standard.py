@@ -43,7 +43,7 @@ def seeing_model():
 
 
 @pytest.fixture(autouse=True)
-def local_pictures(monkeypatch):
+def local_images(monkeypatch):
     """LangChain's tests would fetch theirs."""
     answer = SimpleNamespace(content=encode_png(painted("magenta")))
     monkeypatch.setattr(

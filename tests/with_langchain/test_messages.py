@@ -6,7 +6,7 @@ from chat_images import v1
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
 from guardalign_guardrails.testing.colours import painted
-from langchain_guardalign._messages import sources
+from langchain_guardalign.messages import sources
 
 
 def test_sources_follow_from_the_type_and_place_of_a_message():

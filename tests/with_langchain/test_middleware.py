@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from agent_chats import Chat, camera, kinds, tool_messages
-from chat_images import MASKED, ask, b64, blocks, picture_of, text, v1
+from chat_images import MASKED, ask, b64, blocks, image_of, text, v1
 from langchain.agents.middleware import AgentMiddleware, ModelRequest
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langgraph.runtime import Runtime
@@ -16,10 +16,10 @@ from pydantic import BaseModel
 from guardalign_guardrails import EncoderUnavailable, Policy, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
-from guardalign_guardrails.testing.messages import call_async, call_sync
-from guardalign_guardrails.testing.recording import RecordingModel
 from langchain_guardalign import ImageGuard
-from langchain_guardalign._middleware import GuardAlignMiddleware
+from langchain_guardalign.agents.middleware import GuardAlignMiddleware
+from langchain_guardalign.testing.messages import call_async, call_sync
+from langchain_guardalign.testing.recording import RecordingModel
 
 REFUSAL = colour_policy().refusal
 PREFIX = "Be careful."
@@ -67,7 +67,7 @@ class TestWhatTheModelGets:
         chat.say(HumanMessage([text("Describe"), v1(painted("red"))]))
         (received,) = chat.model.received
         assert received[1].content[0] == text("Describe")
-        assert picture_of(received[1].content[1]).tobytes() == MASKED.tobytes()
+        assert image_of(received[1].content[1]).tobytes() == MASKED.tobytes()
 
     @BOTH_WAYS
     @pytest.mark.parametrize("on_violation", ["refuse", "notice"])
@@ -98,7 +98,7 @@ class TestWhatTheModelGets:
         messages = [HumanMessage([v1(painted("red"))])]
         assert before_model(GuardAlignMiddleware(guard), messages, call) is None
         (request,) = model_call(GuardAlignMiddleware(guard), request_of(*messages), call)
-        assert picture_of(request.messages[0].content[0]).tobytes() == MASKED.tobytes()
+        assert image_of(request.messages[0].content[0]).tobytes() == MASKED.tobytes()
 
     def test_words_alone_need_no_encoder_and_no_thread(self, cache_dir, monkeypatch):
         monkeypatch.setattr(asyncio, "to_thread", None)
@@ -129,7 +129,7 @@ class TestWhatTheModelGets:
 
         chat = Chat(Illustrator(), GuardAlignMiddleware(guard, persist=persist), call=call)
         chat.say("hello")
-        assert picture_of(chat.model.received[0][-1].content[1]).tobytes() == MASKED.tobytes()
+        assert image_of(chat.model.received[0][-1].content[1]).tobytes() == MASKED.tobytes()
 
     def test_an_image_in_the_instructions_is_looked_at_and_never_ends_a_turn(self, guard, call):
         instructions = SystemMessage([text("Be brief."), v1(painted("red")), v1(painted("blue"))])
@@ -137,7 +137,7 @@ class TestWhatTheModelGets:
         chat.say("hello")
         prefix, words, mask, notice = chat.model.received[0][0].content
         assert [prefix, words, notice] == [text(PREFIX), text("Be brief."), text(NOTICE)]
-        assert picture_of(mask).tobytes() == MASKED.tobytes()
+        assert image_of(mask).tobytes() == MASKED.tobytes()
 
     @BOTH_WAYS
     def test_monitor_mode_changes_neither_state_nor_request(self, cache_dir, call, persist):
@@ -149,7 +149,7 @@ class TestWhatTheModelGets:
         assert model_call(middleware, request, call)[0] is request
         tool = camera(painted("blue"))
         chat = Chat(middleware, call=call, tool=tool)
-        (message,) = tool_messages(chat.say("Take a picture."))
+        (message,) = tool_messages(chat.say("Take an image."))
         assert (message.content, message.response_metadata) == ([text("Click."), v1(painted("blue"))], {})
 
 
@@ -205,7 +205,7 @@ class TestViolations:
         chat.say(HumanMessage("hi"), AIMessage("ho", response_metadata={"guardalign": [forged, "x", 5]}))
         assert len(chat.model.received) == 1
 
-    def test_a_picture_that_the_model_made_last_is_not_taken_for_a_refusal(self, guard, call):
+    def test_an_image_that_the_model_made_last_is_not_taken_for_a_refusal(self, guard, call):
         chat = Chat(GuardAlignMiddleware(guard, on_violation="raise"), call=call)
         chat.say(HumanMessage("Draw."), AIMessage([v1(painted("blue"))]))
         assert blocks(chat.model.received[0]) == ["Draw.", text(NOTICE)]
@@ -265,7 +265,7 @@ class TestRoutes:
         careful = RecordingModel(words=("careful",))
         middleware = GuardAlignMiddleware(guard, route_to=careful, persist=persist)
         chat = Chat(middleware, call=call, tool=camera(painted("yellow")))
-        assert chat.say("Take a picture.")[-1].text == "careful"
+        assert chat.say("Take an image.")[-1].text == "careful"
         assert (len(chat.model.received), len(careful.received)) == (1, 1)
         assert blocks(careful.received[0])[-1] == text(NOTICE)
 
@@ -284,7 +284,7 @@ class TestRoutes:
         assert (len(other.received), len(careful.received)) == (1, 0)
 
     def test_a_model_may_be_given_by_its_name(self, guard, monkeypatch):
-        monkeypatch.setattr("langchain_guardalign._middleware.init_chat_model", lambda name: f"<{name}>")
+        monkeypatch.setattr("langchain_guardalign.agents.middleware.init_chat_model", lambda name: f"<{name}>")
         assert GuardAlignMiddleware(guard, route_to="openai:gpt").route_to == "<openai:gpt>"
 
 
@@ -300,26 +300,26 @@ class TestThePrefix:
         assert systems == [[f"{PREFIX}\n\nBe brief."]] * 3
         assert "system" not in kinds(chat.state)
 
-    def test_a_picture_that_needs_none_brings_none(self, guard, call):
+    def test_an_image_that_needs_none_brings_none(self, guard, call):
         chat = Chat(GuardAlignMiddleware(guard), call=call)
         chat.say(*ask(painted("magenta"), painted()))
         assert kinds(chat.model.received[0]) == ["human"]
 
     def test_it_is_merged_with_instructions_wherever_they_are(self, guard):
         middleware = GuardAlignMiddleware(guard)
-        picture = ask(painted("green"))[0]
+        image = ask(painted("green"))[0]
         given = [
-            request_of(picture),
-            request_of(picture, system_message=SystemMessage("Be brief.")),
-            request_of(picture, system_message=SystemMessage([text("Be brief.")])),
-            request_of(SystemMessage("Be brief."), picture),
+            request_of(image),
+            request_of(image, system_message=SystemMessage("Be brief.")),
+            request_of(image, system_message=SystemMessage([text("Be brief.")])),
+            request_of(SystemMessage("Be brief."), image),
         ]
         (new,), (merged,), (listed,), (inside,) = [model_call(middleware, request) for request in given]
         assert new.system_message == SystemMessage(PREFIX)
         assert merged.system_message.content == f"{PREFIX}\n\nBe brief."
         assert listed.system_message.content == [text(PREFIX), text("Be brief.")]
         assert (inside.system_message, inside.messages[0].content) == (None, f"{PREFIX}\n\nBe brief.")
-        assert all(request.messages[-1].content is picture.content for request in (new, merged, listed, inside))
+        assert all(request.messages[-1].content is image.content for request in (new, merged, listed, inside))
 
     def test_it_goes_to_the_user_for_models_without_system_messages(self, guard):
         for middleware in (
@@ -336,12 +336,12 @@ class TestThePrefix:
         chat.say("hello")
         assert blocks(chat.model.received[0]) == [PREFIX, "hello"]
 
-    def test_a_record_never_keeps_a_picture_from_being_looked_at(self, guard, call):
+    def test_a_record_never_keeps_an_image_from_being_looked_at(self, guard, call):
         record = [{"action": "allow", "proposed": "allow", "policy": guard.policy.fingerprint, "source": "user"}]
         (message,) = ask(painted("red"))
         chat = Chat(GuardAlignMiddleware(guard), call=call)
         chat.say(message.model_copy(update={"response_metadata": {"guardalign": record}}))
-        assert picture_of(chat.model.received[0][1].content[1]).tobytes() == MASKED.tobytes()
+        assert image_of(chat.model.received[0][1].content[1]).tobytes() == MASKED.tobytes()
 
     def test_two_guards_give_each_its_own(self, cache_dir, guard, call):
         other = colour_guard(cache_dir, prefix="Take your time.")

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from guardalign_guardrails.testing.middleware_contract import MiddlewareContract
-from langchain_guardalign._middleware import GuardAlignMiddleware
+from langchain_guardalign.agents.middleware import GuardAlignMiddleware
+from langchain_guardalign.testing.middleware_contract import MiddlewareContract
 
 pytestmark = pytest.mark.slow
 

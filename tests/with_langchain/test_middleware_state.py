@@ -1,4 +1,4 @@
-"""What of a picture stays behind: in checkpoints and in what tracers are told of the guard's own hooks."""
+"""What of an image stays behind: in checkpoints and in what tracers are told of the guard's own hooks."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from langchain_core.tracers.base import BaseTracer
 
 from guardalign_guardrails.testing.chats import leaks
 from guardalign_guardrails.testing.colours import colour_guard, painted
-from guardalign_guardrails.testing.messages import call_async, call_sync
-from langchain_guardalign._middleware import GuardAlignMiddleware
+from langchain_guardalign.agents.middleware import GuardAlignMiddleware
+from langchain_guardalign.testing.messages import call_async, call_sync
 
 RED = painted("red")
 

@@ -9,15 +9,15 @@ from typing import Any
 
 import pytest
 from agent_chats import Chat, camera
-from chat_images import MASKED, ask, b64, picture_of, v1
+from chat_images import MASKED, ask, b64, image_of, v1
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
 
 from guardalign_guardrails.testing.chats import leaks
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
-from guardalign_guardrails.testing.messages import call_async, call_sync
-from guardalign_guardrails.testing.recording import Listener, RecordingModel
-from langchain_guardalign._middleware import GuardAlignMiddleware
+from langchain_guardalign.agents.middleware import GuardAlignMiddleware
+from langchain_guardalign.testing.messages import call_async, call_sync
+from langchain_guardalign.testing.recording import Listener, RecordingModel
 
 MODES = ["values", "updates", "messages", "custom"]
 EVENT = "guardalign.verdict"
@@ -48,7 +48,7 @@ def told(chat: Chat, *messages: Any) -> list[list[tuple[str, str]]]:
 
 class TestEvents:
     @BOTH_WAYS
-    def test_each_picture_is_told_of_once_in_however_many_loops_and_turns(self, guard, call, persist):
+    def test_each_image_is_told_of_once_in_however_many_loops_and_turns(self, guard, call, persist):
         tool = camera(painted("red", shade=1), painted(shade=2))
         chat = Chat(GuardAlignMiddleware(guard, persist=persist), call=call, tool=tool)
         assert told(chat, *ask(painted("red"), painted(shade=3))) == [
@@ -111,7 +111,7 @@ class TestStreams:
         assert {type(message) for message, _ in parts} == {AIMessageChunk}
         assert "".join(message.text for message, _ in parts) == "one two three"
 
-    def test_all_modes_at_once_show_the_masked_picture_and_never_the_original(self, guard, call):
+    def test_all_modes_at_once_show_the_masked_image_and_never_the_original(self, guard, call):
         chat = Chat(GuardAlignMiddleware(guard), call=call, tool=camera(painted("blue")))
         (mode, first), *parts = chat.stream(*ask(painted("red")), mode=MODES)
         # What comes first is what the caller gave, before any hook has run.
@@ -120,7 +120,7 @@ class TestStreams:
         assert b64(painted("red")) not in repr(parts)
         assert b64(painted("blue")) not in repr(parts)
         last = [state for mode, state in parts if mode == "values"][-1]["messages"]
-        assert picture_of(last[0].content[1]).tobytes() == MASKED.tobytes()
+        assert image_of(last[0].content[1]).tobytes() == MASKED.tobytes()
 
     @pytest.mark.parametrize("colour", ["red", "green", "white"])
     def test_the_models_first_token_does_not_wait_for_its_second(self, guard, call, colour):

@@ -1,4 +1,4 @@
-"""Pictures that an agent's tools return, in whatever shape, before they are in its state."""
+"""Images that an agent's tools return, in whatever shape, before they are in its state."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import pytest
 from agent_chats import Chat, camera, tool_messages
-from chat_images import MASKED, b64, blocks, picture_of, text, v1
+from chat_images import MASKED, b64, blocks, image_of, text, v1
 from langchain_core.messages import AIMessage, HumanMessage, ToolMessage
 from langchain_core.tools import InjectedToolCallId, StructuredTool
 from langgraph.types import Command, Send
@@ -15,9 +15,9 @@ from langgraph.types import Command, Send
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import colour_guard, painted
-from guardalign_guardrails.testing.messages import call_async, call_sync
-from langchain_guardalign._middleware import GuardAlignMiddleware
-from langchain_guardalign._tool_results import chats_of, with_chats
+from langchain_guardalign.agents.middleware import GuardAlignMiddleware
+from langchain_guardalign.agents.tool_results import chats_of, with_chats
+from langchain_guardalign.testing.messages import call_async, call_sync
 
 RED, BLUE = painted("red"), painted("blue")
 
@@ -37,7 +37,7 @@ def tool_returning(make: Any) -> StructuredTool:
     """A tool that returns what ``make`` makes of its call's id."""
 
     def camera(call_id: Annotated[str, InjectedToolCallId]) -> Any:
-        """Take pictures."""
+        """Take images."""
         return make(call_id)
 
     return StructuredTool.from_function(camera)
@@ -75,12 +75,12 @@ class TestInAnAgent:
         ids=["content", "message", "command", "list", "return_direct"],
     )
     @pytest.mark.parametrize("persist", [True, False])
-    def test_a_tools_pictures_are_sanitised_before_they_are_in_the_state(self, guard, call, tool, persist):
+    def test_a_tools_images_are_sanitised_before_they_are_in_the_state(self, guard, call, tool, persist):
         chat = Chat(GuardAlignMiddleware(guard, persist=persist), call=call, tool=tool)
-        chat.say("Take a picture.")
+        chat.say("Take an image.")
         words, mask, notice = tool_messages(chat.state)[0].content
         assert (words, notice) == (text("Click."), text(NOTICE))
-        assert picture_of(mask).tobytes() == MASKED.tobytes()
+        assert image_of(mask).tobytes() == MASKED.tobytes()
         everything = repr([chat.saver.blobs, chat.saver.storage, chat.saver.writes])
         assert not any(b64(image)[60:120] in everything for image in (RED, BLUE))
         assert len(chat.model.received) == (1 if tool.return_direct else 2)
@@ -91,28 +91,28 @@ class TestInAnAgent:
 
     def test_an_artifact_is_replaced_if_asked_for(self, guard, call):
         def camera() -> Any:
-            """Take pictures."""
+            """Take images."""
             return "Click.", {"shot": encode_png(BLUE), "of": "the sky"}
 
         tool = StructuredTool.from_function(camera, response_format="content_and_artifact")
         artifacts = []
         for asked in (True, False):
             chat = Chat(GuardAlignMiddleware(guard, artifacts=asked), call=call, tool=tool)
-            chat.say("Take a picture.")
+            chat.say("Take an image.")
             artifacts.append(tool_messages(chat.state)[0].artifact)
         assert artifacts[0] == {"shot": NOTICE, "of": "the sky"}
         assert artifacts[1]["shot"] == encode_png(BLUE)
 
     def test_the_error_of_a_tool_is_the_tools(self, guard, call):
         def camera() -> Any:
-            """Take pictures."""
+            """Take images."""
             raise OSError("no camera")
 
         chat = Chat(GuardAlignMiddleware(guard), call=call, tool=StructuredTool.from_function(camera))
         with pytest.raises(OSError, match="no camera"):
-            chat.say("Take a picture.")
+            chat.say("Take an image.")
 
-    def test_a_picture_that_the_tool_of_another_graph_hands_over_is_sanitised(self, guard, call):
+    def test_an_image_that_the_tool_of_another_graph_hands_over_is_sanitised(self, guard, call):
         send = Send("writer", {"topic": "sky"})
         command = Command(graph=Command.PARENT, goto=[send], update={"messages": [shot("t", BLUE)], "topic": "sky"})
         out = returned(GuardAlignMiddleware(guard), command, call)

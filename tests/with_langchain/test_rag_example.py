@@ -25,7 +25,7 @@ sys.addaudithook(refuse)
 
 
 @pytest.mark.slow
-def test_the_example_masks_before_storing_and_catches_a_poisoned_picture_before_the_prompt(tmp_path):
+def test_the_example_masks_before_storing_and_catches_a_poisoned_image_before_the_prompt(tmp_path):
     pytest.importorskip("langchain_chroma")
     pytest.importorskip("langchain_classic")
     (tmp_path / "sitecustomize.py").write_text(OFFLINE)

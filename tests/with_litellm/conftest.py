@@ -11,7 +11,7 @@ import pytest
 from litellm_proxies import MASTER_KEY, provider, proxies
 
 from guardalign_guardrails.testing.colours import colour_policy
-from litellm_guardalign._version import litellm_version
+from litellm_guardalign.version import litellm_version
 from with_langchain.openai_server import serving
 
 

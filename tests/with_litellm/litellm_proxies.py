@@ -70,7 +70,7 @@ class Received:
 
     @property
     def files(self) -> list[Image.Image]:
-        """The pictures of a form."""
+        """The images of a form."""
         boundary = re.search(r"boundary=([^;]+)", self.content_type)[1].strip('"').encode()
         parts = [part.partition(b"\r\n\r\n") for part in self.raw.split(b"--" + boundary)]
         return [Image.open(io.BytesIO(data[:-2])).convert("RGB") for head, _, data in parts if b"filename=" in head]

@@ -25,7 +25,7 @@ ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "examples" / "images"
 
 
-def test_it_starts_a_proxy_whose_upstream_gets_no_unsafe_picture(upstream, tmp_path):
+def test_it_starts_a_proxy_whose_upstream_gets_no_unsafe_image(upstream, tmp_path):
     port = free_port()
     options = ["--upstream", upstream.base_url, "--model", "gpt-4o", "--port", str(port)]
     process = started([sys.executable, "-m", "litellm_guardalign", *options], tmp_path, port)
@@ -47,7 +47,7 @@ def test_it_starts_a_proxy_whose_upstream_gets_no_unsafe_picture(upstream, tmp_p
             check=True,
         )
         assert "x-litellm-applied-guardrails: guardalign" in done.stdout
-        assert upstream.last.pictures[0].tobytes() != Image.open(photo).convert("RGB").tobytes()
+        assert upstream.last.images[0].tobytes() != Image.open(photo).convert("RGB").tobytes()
     finally:
         stopped(process)
 

@@ -19,9 +19,9 @@ from litellm_proxies import MASTER_KEY
 from guardalign_guardrails.content.payload import to_base64, to_data_url
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.images import encode_png
-from guardalign_guardrails.testing.chats import pictures_in
+from guardalign_guardrails.testing.chats import images_in
 from guardalign_guardrails.testing.colours import CELL, colour_policy, painted
-from litellm_guardalign._version import litellm_version
+from litellm_guardalign.version import litellm_version
 from with_langchain.openai_server import digest
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -71,12 +71,12 @@ def post(proxy, path, body, **headers):
 
 
 def arrived(request):
-    return [digest(picture) for picture in pictures_in(request.body)]
+    return [digest(image) for image in images_in(request.body)]
 
 
 class TestChatCompletions:
     @pytest.mark.parametrize("stream", [False, True])
-    def test_only_the_masked_picture_arrives_equal_to_the_pixel(self, client, upstream, stream):
+    def test_only_the_masked_image_arrives_equal_to_the_pixel(self, client, upstream, stream):
         answer = ask(
             client, user({"type": "text", "text": "What?"}, image_url("red"), image_url("white")), stream=stream
         )
@@ -88,16 +88,16 @@ class TestChatCompletions:
         assert url("red") not in upstream.last.raw.decode()
         assert upstream.last.body["messages"][0] == {"role": "system", "content": PREFIX}
 
-    def test_a_message_of_a_picture_alone_is_no_exception(self, client, upstream):
+    def test_a_message_of_an_image_alone_is_no_exception(self, client, upstream):
         ask(client, user(image_url("red")))
         assert arrived(upstream.last) == [digest(masked())]
 
-    def test_a_tools_picture_is_masked_or_a_notice(self, client, upstream):
+    def test_a_tools_image_is_masked_or_a_notice(self, client, upstream):
         call = {"id": "1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
         asked = {"role": "assistant", "content": None, "tool_calls": [call]}
         result = {"role": "tool", "tool_call_id": "1", "content": [image_url("red"), image_url("blue")]}
         ask(client, user({"type": "text", "text": "Look."}), asked, result)
-        # Newer versions of LiteLLM move a tool's pictures to the message after it.
+        # Newer versions of LiteLLM move a tool's images to the message after it.
         assert arrived(upstream.last) == [digest(masked())]
         assert upstream.last.raw.decode().count(NOTICE) == 1
 
@@ -112,14 +112,14 @@ class TestChatCompletions:
         )
         assert upstream.last.body["messages"][-1]["content"] == to_data_url(encode_png(masked()), "image/png")
 
-    def test_a_blocked_picture_is_status_400_and_no_request(self, client, upstream):
+    def test_a_blocked_image_is_status_400_and_no_request(self, client, upstream):
         with pytest.raises(openai.BadRequestError) as caught:
             ask(client, user(image_url("blue")))
         assert "safety policy blocked" in str(caught.value)
         assert "blue" not in str(caught.value)
         assert upstream.requests == []
 
-    def test_a_picture_elsewhere_is_not_fetched_and_the_client_is_told_what_to_do(self, client, upstream):
+    def test_an_image_elsewhere_is_not_fetched_and_the_client_is_told_what_to_do(self, client, upstream):
         block = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
         with pytest.raises(openai.BadRequestError, match=r"remote_reference\. Send images inline"):
             ask(client, user(block))
@@ -144,9 +144,9 @@ class TestChatCompletions:
         assert answer.status_code == 200
         assert arrived(upstream.last) == [digest(masked())]
 
-    def test_twenty_at_once_keep_their_own_pictures(self, client, upstream):
+    def test_twenty_at_once_keep_their_own_images(self, client, upstream):
         def answer(request):
-            return {"words": [digest(request.pictures[0])]}
+            return {"words": [digest(request.images[0])]}
 
         upstream.answer, before = answer, upstream.answer
         try:
@@ -164,7 +164,7 @@ class TestChatCompletions:
 
 
 class TestResponses:
-    def test_only_the_masked_picture_arrives(self, client, upstream):
+    def test_only_the_masked_image_arrives(self, client, upstream):
         words = {"type": "input_text", "text": "What?"}
         answer = client.responses.create(
             model="gpt-4o", input=[user(words, input_image("red"))], instructions="Be brief."
@@ -174,14 +174,14 @@ class TestResponses:
         assert arrived(upstream.last) == [digest(masked())]
         assert upstream.last.body["instructions"] == f"{PREFIX}\n\nBe brief."
 
-    def test_a_tools_picture_is_masked_or_a_notice(self, client, upstream):
+    def test_a_tools_image_is_masked_or_a_notice(self, client, upstream):
         call = {"type": "function_call", "call_id": "1", "name": "look", "arguments": "{}"}
         output = {"type": "function_call_output", "call_id": "1", "output": [input_image("red"), input_image("blue")]}
         client.responses.create(model="gpt-4o", input=[user({"type": "input_text", "text": "Look."}), call, output])
         assert arrived(upstream.last) == [digest(masked())]
         assert upstream.last.raw.decode().count(NOTICE) == 1
 
-    def test_a_blocked_picture_is_status_400_and_no_request(self, client, upstream):
+    def test_a_blocked_image_is_status_400_and_no_request(self, client, upstream):
         with pytest.raises(openai.BadRequestError):
             client.responses.create(model="gpt-4o", input=[user(input_image("blue"))])
         assert upstream.requests == []
@@ -203,13 +203,13 @@ class TestMessages:
             running.guarded, "/v1/messages", {"model": model, "max_tokens": 16, "messages": list(messages), **more}
         )
 
-    def test_only_the_masked_picture_arrives(self, running, received):
+    def test_only_the_masked_image_arrives(self, running, received):
         assert self.send(running, user(source("red")), system="Be brief.").status_code == 200
         (request,) = received
         assert arrived(request) == [digest(masked())]
         assert PREFIX in json.dumps(request.body["system"])
 
-    def test_a_picture_within_a_tools_result_is_masked_or_a_notice(self, running, received):
+    def test_an_image_within_a_tools_result_is_masked_or_a_notice(self, running, received):
         call = {"role": "assistant", "content": [{"type": "tool_use", "id": "1", "name": "look", "input": {}}]}
         result = {"type": "tool_result", "tool_use_id": "1", "content": [source("red"), source("blue")]}
         asked = user({"type": "text", "text": "Look."})
@@ -249,7 +249,7 @@ class TestOtherEndpoints:
         assert post(running.guarded, "/v1/completions", body).status_code == 200
         assert arrived(upstream.last) == [digest(masked())]
 
-    def test_a_picture_to_be_embedded_is_masked_or_an_error(self, client, received):
+    def test_an_image_to_be_embedded_is_masked_or_an_error(self, client, received):
         client.embeddings.create(model="other", input=[url("red")], encoding_format="float")
         assert received[0].body["input"] == [to_data_url(encode_png(masked()), "image/png")]
         with pytest.raises(openai.BadRequestError):
@@ -261,18 +261,18 @@ class TestOtherEndpoints:
         client.embeddings.create(model="other", input=tokens, encoding_format="float")
         assert received[0].body["input"] == tokens
 
-    def test_a_picture_to_be_edited_is_masked_or_an_error(self, client, received):
+    def test_an_image_to_be_edited_is_masked_or_an_error(self, client, received):
         def edit(*colours):
             files = [(f"{colour}.png", io.BytesIO(encode_png(painted(colour))), "image/png") for colour in colours]
             client.images.edit(model="other", prompt="a hat", image=files)
 
         edit("red", "white")
-        assert [digest(picture) for picture in received[0].files] == [digest(masked()), digest(painted())]
+        assert [digest(image) for image in received[0].files] == [digest(masked()), digest(painted())]
         with pytest.raises(openai.BadRequestError):
             edit("white", "blue")
         assert len(received) == 1
 
-    def test_who_asks_for_moderation_has_the_picture_looked_at_as_it_is(self, client, received):
+    def test_who_asks_for_moderation_has_the_image_looked_at_as_it_is(self, client, received):
         client.moderations.create(model="other", input=[image_url("blue")])
         assert arrived(received[0]) == [digest(painted("blue"))]
 
@@ -323,7 +323,7 @@ class TestSettings:
         assert post(running.choosing, "/v1/messages", {**body, "stream": True}).status_code == 400
         assert received == []
 
-    def test_a_model_may_answer_with_a_notice_in_the_pictures_place(self, choosing, upstream):
+    def test_a_model_may_answer_with_a_notice_in_the_images_place(self, choosing, upstream):
         ask(choosing, user(image_url("blue"), image_url("white")), **naming("noting"))
         assert upstream.last.texts == [NOTICE]
         assert arrived(upstream.last) == [digest(painted())]
@@ -353,7 +353,7 @@ class TestFailures:
         ask(choosing, user(image_url("blue")), **naming("broken-open"))
         assert arrived(upstream.last) == [digest(painted("blue"))]
 
-    def test_bytes_that_are_no_picture_are_status_400(self, client, upstream):
+    def test_bytes_that_are_no_image_are_status_400(self, client, upstream):
         block = {"type": "image_url", "image_url": {"url": "data:image/png;base64," + base64.b64encode(b"no").decode()}}
         with pytest.raises(openai.BadRequestError, match="could not open"):
             ask(client, user(block))
@@ -372,7 +372,7 @@ def told(proxy, words, patience_s=20):
 
 
 class TestLogs:
-    def test_they_have_the_findings_and_no_unsafe_picture(self, running, client, upstream, received):
+    def test_they_have_the_findings_and_no_unsafe_image(self, running, client, upstream, received):
         unsafe = painted("red", "blue", shade=7)
         encoded = to_base64(encode_png(unsafe))
         block = {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{encoded}"}}

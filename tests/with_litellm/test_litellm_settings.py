@@ -12,8 +12,8 @@ from guardalign_guardrails import GuardAlignError
 from guardalign_guardrails.detection.encoders import registry
 from guardalign_guardrails.errors import PolicyError, SettingsError
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy
-from litellm_guardalign._config import config_of
-from litellm_guardalign._settings import GuardrailSettings
+from litellm_guardalign.config import config_of
+from litellm_guardalign.settings import GuardrailSettings
 
 ROOT = Path(__file__).parents[2]
 PRE_CALL = {"event_hook": "pre_call", "guardrail_name": "images", "default_on": True, "on_violation": None}

@@ -8,8 +8,8 @@ from families import family
 from llama_seen import Seen
 
 from guardalign_guardrails import Guard
+from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-from guardalign_guardrails.decoding.settings import GenerationSettings
 from guardalign_guardrails.testing.colours import colour_guard
 
 
@@ -32,15 +32,15 @@ def with_tools(smollm2):
 
 @pytest.fixture
 def small_vlm(monkeypatch):
-    """Makes vision-language models with random weights; their processor's pictures are in ``small_vlm.seen``."""
+    """Makes vision-language models with random weights; their processor's images are in ``small_vlm.seen``."""
     return SmallVLM(monkeypatch)
 
 
 class SmallVLM:
-    """Small models that take pictures; all share weights and processor.
+    """Small models that take images; all share weights and processor.
 
     Attributes:
-        seen: The pictures that reached the processor.
+        seen: The images that reached the processor.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from llama_images import image_of
 from llama_index.core.base.llms.types import (
     ChatMessage,
     ChatResponse,
@@ -20,7 +21,6 @@ from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_ca
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
-from llama_pictures import picture_of
 from PIL import Image
 from pydantic import Field
 
@@ -61,10 +61,10 @@ class RecordingLLM(FunctionCallingLLM):
         )
 
     @property
-    def pictures(self) -> list[Image.Image]:
-        """All pictures it was given, in order."""
+    def images(self) -> list[Image.Image]:
+        """All images it was given, in order."""
         return [
-            picture_of(block)
+            image_of(block)
             for messages in self.received
             for message in messages
             for block in message.blocks

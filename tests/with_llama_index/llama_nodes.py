@@ -1,4 +1,4 @@
-"""Pictures in LlamaIndex's nodes: in every class and every place that holds or names one, and read back from them."""
+"""Images in LlamaIndex's nodes: in every class and every place that holds or names one, and read back from them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import banks.prompt
 import pytest
+from llama_images import data_url, image_of, png, saved
 from llama_index.core import StorageContext
 from llama_index.core.base.llms.generic_utils import image_node_to_image_block
 from llama_index.core.base.llms.types import ChatMessage, DocumentBlock, ImageBlock
@@ -28,7 +29,6 @@ from llama_index.core.schema import (
     TextNode,
 )
 from llama_index.core.vector_stores import SimpleVectorStore
-from llama_pictures import data_url, picture_of, png, saved
 from PIL import Image
 
 from guardalign_guardrails.content.payload import to_base64
@@ -70,13 +70,13 @@ NODES: dict[str, Callable[[Image.Image, Path], BaseNode]] = {
     "a data URL in metadata": lambda image, _: TextNode(text="words", metadata={"thumbnail": data_url(image)}),
     "bytes in metadata": lambda image, _: TextNode(text="words", metadata={"thumbnail": png(image)}),
 }
-"""Every way in which a node holds or names a picture."""
+"""Every way in which a node holds or names an image."""
 
 
-def pictures_of(node: BaseNode) -> list[Image.Image]:
-    """The pictures that anything of LlamaIndex could get out of a node, by whatever way."""
+def images_of(node: BaseNode) -> list[Image.Image]:
+    """The images that anything of LlamaIndex could get out of a node, by whatever way."""
     if isinstance(node, IndexNode) and node.obj is not None:
-        return pictures_of(node.obj.node if isinstance(node.obj, NodeWithScore) else node.obj)
+        return images_of(node.obj.node if isinstance(node.obj, NodeWithScore) else node.obj)
     found: list[Any] = []
     if isinstance(node, ImageNode):
         found += [node.resolve_image()] if node.image or node.image_path or node.image_url else []
@@ -104,22 +104,22 @@ def _decoded(url: str) -> bytes:
 
 
 def images_in(value: Any) -> list[Image.Image]:
-    """Every picture in messages, nodes and whatever holds them, found without the package's own walk."""
+    """Every image in messages, nodes and whatever holds them, found without the package's own walk."""
     found: list[Image.Image] = []
 
     def walk(value: Any) -> None:
         if isinstance(value, Image.Image):
             found.append(value)
         elif isinstance(value, bytes) and value.startswith(b"\x89PNG"):
-            found.append(picture_of(ImageBlock(image=value)))
+            found.append(image_of(ImageBlock(image=value)))
         elif isinstance(value, str) and value.startswith("data:"):
-            found.append(picture_of(ImageBlock(url=value)))
+            found.append(image_of(ImageBlock(url=value)))
         elif isinstance(value, ImageBlock | DocumentBlock):
-            found.append(picture_of(value))
+            found.append(image_of(value))
         elif isinstance(value, ChatMessage):
             walk(value.blocks)
         elif isinstance(value, ImageNode):
-            found.extend(pictures_of(value))
+            found.extend(images_of(value))
         elif isinstance(value, dict):
             walk(list(value.values()))
         elif isinstance(value, list | tuple):
@@ -133,7 +133,7 @@ def images_in(value: Any) -> list[Image.Image]:
 
 
 def index_of(*nodes: BaseNode) -> MultiModalVectorStoreIndex:
-    """An index of pictures and words, with stores in memory and embeddings that are all alike."""
+    """An index of images and words, with stores in memory and embeddings that are all alike."""
     stores = {"vector_store": SimpleVectorStore(), "image_store": SimpleVectorStore()}
     return MultiModalVectorStoreIndex(
         nodes=list(nodes),
@@ -147,7 +147,7 @@ def smuggled(monkeypatch: pytest.MonkeyPatch, image: Image.Image) -> str:
     """Text of which LlamaIndex's template engine makes an image block.
 
     Up to banks 2.4 it takes any text in these marks for one. Later its own blocks have a secret in the mark, which is
-    known here. The picture has to be small: LlamaIndex cuts long texts.
+    known here. The image has to be small: LlamaIndex cuts long texts.
     """
     secret = ""
     if hasattr(banks.prompt, "generate_sentinel"):

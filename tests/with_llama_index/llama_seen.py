@@ -1,4 +1,4 @@
-"""What LlamaIndex shows to whom: pictures that a processor is given, and all that tracers are told."""
+"""What LlamaIndex shows to whom: images that a processor is given, and all that tracers are told."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pydantic import Field
 
 
 class Seen(list[Image.Image]):
-    """The pictures that processors of a class are given, call by call."""
+    """The images that processors of a class are given, call by call."""
 
     def __init__(self, monkeypatch: Any, kind: type) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class _Callbacks(BaseCallbackHandler):
 
 
 def _unwrapped(handler: Any) -> Any:
-    """The handler itself, if it is told of no picture by now."""
+    """The handler itself, if it is told of no image by now."""
     return getattr(handler, "_handler", handler)
 
 

@@ -8,6 +8,7 @@ import pickle
 import time
 
 import pytest
+from llama_images import KINDS, ask, data_url, png, said, saved
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import AudioBlock, ChatMessage, ImageBlock, MessageRole, TextBlock
 from llama_index.core.callbacks import CallbackManager
@@ -19,7 +20,6 @@ from llama_index.core.schema import ImageDocument
 from llama_index.core.tools import FunctionTool
 from llama_models import WORDS, RecordingLLM, WordsLLM, as_json, texts_of, urls_of
 from llama_nodes import b64
-from llama_pictures import KINDS, ask, data_url, png, said, saved
 from llama_seen import Tracer, same_pixels
 from pydantic import BaseModel
 
@@ -29,7 +29,7 @@ from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy
 from llama_index_guardalign import GuardedLLM, GuardSettings, GuardVerdictEvent
-from llama_index_guardalign._refusal import RECORD_KEY
+from llama_index_guardalign.chat.refusal import RECORD_KEY
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
 YELLOW, GREEN = canary("yellow", number=4), canary("green", number=5)
@@ -75,13 +75,13 @@ class TestEveryWayIn:
     async def test_a_mask_reaches_the_llm_and_the_prefix_with_it(self, guarded, llm, way):
         response = await answered(guarded, way, [said("Answer in one word.", "system"), ask(RED)], temperature=0)
         assert response.message.content == "".join(WORDS)
-        (picture,) = llm.pictures
-        assert (number_of(picture), shows(picture, "red")) == (1, False)
+        (image,) = llm.images
+        assert (number_of(image), shows(image, "red")) == (1, False)
         assert texts_of(llm.received[0])[0] == f"{PREFIX}\n\nAnswer in one word."
         assert llm.options[0]["temperature"] == 0
 
     @EVERY_WAY
-    async def test_a_blocked_picture_is_refused_and_no_llm_is_asked(self, guarded, llm, way):
+    async def test_a_blocked_image_is_refused_and_no_llm_is_asked(self, guarded, llm, way):
         response = await answered(guarded, way, [ask(BLUE)])
         assert response.message.content == REFUSAL
         assert response.raw["finish_reason"] == "content_filter"
@@ -127,8 +127,8 @@ class TestEveryWayIn:
     @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
     def test_every_kind_of_block_is_masked(self, guarded, llm, kind, tmp_path):
         guarded.chat([ChatMessage(blocks=[TextBlock(text="x"), kind(RED, tmp_path)])])
-        (picture,) = llm.pictures
-        assert (number_of(picture), shows(picture, "red")) == (1, False)
+        (image,) = llm.images
+        assert (number_of(image), shows(image, "red")) == (1, False)
         assert urls_of(llm.received[0]) == []
 
     def test_every_message_is_looked_at_and_only_the_users_turn_can_be_refused(self, guarded, llm):
@@ -140,10 +140,10 @@ class TestEveryWayIn:
             said("And now?"),
         ]
         assert guarded.chat(chat).message.content == "".join(WORDS)
-        assert [shows(picture, "red") for picture in llm.pictures] == [False]
+        assert [shows(image, "red") for image in llm.images] == [False]
         assert texts_of(llm.received[0]).count(NOTICE) == 3
 
-    def test_pictures_beside_the_blocks_do_not_pass(self, guarded, llm):
+    def test_images_beside_the_blocks_do_not_pass(self, guarded, llm):
         message = ChatMessage(
             content="Look",
             additional_kwargs={"images": [ImageDocument(image=b64(RED))], "thumbnail": png(RED), "id": "x"},
@@ -153,10 +153,10 @@ class TestEveryWayIn:
         assert "images" not in given.additional_kwargs
         assert given.additional_kwargs["id"] == "x"
         assert given.additional_kwargs["thumbnail"] != png(RED)
-        assert not any(shows(picture, "red") for picture in llm.pictures)
+        assert not any(shows(image, "red") for image in llm.images)
         assert message.additional_kwargs["thumbnail"] == png(RED)
 
-    def test_pictures_beside_a_prompt_are_an_error(self, guarded):
+    def test_images_beside_a_prompt_are_an_error(self, guarded):
         with pytest.raises(SettingsError, match="blocks"):
             guarded.complete("x", image_documents=[ImageDocument(image=b64(RED))])
 
@@ -188,7 +188,7 @@ class TestBytesSentAreBytesChecked:
 
         monkeypatch.setattr(guarded.guard.guard, "check_batch", swapped)
         guarded.chat([ChatMessage(blocks=[block])])
-        assert same_pixels(llm.pictures[0], WHITE)
+        assert same_pixels(llm.images[0], WHITE)
 
     def test_a_url_is_fetched_once_and_what_was_fetched_is_sent(self, llm, cache_dir):
         answers = iter([png(WHITE), png(BLUE)])
@@ -207,9 +207,9 @@ class TestBytesSentAreBytesChecked:
         GuardedLLM(llm=llm, guard=guard).chat([ChatMessage(blocks=[ImageBlock(url="https://example.org/x.png")])])
         assert guard.fetcher.asked == 1
         assert urls_of(llm.received[0]) == []
-        assert same_pixels(llm.pictures[0], WHITE)
+        assert same_pixels(llm.images[0], WHITE)
 
-    def test_a_url_that_is_not_fetched_is_no_picture_that_passes(self, guarded, llm):
+    def test_a_url_that_is_not_fetched_is_no_image_that_passes(self, guarded, llm):
         message = ChatMessage(blocks=[ImageBlock(url="https://example.org/x.png")])
         assert guarded.chat([message]).message.content == REFUSAL
         assert guarded.chat([message, said("no", "assistant"), said("ok")]).message.content == "".join(WORDS)
@@ -221,7 +221,7 @@ class TestBytesSentAreBytesChecked:
         assert llm.received[0][0] is message
 
     def test_what_nobody_can_look_at_is_decided_by_the_policy(self, guarded, llm, cache_dir):
-        message = ChatMessage(blocks=[AudioBlock(audio=b"ID3"), ImageBlock(image=b"{picture}")])
+        message = ChatMessage(blocks=[AudioBlock(audio=b"ID3"), ImageBlock(image=b"{image}")])
         assert guarded.chat([message]).message.content == REFUSAL
         lenient = GuardedLLM(llm=llm, guard=colour_guard(cache_dir, failure={"uninspectable": "allow"}))
         lenient.chat([message])
@@ -294,8 +294,8 @@ class TestToolsAndObjects:
             tools=[FunctionTool.from_defaults(photo)], llm=GuardedLLM(llm=llm, guard=guard), streaming=streaming
         )
         assert str(await agent.run(user_msg=ask(RED))) == "".join(WORDS)
-        assert [number_of(picture) for picture in llm.pictures] == [1, 1, 8]
-        assert not any(shows(picture, "red") for picture in llm.pictures)
+        assert [number_of(image) for image in llm.images] == [1, 1, 8]
+        assert not any(shows(image, "red") for image in llm.images)
 
     async def test_a_plain_llm_is_no_function_calling_one(self, guard):
         guarded = GuardedLLM(llm=WordsLLM(), guard=guard)
@@ -320,8 +320,8 @@ class TestToolsAndObjects:
         assert [one async for one in await guarded.astream_structured_predict(City, prompt)][-1] == oslo
         assert structured.chat([ask(RED)]).raw == oslo
         assert (await structured.achat([ask(RED)])).raw == oslo
-        assert len(llm.pictures) == 6
-        assert not any(shows(picture, "red") for picture in llm.pictures)
+        assert len(llm.images) == 6
+        assert not any(shows(image, "red") for image in llm.images)
         with pytest.raises(UnsafeContentError):
             structured.chat([ask(BLUE)])
 
@@ -361,8 +361,8 @@ class TestWhatOthersRead:
             await answered(guarded, way, [ask(BLUE)])
         told = tracer.said
         assert leaks(told, RED, BLUE) != []
-        assert [form for form in leaks(told, RED) if form.startswith("picture")] == []
-        assert [form for form in leaks(told, BLUE) if form.startswith("picture")] == []
+        assert [form for form in leaks(told, RED) if form.startswith("image")] == []
+        assert [form for form in leaks(told, BLUE) if form.startswith("image")] == []
         first, second = tracer.of(LLMChatStartEvent)
         assert any(isinstance(block, ImageBlock) for message in first.messages for block in message.blocks)
         assert not any(isinstance(block, ImageBlock) for message in second.messages for block in message.blocks)

@@ -1,4 +1,4 @@
-"""A guarded LLM in the engines and agents that LlamaIndex users build, and what they keep and stream of pictures."""
+"""A guarded LLM in the engines and agents that LlamaIndex users build, and what they keep and stream of images."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import logging
 from typing import Any
 
 import pytest
+from llama_images import ask, png, said
 from llama_index.core import Settings
 from llama_index.core.agent.workflow import AgentWorkflow, CodeActAgent, FunctionAgent, ReActAgent
 from llama_index.core.base.llms.types import ImageBlock, TextBlock
@@ -19,7 +20,6 @@ from llama_index.core.schema import ImageNode, TextNode
 from llama_index.core.tools import FunctionTool
 from llama_models import WORDS, RecordingLLM, WordsLLM, texts_of
 from llama_nodes import b64, images_in, index_of, smuggled
-from llama_pictures import ask, png, said
 from llama_seen import Tracer
 
 from guardalign_guardrails.testing.chats import canary, number_of, shows
@@ -62,14 +62,14 @@ def retriever_of(*nodes) -> Any:
 
 
 def reached(llm) -> dict[int, bool]:
-    """Whether red shows, by the number of each picture that reached the LLM."""
-    return {number_of(picture): shows(picture, "red") for picture in llm.pictures}
+    """Whether red shows, by the number of each image that reached the LLM."""
+    return {number_of(image): shows(image, "red") for image in llm.images}
 
 
 class TestEngines:
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("kind", [RetrieverQueryEngine, CitationQueryEngine])
-    async def test_retrieved_pictures_reach_the_llm_masked(self, guarded, llm, kind, streaming):
+    async def test_retrieved_images_reach_the_llm_masked(self, guarded, llm, kind, streaming):
         index = index_of(node(RED), node(WHITE), TextNode(text="The wire is black."))
         retriever = index.as_retriever(similarity_top_k=3, image_similarity_top_k=3)
         more = {} if kind is RetrieverQueryEngine else {"index": index}
@@ -82,16 +82,16 @@ class TestEngines:
             assert reached(llm) == {1: False, 3: False}
 
     @pytest.mark.parametrize(("context", "calls"), [(32000, 1), (3900, 3)])
-    def test_the_wrapped_llms_context_says_how_many_pictures_go_into_one_call(self, guard, everybodys, context, calls):
+    def test_the_wrapped_llms_context_says_how_many_images_go_into_one_call(self, guard, everybodys, context, calls):
         llm = RecordingLLM(context=context)
         everybodys(GuardedLLM(llm=llm, guard=guard))
         retriever = retriever_of(*(node(canary("red", number=number)) for number in range(3)))
         RetrieverQueryEngine.from_args(retriever, multimodal=True).query("birds")
-        # LlamaIndex takes each picture for 2125 tokens.
+        # LlamaIndex takes each image for 2125 tokens.
         assert len(llm.received) == calls
         assert reached(llm) == {0: False, 1: False, 2: False}
 
-    def test_a_picture_that_a_text_smuggles_into_the_prompt_is_checked_like_any_other(self, guarded, llm, monkeypatch):
+    def test_an_image_that_a_text_smuggles_into_the_prompt_is_checked_like_any_other(self, guarded, llm, monkeypatch):
         retriever = retriever_of(TextNode(text=smuggled(monkeypatch, painted("red", shade=9))))
         RetrieverQueryEngine.from_args(retriever, llm=guarded, multimodal=True).query("birds")
         assert reached(llm) == {9: False}
@@ -131,7 +131,7 @@ AGENTS = {
 
 class TestAgents:
     @pytest.mark.parametrize("make", AGENTS.values(), ids=AGENTS)
-    async def test_a_users_picture_reaches_the_llm_of_any_agent_masked(self, guard, make):
+    async def test_a_users_image_reaches_the_llm_of_any_agent_masked(self, guard, make):
         llm = RecordingLLM(answer="Thought: I can answer.\nAnswer: two birds")
         assert "two birds" in str(await make(GuardedLLM(llm=llm, guard=guard)).run(user_msg=ask(RED)))
         assert reached(llm) == {1: False}

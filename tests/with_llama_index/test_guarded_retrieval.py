@@ -1,10 +1,11 @@
-"""Retrievers and engines with a gate around them, also where no postprocessor runs, and the picture of a query."""
+"""Retrievers and engines with a filter around them, also where no postprocessor runs, and the image of a query."""
 
 from __future__ import annotations
 
 import json
 
 import pytest
+from llama_images import saved
 from llama_index.core import StorageContext
 from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
@@ -16,15 +17,14 @@ from llama_index.core.query_engine import CitationQueryEngine, CustomQueryEngine
 from llama_index.core.schema import ImageNode, IndexNode, NodeWithScore, QueryBundle, TextNode
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_models import WORDS, RecordingLLM, texts_of
-from llama_nodes import b64, pictures_of
-from llama_pictures import saved
+from llama_nodes import b64, images_of
 
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.records import ACTION_KEY
 from guardalign_guardrails.testing.chats import canary, leaks, leaks_of, number_of, shows
 from guardalign_guardrails.testing.colours import colour_policy
 from llama_index_guardalign import GuardedQueryEngine, GuardedRetriever, ImageGuardPostprocessor, ImageGuardTransform
-from llama_index_guardalign._postprocessor import NOTE
+from llama_index_guardalign.nodes.postprocessor import NOTE
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
 ANSWER, REFUSAL = "".join(WORDS), colour_policy().refusal
@@ -35,7 +35,7 @@ def node(image) -> ImageNode:
 
 
 class Embedding(MockMultiModalEmbedding):
-    """Keeps the pictures of queries it is given."""
+    """Keeps the images of queries it is given."""
 
     def _get_image_embedding(self, img_file_path):
         SEEN.append(img_file_path)
@@ -75,9 +75,9 @@ def llm():
 
 
 def passing(nodes) -> dict[int, bool]:
-    """Whether red shows, by the numbers of the pictures."""
-    found = [picture for one in nodes for picture in (pictures_of(one.node) if isinstance(one.node, ImageNode) else [])]
-    return {number_of(picture): shows(picture, "red") for picture in found}
+    """Whether red shows, by the numbers of the images."""
+    found = [image for one in nodes for image in (images_of(one.node) if isinstance(one.node, ImageNode) else [])]
+    return {number_of(image): shows(image, "red") for image in found}
 
 
 class TestRetrievers:
@@ -97,14 +97,14 @@ class TestRetrievers:
         engine = index.as_query_engine(llm=llm)
         engine._retriever = GuardedRetriever(retriever, guard)
         engine.image_query(str(saved(WHITE, tmp_path)), "What is this?")
-        assert {number_of(picture): shows(picture, "red") for picture in llm.pictures} == {1: False, 3: False}
+        assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}
 
     async def test_so_is_what_a_node_leads_to_by_way_of_another_retriever(self, guard, retriever):
         class Directory(BaseRetriever):
-            """Knows who has the pictures."""
+            """Knows who has the images."""
 
             def _retrieve(self, query_bundle):
-                return [NodeWithScore(node=IndexNode(text="pictures", index_id="x", obj=retriever), score=0.5)]
+                return [NodeWithScore(node=IndexNode(text="images", index_id="x", obj=retriever), score=0.5)]
 
         guarded = GuardedRetriever(Directory(), guard)
         for nodes in (guarded.retrieve("birds"), await guarded.aretrieve("birds")):
@@ -136,7 +136,7 @@ class TestRetrievers:
         with pytest.raises(NotImplementedError, match="Shelf"):
             guarded.text_to_image_retrieve("birds")
 
-    async def test_the_picture_of_a_query_is_checked_before_anybody_opens_it(self, guard, retriever, tmp_path):
+    async def test_the_image_of_a_query_is_checked_before_anybody_opens_it(self, guard, retriever, tmp_path):
         path = str(saved(BLUE, tmp_path))
         guarded = GuardedRetriever(retriever, guard)
         assert guarded.image_to_image_retrieve(path) == []
@@ -153,7 +153,7 @@ class TestRetrievers:
         GuardedRetriever(retriever, guard, masked_dir=tmp_path / "masked").image_to_image_retrieve(query)
         (asked,) = SEEN
         assert asked != path
-        assert not any(shows(picture, "red") for picture in pictures_of(ImageNode(image_path=asked)))
+        assert not any(shows(image, "red") for image in images_of(ImageNode(image_path=asked)))
         assert query.image_path == path
 
     def test_a_harmless_query_is_passed_on_as_it_is(self, guard, retriever, tmp_path):
@@ -181,7 +181,7 @@ class TestEngines:
         assert str(response) == ANSWER
         if not streaming:
             assert str(await guarded.aquery("birds")) == ANSWER
-        assert {number_of(picture): shows(picture, "red") for picture in llm.pictures} == {1: False, 3: False}
+        assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}
         assert 2 not in passing(response.source_nodes)
 
     async def test_the_older_engines_image_query_is_guarded_too(self, guard, index, llm, tmp_path):
@@ -190,12 +190,12 @@ class TestEngines:
         assert str(guarded.image_query(str(saved(WHITE, tmp_path)), "What?")) == ANSWER
         assert str(guarded.query("birds")) == ANSWER
         assert str(await guarded.aquery("birds")) == ANSWER
-        assert {number_of(picture): shows(picture, "red") for picture in llm.pictures} == {1: False, 3: False}
+        assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}
         assert str(guarded.image_query(str(saved(BLUE, tmp_path)), "What?")) == REFUSAL
         assert len(llm.received) == 3
         assert type(engine._retriever).__name__ == "MultiModalVectorIndexRetriever"
 
-    async def test_a_query_with_a_blocked_picture_is_refused_or_raised(self, guard, retriever, llm, tmp_path):
+    async def test_a_query_with_a_blocked_image_is_refused_or_raised(self, guard, retriever, llm, tmp_path):
         engine = RetrieverQueryEngine.from_args(retriever, llm=llm, multimodal=True)
         query = QueryBundle("birds", image_path=str(saved(BLUE, tmp_path)))
         for response in (
@@ -221,7 +221,7 @@ class TestEngines:
         query = QueryBundle("birds")
         assert passing(guarded.retrieve(query)) == {1: False, 3: False}
         guarded.synthesize(query, engine.retrieve(query), [NodeWithScore(node=node(RED))])
-        assert {number_of(picture): shows(picture, "red") for picture in llm.pictures} == {1: False, 3: False}
+        assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}
         assert isinstance(guarded, BaseQueryEngine)
         assert "query_engine" in guarded._get_prompt_modules()
 
@@ -246,7 +246,7 @@ class TestEngines:
             retriever, llm=llm, multimodal=True, node_postprocessors=[postprocessor]
         )
         response = engine.query("birds")
-        assert {number_of(picture): shows(picture, "red") for picture in llm.pictures} == {1: False, 3: False}
+        assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}
         assert passing(response.source_nodes) == {1: False, 3: False}
         # Callers are shown the metadata of all sources.
         assert leaks(repr(response.metadata), RED, BLUE, WHITE) == []
@@ -260,4 +260,4 @@ class TestEngines:
         )
         assert str(engine.chat("What is this?")) == ANSWER
         assert str(await engine.achat("And now?")) == ANSWER
-        assert {number_of(picture): shows(picture, "red") for picture in llm.pictures} == {1: False, 3: False}
+        assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}

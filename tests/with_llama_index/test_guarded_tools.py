@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
+from llama_images import KINDS, ask, data_url, image_of, png
 from llama_index.core.agent.workflow import FunctionAgent, ToolCallResult
 from llama_index.core.base.llms.types import DocumentBlock, ImageBlock, TextBlock
 from llama_index.core.base.response.schema import Response
@@ -16,7 +17,6 @@ from llama_index.core.tools.types import BaseTool, ToolOutput
 from llama_index.core.workflow import Context
 from llama_models import RecordingLLM
 from llama_nodes import b64, images_in
-from llama_pictures import KINDS, ask, data_url, picture_of, png
 from llama_seen import Tracer
 from pydantic import BaseModel
 
@@ -24,7 +24,7 @@ from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.chats import canary, leaks_of, number_of, shows
 from llama_index_guardalign import GuardVerdictEvent, guard_tool
-from llama_index_guardalign._leaves import TOO_DEEP
+from llama_index_guardalign.nodes.leaves import TOO_DEEP
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
 
@@ -105,7 +105,7 @@ class TestTheGuardedTool:
     @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
     def test_every_kind_of_block_is_masked(self, guard, kind, tmp_path):
         output = guard_tool(tool_of(kind(RED, tmp_path)), guard)()
-        assert [shows(picture_of(block), "red") for block in output.blocks] == [False]
+        assert [shows(image_of(block), "red") for block in output.blocks] == [False]
 
     def test_words_pass_as_they_are(self, guard):
         tool = tool_of({"text": "data: none", "n": [1, 2.5, None, True], "url": "https://example.org/x.png"})
@@ -117,7 +117,7 @@ class TestTheGuardedTool:
         assert guarded.metadata is tool.metadata
         assert guarded.call().raw_output == "it"
         assert isinstance(guarded, FunctionTool)
-        assert not hasattr(tool, "gate")
+        assert not hasattr(tool, "node_filter")
 
     async def test_a_tool_that_wants_the_agents_context_is_given_it(self, guard):
         seen = []
@@ -136,7 +136,7 @@ class TestTheGuardedTool:
         await handler
         assert isinstance(seen[0], Context)
         assert [shows(image, "red") for image in images_in(results[0].tool_output)] == [False, False]
-        assert [shows(picture, "red") for picture in llm.pictures] == [False]
+        assert [shows(pil_image, "red") for pil_image in llm.images] == [False]
 
     async def test_any_other_tool_is_guarded_too(self, guard):
         class Camera(BaseTool):
@@ -156,7 +156,7 @@ class TestTheGuardedTool:
 
     def test_the_sources_of_a_query_engine_are_checked(self, guard):
         class Engine:
-            """Answers with a picture among its sources."""
+            """Answers with an image among its sources."""
 
             def query(self, query):
                 return Response("words", [NodeWithScore(node=ImageNode(image=b64(RED)), score=0.5)])
@@ -168,7 +168,7 @@ class TestTheGuardedTool:
         assert not any(shows(image, "red") for image in images_in(output.raw_output))
         assert guarded.query_engine is tool.query_engine
 
-    def test_an_error_says_nothing_of_the_picture(self, guard):
+    def test_an_error_says_nothing_of_the_image(self, guard):
         with Tracer() as tracer:
             output = call_tool(guard_tool(tool_of(ImageBlock(image=png(BLUE))), guard, on_violation="raise"), {})
         assert output.is_error
@@ -188,7 +188,7 @@ class TestTheGuardedTool:
         assert TOO_DEEP in repr(output.raw_output)
         assert leaks_of(repr(output.raw_output), RED) == []
 
-    def test_a_long_table_of_numbers_passes_with_its_picture_masked(self, guard):
+    def test_a_long_table_of_numbers_passes_with_its_image_masked(self, guard):
         table = [[0.5] * 10 for _ in range(20_000)]
         output = guard_tool(tool_of({"table": table, "photo": png(RED)}), guard)()
         assert output.raw_output["table"] is table
@@ -202,7 +202,7 @@ class TestTheGuardedTool:
         assert leaks_of(repr(output), RED) == []
         assert deep[0] is not None
 
-    def test_one_picture_in_several_places_is_one_in_all_of_them(self, guard):
+    def test_one_image_in_several_places_is_one_in_all_of_them(self, guard):
         block, node = ImageBlock(image=png(RED)), ImageNode(image=b64(RED))
         output = guard_tool(tool_of({"a": block, "b": [block, node], "c": node, "d": TextNode(text="x")}), guard)()
         raw = output.raw_output

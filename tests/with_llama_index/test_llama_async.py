@@ -1,4 +1,4 @@
-"""While a guard looks at pictures, the event loop goes on, whatever component asked for it."""
+"""While a guard looks at images, the event loop goes on, whatever component asked for it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_images import ask, png, saved
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.llms.types import ImageBlock
 from llama_index.core.query_engine import RetrieverQueryEngine
@@ -18,7 +19,6 @@ from llama_index.core.tools import FunctionTool
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from llama_models import RecordingLLM
 from llama_nodes import b64
-from llama_pictures import ask, png, saved
 
 from guardalign_guardrails import Guard
 from guardalign_guardrails.testing.chats import canary
@@ -41,21 +41,21 @@ RED = canary("red", number=1)
 
 
 class Shelf(BaseReader):
-    """Has one document, with a picture."""
+    """Has one document, with an image."""
 
     def lazy_load_data(self, *args: Any, **load_kwargs: Any) -> list[Document]:
         return [Document(image_resource=MediaResource(data=png(RED)))]
 
 
 class Finder(BaseRetriever):
-    """Finds one node, with a picture unless it is asked for words."""
+    """Finds one node, with an image unless it is asked for words."""
 
-    def __init__(self, *, finds_pictures: bool = True) -> None:
+    def __init__(self, *, finds_images: bool = True) -> None:
         super().__init__()
-        self.finds_pictures = finds_pictures
+        self.finds_images = finds_images
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        image = b64(RED) if self.finds_pictures else None
+        image = b64(RED) if self.finds_images else None
         return [NodeWithScore(node=ImageNode(image=image, text="a photo"), score=0.5)]
 
 
@@ -91,12 +91,12 @@ WAYS: dict[str, Callable[[Guard, Path], Awaitable[Any]]] = {
         [NodeWithScore(node=ImageNode(image=b64(RED)))]
     ),
     "a retriever": lambda guard, _: GuardedRetriever(Finder(), guard).aretrieve("birds"),
-    "the picture of a query": lambda guard, path: GuardedRetriever(Finder(finds_pictures=False), guard).aretrieve(
+    "the image of a query": lambda guard, path: GuardedRetriever(Finder(finds_images=False), guard).aretrieve(
         QueryBundle("birds", image_path=str(path))
     ),
     "an engine": lambda guard, _: GuardedQueryEngine(engine(), guard).aquery("birds"),
-    "the picture that an engine is asked with": lambda guard, path: GuardedQueryEngine(
-        engine(finds_pictures=False), guard
+    "the image that an engine is asked with": lambda guard, path: GuardedQueryEngine(
+        engine(finds_images=False), guard
     ).aquery(QueryBundle("birds", image_path=str(path))),
     "a tool": lambda guard, _: guard_tool(FunctionTool.from_defaults(photo), guard).acall(),
     "a chat": lambda guard, _: ascreen_chat(guard, [ask(RED)]),

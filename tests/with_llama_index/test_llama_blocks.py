@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+from llama_images import KINDS, data_url, image_of, kinds_of, png, saved
 from llama_index.core.base.llms.types import (
     AudioBlock,
     CachePoint,
@@ -18,14 +19,13 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
     VideoBlock,
 )
-from llama_pictures import KINDS, data_url, kinds_of, picture_of, png, saved
 from llama_seen import same_pixels
 
 from guardalign_guardrails.content.screen import NOTICE, OMITTED, Turn, screen
 from guardalign_guardrails.content.walk import find
 from guardalign_guardrails.images import decode
 from guardalign_guardrails.testing.colours import painted
-from llama_index_guardalign._blocks import plain_of, restored, without_media
+from llama_index_guardalign.chat.blocks import plain_of, restored, without_media
 
 MAX = 50 * 1024 * 1024
 RED, BLUE, WHITE = painted("red"), painted("blue"), painted()
@@ -39,7 +39,7 @@ def screened(guard, blocks, *, is_pinned=True):
 
 
 @EVERY_KIND
-class TestAPictureInAnyBlock:
+class TestAnImageInAnyBlock:
     def test_is_found_and_is_the_one_that_would_be_sent(self, kind, tmp_path):
         (slot,) = find(plain_of([TextBlock(text="x"), kind(RED, tmp_path)], MAX))
         assert same_pixels(decode(slot.reading.read(MAX)).flattened, RED)
@@ -49,8 +49,8 @@ class TestAPictureInAnyBlock:
         (text, masked), (verdict,) = screened(guard, [TextBlock(text="x"), block])
         assert verdict.action == "mask"
         assert type(masked) is type(block)
-        picture = picture_of(masked)
-        assert (255, 0, 0) not in picture.get_flattened_data()
+        image = image_of(masked)
+        assert (255, 0, 0) not in image.get_flattened_data()
         inner = masked.nested_blocks[0] if hasattr(masked, "nested_blocks") else masked
         assert inner.path is None
         assert inner.url is None or str(inner.url).startswith("data:")
@@ -66,7 +66,7 @@ class TestAPictureInAnyBlock:
         before = copy.copy(vars(block))
         screened(guard, [block])
         assert vars(block) == before
-        assert same_pixels(picture_of(block), RED)
+        assert same_pixels(image_of(block), RED)
 
     def test_is_left_out_of_traces(self, kind, tmp_path):
         told = without_media(kind(RED, tmp_path), OMITTED)
@@ -74,7 +74,7 @@ class TestAPictureInAnyBlock:
         assert inner == TextBlock(text=OMITTED)
 
 
-class TestAHarmlessPicture:
+class TestAHarmlessImage:
     @pytest.mark.parametrize("kind", ["bytes", "base64", "a data URL", "a citable source", "a document"])
     def test_stays_in_the_very_same_block_if_it_is_all_in_there(self, guard, kind, tmp_path):
         block = KINDS[kind](WHITE, tmp_path)
@@ -88,7 +88,7 @@ class TestAHarmlessPicture:
         for file in tmp_path.iterdir():
             file.write_bytes(png(BLUE))
         assert after.path is None
-        assert same_pixels(picture_of(after), WHITE)
+        assert same_pixels(image_of(after), WHITE)
 
     def test_that_is_elsewhere_may_stay_there(self, guard, tmp_path):
         block = KINDS["a path"](WHITE, tmp_path)
@@ -100,7 +100,7 @@ class TestAHarmlessPicture:
         (after,), (verdict,) = screened(guard, [block])
         assert verdict.action == "allow"
         assert (after.path, after.url) == (None, None)
-        assert same_pixels(picture_of(after), WHITE)
+        assert same_pixels(image_of(after), WHITE)
 
     def test_keeps_what_else_a_block_says(self, guard):
         (after,), _ = screened(guard, [ImageBlock(image=png(RED), detail="low", image_mimetype="image/jpeg")])
@@ -109,7 +109,7 @@ class TestAHarmlessPicture:
 
 UNSEEN = {
     "a URL": (ImageBlock(url="https://example.org/x.png"), "remote_reference"),
-    "a template's placeholder": (ImageBlock(image=b"{picture}"), "unsupported_format"),
+    "a template's placeholder": (ImageBlock(image=b"{image}"), "unsupported_format"),
     "a data URL given as bytes": (ImageBlock(image=data_url(WHITE)), "unsupported_format"),
     "no bytes": (ImageBlock(image=b""), "empty"),
     "nothing": (ImageBlock(), "no_locator"),
@@ -140,7 +140,7 @@ class TestWhatNobodyCanLookAt:
             (after,), _ = screened(lenient, [block])
             assert after is block
 
-    def test_a_file_that_is_no_picture_is_one_of_them_and_a_pipe_does_not_hang(self, guard, tmp_path):
+    def test_a_file_that_is_no_image_is_one_of_them_and_a_pipe_does_not_hang(self, guard, tmp_path):
         (tmp_path / "notes.txt").write_text("secret words")
         os.mkfifo(tmp_path / "pipe")
         blocks = [ImageBlock(path=tmp_path / "notes.txt"), DocumentBlock(path=str(tmp_path / "pipe"))]
@@ -179,7 +179,7 @@ class TestWords:
         assert after.resolve_document().read() == b"as it was"
         assert after.document_mimetype == "text/plain"
 
-    def test_a_picture_that_says_it_is_text_is_a_picture(self, guard):
+    def test_an_image_that_says_it_is_text_is_an_image(self, guard):
         (after,), (verdict,) = screened(guard, [DocumentBlock(data=png(BLUE), document_mimetype="text/plain")])
         assert verdict.action == "block"
         assert kinds_of([after]) == ["text"]

@@ -1,19 +1,19 @@
-"""LlamaIndex's messages become the chats that a local model takes, and may be traced without their pictures."""
+"""LlamaIndex's messages become the chats that a local model takes, and may be traced without their images."""
 
 from __future__ import annotations
 
 import pytest
+from llama_images import KINDS, ask, png, said
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, MessageRole, TextBlock, ToolCallBlock
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.schema import ImageDocument
-from llama_pictures import KINDS, ask, png, said
 from pydantic import BaseModel
 
-from guardalign_guardrails.decoding.messages import messages_of
+from guardalign_guardrails.decoding.chat.messages import messages_of
 from guardalign_guardrails.errors import PromptError
 from guardalign_guardrails.testing.chats import canary, leaks
 from guardalign_guardrails.testing.colours import painted
-from llama_index_guardalign._messages import chat_of, role_of, without_pictures
+from llama_index_guardalign.chat.messages import chat_of, role_of, without_images
 
 MAX = 1 << 20
 
@@ -88,10 +88,10 @@ class TestToolCalls:
 
 class TestTraces:
     @pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)
-    def test_show_no_picture_of_any_block(self, kind, tmp_path):
+    def test_show_no_image_of_any_block(self, kind, tmp_path):
         secret = canary("red", number=3)
         message = ChatMessage(blocks=[TextBlock(text="Look"), kind(secret, tmp_path)])
-        told = without_pictures([message])
+        told = without_images([message])
         assert leaks(repr(told), secret) == []
         assert str(tmp_path) not in repr(told)
         assert told[0].blocks[0].text == "Look"
@@ -106,16 +106,16 @@ class TestTraces:
                 "tool_call_id": "call_1",
             },
         )
-        (told,) = without_pictures([message])
+        (told,) = without_images([message])
         assert leaks(repr(told), secret) == []
         assert told.additional_kwargs["tool_call_id"] == "call_1"
 
     def test_show_messages_of_words_as_they_are(self):
         message = said("Hello")
-        assert without_pictures([message])[0] is message
+        assert without_images([message])[0] is message
 
     def test_change_no_message(self):
         message = ask(painted("red"))
         before = message.model_dump()
-        without_pictures([message])
+        without_images([message])
         assert message.model_dump() == before

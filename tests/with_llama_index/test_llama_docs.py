@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_images import ask, image_of, said
 from llama_index.core import Settings
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.memory import Memory
@@ -17,7 +18,6 @@ from llama_index.core.schema import Document, TextNode
 from llama_index.core.tools import FunctionTool
 from llama_models import WORDS, RecordingLLM
 from llama_nodes import index_of
-from llama_pictures import ask, picture_of, said
 from llama_seen import Tracer
 
 import llama_index_guardalign
@@ -57,7 +57,7 @@ async def test_an_agent_and_a_workflow_are_guarded_as_the_page_says(guard):
     names = run("agents", tools=TOOLS, guard=guard, llm=llm)
     assert str(await names["agent"].run(ask(RED))) == ANSWER
     assert str(await names["Flow"]().run(chat=[ask(RED)])) == str(llm.chat([said("x")]))
-    assert [shows(picture, "red") for picture in llm.pictures] == [False, False]
+    assert [shows(image, "red") for image in llm.images] == [False, False]
     assert await names["Flow"]().run(chat=[ask(BLUE)]) == guard.policy.refusal
 
 
@@ -77,7 +77,7 @@ async def test_a_hosted_model_is_guarded_as_the_page_says(guard, retriever, monk
     assert str(await names["agent"].run("Hello")) == str(names["engine"].query("birds")) == ANSWER
     assert Settings.llm is names["llm"]
     (kept,) = await memory.aget_all()
-    assert not shows(picture_of(kept.blocks[1]), "red")
+    assert not shows(image_of(kept.blocks[1]), "red")
 
 
 def test_a_local_model_answers_as_the_page_says(small_vlm, monkeypatch, tmp_path):
@@ -119,7 +119,7 @@ class Told(BaseReader):
         return [Document(text="The wire is black.")]
 
 
-def test_traces_show_no_picture_after_what_the_page_says():
+def test_traces_show_no_image_after_what_the_page_says():
     with Tracer() as tracer:
         run("traces")
         RecordingLLM().chat([ask(RED)])

@@ -46,7 +46,7 @@ def test_the_local_model_answers_refuses_and_tells_what_calibration_did(smollm2,
 
 
 @pytest.mark.slow
-def test_the_rag_example_masks_before_storing_and_catches_a_poisoned_picture_before_the_prompt():
+def test_the_rag_example_masks_before_storing_and_catches_a_poisoned_image_before_the_prompt():
     pytest.importorskip("llama_index.vector_stores.chroma")
     lines = [
         [cell.strip() for cell in line.strip("│\n").split("│")] for line in output_of("llama_index_rag").splitlines()
@@ -71,7 +71,7 @@ def test_the_rag_example_masks_before_storing_and_catches_a_poisoned_picture_bef
 @pytest.mark.slow
 def test_the_agent_sees_what_its_camera_took_only_behind_the_gate():
     said = output_of("llama_index_agent")
-    seen = re.findall(r"camera, after the gate: (.*)", said)
+    seen = re.findall(r"camera, after the filter: (.*)", said)
     assert len(seen) == 3
     assert "black" not in seen[0]
     assert "of it black" in seen[1]
@@ -80,4 +80,4 @@ def test_the_agent_sees_what_its_camera_took_only_behind_the_gate():
     assert len(answers) == 3
     assert seen[1] in answers[1]
     assert "an image" not in answers[2]
-    assert re.search(r"In the agent's memory, for every later turn: 2 pictures, .* and .* of it black", said)
+    assert re.search(r"In the agent's memory, for every later turn: 2 images, .* and .* of it black", said)

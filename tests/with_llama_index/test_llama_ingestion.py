@@ -1,4 +1,4 @@
-"""Pictures on their way into a store: transforms in real pipelines, with docstores and caches, and guarded readers."""
+"""Images on their way into a store: transforms in real pipelines, with docstores and caches, and guarded readers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from llama_images import data_url, png, saved
 from llama_index.core import Settings, VectorStoreIndex
 from llama_index.core.embeddings import MockEmbedding
 from llama_index.core.ingestion import DocstoreStrategy, IngestionCache, IngestionPipeline
@@ -19,8 +20,7 @@ from llama_index.core.readers.base import BaseReader, ReaderConfig
 from llama_index.core.schema import Document, ImageDocument, ImageNode, MediaResource, MetadataMode, Node, TextNode
 from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
-from llama_nodes import NODES, b64, pictures_of
-from llama_pictures import data_url, png, saved
+from llama_nodes import NODES, b64, images_of
 
 from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
 from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY
@@ -38,7 +38,7 @@ def transform(guard):
     return ImageGuardTransform(guard=guard)
 
 
-def picture_document(image, **more) -> Document:
+def image_document(image, **more) -> Document:
     return Document(image_resource=MediaResource(data=png(image)), **more)
 
 
@@ -50,7 +50,7 @@ class TestTheTransform:
     def test_masks_drops_and_puts_on_record(self, transform):
         nodes = [ImageNode(image=b64(RED)), ImageNode(image=b64(BLUE)), ImageNode(image=b64(WHITE)), TextNode(text="x")]
         masked, clean, words = transform(nodes)
-        assert not any(shows(picture, "red") for picture in pictures_of(masked))
+        assert not any(shows(image, "red") for image in images_of(masked))
         assert (masked.metadata[ACTION_KEY], clean.metadata[ACTION_KEY]) == ("mask", "allow")
         assert words is nodes[3]
         assert clean.image == nodes[2].image
@@ -63,7 +63,7 @@ class TestTheTransform:
         node = kind(RED, tmp_path)
         before = repr(node)
         for after in (transform([node]), await transform.acall([node])):
-            assert not any(shows(picture, "red") for picture in pictures_of(after[0]))
+            assert not any(shows(image, "red") for image in images_of(after[0]))
         assert repr(node) == before
         assert transform([kind(BLUE, tmp_path)]) == await transform.acall([kind(BLUE, tmp_path)]) == []
 
@@ -131,7 +131,7 @@ class TestFailures:
     def test_a_folder_that_cannot_be_written_lets_nothing_pass_unchecked(self, guard, tmp_path):
         (tmp_path / "taken").write_text("a file")
         transform = ImageGuardTransform(guard=guard, masked_dir=tmp_path / "taken")
-        assert transform([picture_document(RED), TextNode(text="x")])[0].text == "x"
+        assert transform([image_document(RED), TextNode(text="x")])[0].text == "x"
 
 
 class TestPipelines:
@@ -143,16 +143,16 @@ class TestPipelines:
             done = getattr(pipeline, run)(documents=[document])
             return asyncio.run(done) if run == "arun" else done
 
-        (first,) = ran(picture_document(WHITE, id_="one"))
-        (second,) = ran(picture_document(canary("white", number=4), id_="two"))
+        (first,) = ran(image_document(WHITE, id_="one"))
+        (second,) = ran(image_document(canary("white", number=4), id_="two"))
         assert (first.id_, second.id_) == ("one", "two")
-        assert [number_of(pictures_of(node)[0]) for node in (first, second)] == [3, 4]
+        assert [number_of(images_of(node)[0]) for node in (first, second)] == [3, 4]
 
     def test_without_the_guard_they_are(self):
         # Or there would be nothing to do: this is LlamaIndex's own cache.
         pipeline = IngestionPipeline(transformations=[MockEmbedding(embed_dim=2)])
-        pipeline.run(documents=[picture_document(WHITE, id_="one")])
-        (second,) = pipeline.run(documents=[picture_document(RED, id_="two")])
+        pipeline.run(documents=[image_document(WHITE, id_="one")])
+        (second,) = pipeline.run(documents=[image_document(RED, id_="two")])
         assert second.id_ == "one"
 
     def test_another_policy_is_another_transformation_to_a_cache(self, cache_dir):
@@ -165,8 +165,8 @@ class TestPipelines:
 
         (masked,) = ran()
         (passed,) = ran(sources={"retrieved": {"at_most": "flag"}})
-        assert not shows(pictures_of(masked)[0], "red")
-        assert shows(pictures_of(passed)[0], "red")
+        assert not shows(images_of(masked)[0], "red")
+        assert shows(images_of(passed)[0], "red")
 
     def test_a_cacheable_one_is_answered_for_by_the_cache(self, guard):
         transform = ImageGuardTransform(guard=guard, is_cacheable=True)
@@ -187,7 +187,7 @@ class TestPipelines:
             docstore_strategy=strategy,
             vector_store=store,
         )
-        documents = [picture_document(BLUE, text="blocked", id_="a"), picture_document(RED, text="masked", id_="b")]
+        documents = [image_document(BLUE, text="blocked", id_="a"), image_document(RED, text="masked", id_="b")]
         assert [node.get_content() for node in pipeline.run(documents=documents)] == ["masked"]
         assert len(store.data.embedding_dict) == 1
         assert pipeline.run(documents=documents) == []
@@ -195,7 +195,7 @@ class TestPipelines:
     @pytest.mark.parametrize("strategy", [DocstoreStrategy.DUPLICATES_ONLY, DocstoreStrategy.UPSERTS])
     def test_a_guard_that_fails_costs_no_other_document_and_what_it_left_out_can_be_brought_back(self, guard, strategy):
         kept, docstore, store = [], SimpleDocumentStore(), SimpleVectorStore()
-        documents = [Document(text="words", id_="a"), picture_document(WHITE, text="photo", id_="b")]
+        documents = [Document(text="words", id_="a"), image_document(WHITE, text="photo", id_="b")]
 
         def pipeline(checks, **stores):
             transform = ImageGuardTransform(guard=checks, quarantine=lambda node, verdicts: kept.append(node))
@@ -212,7 +212,7 @@ class TestPipelines:
 
     def test_one_that_raises_loses_its_documents(self, guard):
         # Or it need not be so careful: this is LlamaIndex's own docstore.
-        docstore, documents = SimpleDocumentStore(), [picture_document(WHITE, text="photo", id_="b")]
+        docstore, documents = SimpleDocumentStore(), [image_document(WHITE, text="photo", id_="b")]
 
         def ran(checks):
             transform = ImageGuardTransform(guard=checks, on_failure="raise")
@@ -226,26 +226,26 @@ class TestPipelines:
 
     def test_it_may_be_among_everybodys_transformations(self, guard, monkeypatch, tmp_path):
         monkeypatch.setattr(Settings, "_transformations", [ImageGuardTransform(guard=guard, masked_dir=tmp_path)])
-        documents = [picture_document(RED, text="masked"), picture_document(BLUE, text="blocked")]
+        documents = [image_document(RED, text="masked"), image_document(BLUE, text="blocked")]
         index = VectorStoreIndex.from_documents(documents, embed_model=MockEmbedding(embed_dim=2))
         (node,) = index.docstore.docs.values()
-        assert (node.get_content(), shows(pictures_of(node)[0], "red")) == ("masked", False)
+        assert (node.get_content(), shows(images_of(node)[0], "red")) == ("masked", False)
 
     def test_what_is_masked_is_still_so_after_a_docstore_was_written_and_read(self, guard, tmp_path):
         transform, path = ImageGuardTransform(guard=guard, masked_dir=tmp_path / "masked"), str(tmp_path / "docstore")
         store = SimpleDocumentStore()
-        store.add_documents(transform([picture_document(RED, id_="a"), ImageNode(image=b64(RED), id_="b")]))
+        store.add_documents(transform([image_document(RED, id_="a"), ImageNode(image=b64(RED), id_="b")]))
         store.persist(path)
         for node in SimpleDocumentStore.from_persist_path(path).docs.values():
-            (picture, *_) = pictures_of(node)
-            assert (number_of(picture), shows(picture, "red")) == (1, False)
+            (image, *_) = images_of(node)
+            assert (number_of(image), shows(image, "red")) == (1, False)
 
     @pytest.mark.slow
     def test_it_works_in_several_processes(self, cache_dir):
         # The colour encoder cannot be made from its name, as another process has to: what it cannot check is left out.
         transform = ImageGuardTransform(guard=colour_guard(cache_dir), quarantine=store_away)
         pipeline = IngestionPipeline(transformations=[transform], disable_cache=True)
-        nodes = pipeline.run(documents=[Document(text="a"), picture_document(WHITE, text="b")], num_workers=2)
+        nodes = pipeline.run(documents=[Document(text="a"), image_document(WHITE, text="b")], num_workers=2)
         assert [node.get_content() for node in nodes] == ["a"]
 
 
@@ -308,8 +308,8 @@ class TestTheReader:
     @pytest.fixture
     def shelf(self, tmp_path):
         return Shelf(
-            picture_document(RED, text="masked"),
-            picture_document(BLUE, text="blocked"),
+            image_document(RED, text="masked"),
+            image_document(BLUE, text="blocked"),
             ImageDocument(image_path=str(saved(WHITE, tmp_path)), text="clean"),
             Document(text="words"),
         )
@@ -323,17 +323,17 @@ class TestTheReader:
             list(await reader.alazy_load_data()),
         ]
         for masked, clean, words in loads:
-            assert not any(shows(picture, "red") for picture in pictures_of(masked))
+            assert not any(shows(image, "red") for image in images_of(masked))
             assert (masked.text, clean.text) == ("masked", "clean")
             assert isinstance(clean, ImageDocument)
             assert words is shelf.documents[3]
         assert len(reader.load_data(most=1)) == 1
 
-    def test_it_reads_for_a_pipeline_whose_cache_then_knows_pictures_apart(self, guard):
+    def test_it_reads_for_a_pipeline_whose_cache_then_knows_images_apart(self, guard):
         cache = IngestionCache()
 
         def ran(image):
-            reader = GuardedReader(reader=Shelf(picture_document(image)), guard=guard)
+            reader = GuardedReader(reader=Shelf(image_document(image)), guard=guard)
             pipeline = IngestionPipeline(
                 readers=[ReaderConfig(reader=reader)],
                 transformations=[ImageGuardTransform(guard=guard, is_cacheable=True), MockEmbedding(embed_dim=2)],
@@ -341,7 +341,7 @@ class TestTheReader:
             )
             return pipeline.run()
 
-        assert [number_of(pictures_of(ran(image)[0])[0]) for image in (WHITE, canary("white", number=4))] == [3, 4]
+        assert [number_of(images_of(ran(image)[0])[0]) for image in (WHITE, canary("white", number=4))] == [3, 4]
 
     def test_a_docstore_behind_it_holds_no_original(self, guard):
         def stored(reader):
@@ -383,19 +383,19 @@ class TestTheReader:
     def test_a_folder_of_files_is_read_through_it(self, guard, tmp_path):
         from llama_index.core import SimpleDirectoryReader
 
-        class Pictures(BaseReader):
+        class Images(BaseReader):
             def load_data(self, file: Path, extra_info: dict | None = None, **_: Any) -> list[Document]:
                 return [ImageDocument(image_path=str(file), metadata=extra_info or {})]
 
         for name, image in {"a": RED, "b": BLUE, "c": WHITE}.items():
             saved(image, tmp_path, f"{name}.png")
         reader = GuardedReader(
-            reader=SimpleDirectoryReader(str(tmp_path), file_extractor={".png": Pictures()}), guard=guard
+            reader=SimpleDirectoryReader(str(tmp_path), file_extractor={".png": Images()}), guard=guard
         )
         masked, clean = reader.load_data()
         assert "file_path" not in masked.metadata
         assert clean.metadata["file_path"].endswith("c.png")
-        assert not any(shows(picture, "red") for node in (masked, clean) for picture in pictures_of(node))
+        assert not any(shows(pil_image, "red") for node in (masked, clean) for pil_image in images_of(node))
         assert (tmp_path / "a.png").read_bytes() == png(RED)
 
     def test_it_is_dumped_with_its_policy_and_the_readers_name(self, guard, shelf, tmp_path):
@@ -404,7 +404,7 @@ class TestTheReader:
         assert data["guard"]["policy"]["name"] == "colours"
 
     def test_it_gives_a_node_without_words_something_to_be_known_by(self, guard):
-        (document,) = GuardedReader(reader=Shelf(picture_document(WHITE)), guard=guard).load_data()
+        (document,) = GuardedReader(reader=Shelf(image_document(WHITE)), guard=guard).load_data()
         assert isinstance(document, Node)
         assert RECORD_KEY in document.get_content(MetadataMode.ALL)
         assert document.get_content(MetadataMode.LLM) == ""

@@ -8,6 +8,7 @@ import pickle
 import time
 
 import pytest
+from llama_images import data_url, png, saved
 from llama_index.core.base.llms.types import TextBlock
 from llama_index.core.callbacks import CallbackManager
 from llama_index.core.postprocessor import SimilarityPostprocessor
@@ -25,8 +26,7 @@ from llama_index.core.schema import (
     RelatedNodeInfo,
     TextNode,
 )
-from llama_nodes import NODES, b64, pictures_of
-from llama_pictures import data_url, png, saved
+from llama_nodes import NODES, b64, images_of
 from llama_seen import Tracer, same_pixels
 
 from guardalign_guardrails import UnsafeContentError
@@ -35,7 +35,7 @@ from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
 from guardalign_guardrails.testing.colours import colour_guard
 from llama_index_guardalign import GuardSettings, GuardVerdictEvent, ImageGuardPostprocessor
-from llama_index_guardalign._postprocessor import NOTE
+from llama_index_guardalign.nodes.postprocessor import NOTE
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
 EVERY_NODE = pytest.mark.parametrize("kind", NODES.values(), ids=NODES)
@@ -55,12 +55,12 @@ def passed(postprocessor, *nodes):
 
 
 @EVERY_NODE
-class TestAPictureInAnyNode:
+class TestAnImageInAnyNode:
     def test_is_masked_and_no_way_leads_to_the_original(self, postprocessor, kind, tmp_path):
         (node,) = passed(postprocessor, kind(RED, tmp_path))
-        pictures = pictures_of(node)
-        assert pictures
-        assert [(number_of(picture), shows(picture, "red")) for picture in pictures] == [(1, False)] * len(pictures)
+        images = images_of(node)
+        assert images
+        assert [(number_of(image), shows(image, "red")) for image in images] == [(1, False)] * len(images)
 
     def test_is_withheld_with_its_node_if_it_is_blocked(self, postprocessor, kind, tmp_path):
         assert passed(postprocessor, kind(BLUE, tmp_path)) == []
@@ -68,7 +68,7 @@ class TestAPictureInAnyNode:
     def test_or_is_cut_out_of_it_and_the_words_stay(self, guard, kind, tmp_path):
         postprocessor = ImageGuardPostprocessor(guard=guard, on_violation="redact")
         (node,) = passed(postprocessor, kind(BLUE, tmp_path))
-        assert pictures_of(node) == []
+        assert images_of(node) == []
         assert node.get_content() == "words"
         blocks = node.get_content_blocks(metadata_mode=MetadataMode.LLM)
         assert all(isinstance(block, TextBlock) for block in blocks)
@@ -151,7 +151,7 @@ class TestWhatANodeKeeps:
         assert again is masked
 
 
-class TestSeveralWaysToOnePicture:
+class TestSeveralWaysToOneImage:
     def test_after_a_mask_one_is_left(self, postprocessor, tmp_path):
         path = str(saved(RED, tmp_path))
         node = ImageNode(
@@ -162,7 +162,7 @@ class TestSeveralWaysToOnePicture:
         assert "file_path" not in masked.metadata
         assert path not in repr(masked)
 
-    def test_the_path_of_a_page_that_is_no_picture_stays(self, postprocessor):
+    def test_the_path_of_a_page_that_is_no_image_stays(self, postprocessor):
         node = ImageNode(image=b64(RED), metadata={"file_path": "/data/report.pdf"})
         (masked,) = passed(postprocessor, node)
         assert masked.metadata["file_path"] == "/data/report.pdf"
@@ -181,7 +181,7 @@ class TestSeveralWaysToOnePicture:
         assert after.image_resource.data == resource.data
 
     @pytest.mark.parametrize("name", ["scan", "scan.jfif", "scan.webp"])
-    def test_a_file_that_llama_index_would_open_is_a_picture_whatever_its_name(
+    def test_a_file_that_llama_index_would_open_is_an_image_whatever_its_name(
         self, postprocessor, name, tmp_path, monkeypatch
     ):
         # Without the operating system's list, older Pythons know fewer names.
@@ -192,7 +192,7 @@ class TestSeveralWaysToOnePicture:
             saved(RED, tmp_path, name)
             (masked,) = passed(postprocessor, node)
             assert path not in repr(masked)
-            assert not any(shows(picture, "red") for picture in pictures_of(masked))
+            assert not any(shows(image, "red") for image in images_of(masked))
 
     def test_a_url_beside_such_a_file_is_gone_too(self, postprocessor, tmp_path):
         path = str(saved(WHITE, tmp_path))
@@ -200,19 +200,19 @@ class TestSeveralWaysToOnePicture:
         (after,) = passed(postprocessor, node)
         assert (after.image_url, after.metadata["file_path"]) == (None, path)
 
-    def test_a_masked_picture_survives_a_store(self, postprocessor):
+    def test_a_masked_image_survives_a_store(self, postprocessor):
         (masked,) = passed(postprocessor, ImageNode(image=b64(RED)))
-        (picture, *_) = pictures_of(ImageNode.from_dict(masked.to_dict()))
-        assert (number_of(picture), shows(picture, "red")) == (1, False)
+        (image, *_) = images_of(ImageNode.from_dict(masked.to_dict()))
+        assert (number_of(image), shows(image, "red")) == (1, False)
 
     def test_a_masked_resource_survives_one_in_a_file_of_its_own(self, guard, tmp_path):
         path = saved(RED, tmp_path)
         postprocessor = ImageGuardPostprocessor(guard=guard, masked_dir=tmp_path / "masked")
         node = Node(image_resource=MediaResource(path=path))
         (masked,) = passed(postprocessor, node)
-        (picture, *_) = pictures_of(Node.from_dict(masked.to_dict()))
-        assert (number_of(picture), shows(picture, "red")) == (1, False)
-        assert same_pixels(pictures_of(node)[0], RED)
+        (image, *_) = images_of(Node.from_dict(masked.to_dict()))
+        assert (number_of(image), shows(image, "red")) == (1, False)
+        assert same_pixels(images_of(node)[0], RED)
         passed(postprocessor, node)
         assert len(list((tmp_path / "masked").iterdir())) == 1
 
@@ -220,7 +220,7 @@ class TestSeveralWaysToOnePicture:
 class TestWhatNobodyCanLookAt:
     NODES = (
         ImageNode(image_url="https://example.org/x.png", text="a"),
-        ImageNode(image="not a picture!", text="b"),
+        ImageNode(image="not an image!", text="b"),
         ImageNode(image_path="/nowhere/x.png", text="c"),
         ImageNode(image_path="//host/share/x.png", text="d"),
         Node(video_resource=MediaResource(url="https://example.org/x.mp4")),
@@ -274,7 +274,7 @@ class TestWhenNothingIsLeft:
         with pytest.raises(UnsafeContentError):
             passed(postprocessor, ImageNode(image=b64(BLUE)))
 
-    def test_an_error_may_be_raised_for_any_withheld_picture_and_is_told(self, guard):
+    def test_an_error_may_be_raised_for_any_withheld_image_and_is_told(self, guard):
         postprocessor = ImageGuardPostprocessor(guard=guard, on_violation="raise")
         with Tracer() as tracer, pytest.raises(UnsafeContentError) as caught:
             passed(postprocessor, TextNode(text="x"), ImageNode(image=b64(BLUE)), ImageNode(image=b64(WHITE)))
@@ -284,13 +284,13 @@ class TestWhenNothingIsLeft:
 
 
 class TestThePostprocessor:
-    def test_pictures_of_a_call_make_one_batch(self, cache_dir):
+    def test_images_of_a_call_make_one_batch(self, cache_dir):
         guard = colour_guard(cache_dir)
         passed(ImageGuardPostprocessor(guard=guard), *(ImageNode(image=b64(canary(number=n))) for n in range(5)))
         crops = guard.detector.encoder.calls
         assert len(crops) == 1
 
-    def test_pictures_of_many_nodes_are_not_in_memory_at_once(self, guard, monkeypatch):
+    def test_images_of_many_nodes_are_not_in_memory_at_once(self, guard, monkeypatch):
         sizes = []
         real = guard.check_batch
 
@@ -324,8 +324,8 @@ class TestThePostprocessor:
 
     def test_nodes_of_one_id_have_verdicts_of_their_own(self, postprocessor):
         masked, clean = passed(postprocessor, *(ImageNode(id_="one", image=b64(image)) for image in (RED, WHITE)))
-        assert not shows(pictures_of(masked)[0], "red")
-        assert same_pixels(pictures_of(clean)[0], WHITE)
+        assert not shows(images_of(masked)[0], "red")
+        assert same_pixels(images_of(clean)[0], WHITE)
 
     def test_its_callback_manager_can_be_set_as_engines_do(self, postprocessor):
         manager = CallbackManager([])
@@ -360,7 +360,7 @@ class TestThePostprocessor:
     def test_a_record_that_a_node_brings_along_is_not_believed(self, postprocessor):
         node = ImageNode(image=b64(RED), metadata={RECORD_KEY: "[]", ACTION_KEY: "allow"})
         (after,) = passed(postprocessor, node)
-        assert not shows(pictures_of(after)[0], "red")
+        assert not shows(images_of(after)[0], "red")
 
     def test_its_events_hold_no_pixels(self, postprocessor, tmp_path):
         path = str(saved(WHITE, tmp_path))

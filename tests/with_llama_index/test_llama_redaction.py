@@ -1,8 +1,9 @@
-"""Whoever traces LlamaIndex is told words in place of pictures, wherever LlamaIndex hands them about."""
+"""Whoever traces LlamaIndex is told words in place of images, wherever LlamaIndex hands them about."""
 
 from __future__ import annotations
 
 import pytest
+from llama_images import KINDS, ask, data_url, png, said
 from llama_index.core.agent.workflow import AgentInput, FunctionAgent
 from llama_index.core.agent.workflow.workflow_events import AgentWorkflowStartEvent
 from llama_index.core.base.llms.types import ChatResponse, ImageBlock
@@ -16,13 +17,12 @@ from llama_index.core.tools import FunctionTool, ToolOutput
 from llama_index.core.workflow import Event
 from llama_models import RecordingLLM
 from llama_nodes import NODES, b64
-from llama_pictures import KINDS, ask, data_url, png, said
 from llama_seen import Tracer
 
 from guardalign_guardrails.content.screen import OMITTED
 from guardalign_guardrails.testing.chats import canary, leaks, leaks_of
 from llama_index_guardalign import RedactingEventHandler, RedactingSpanHandler, redact_traces
-from llama_index_guardalign._redaction import redacted
+from llama_index_guardalign.redaction import redacted
 
 SECRET = canary("red", number=9)
 VALUES = {
@@ -50,7 +50,7 @@ def shown(value) -> str:
 
 
 @pytest.mark.parametrize("make", VALUES.values(), ids=VALUES)
-def test_no_value_shows_a_picture_and_none_is_changed(make):
+def test_no_value_shows_an_image_and_none_is_changed(make):
     value = make()
     before = shown(value)
     told = redacted(value)
@@ -68,13 +68,13 @@ def test_no_block_or_node_shows_one(kind, tmp_path):
     assert str(tmp_path) not in repr(told)
 
 
-def test_what_holds_no_picture_is_the_very_same_object():
+def test_what_holds_no_image_is_the_very_same_object():
     for value in ([said("words")], {"a": [TextNode(text="x")]}, RecordingLLM(), 3, "data: no", b"%PDF"):
         assert redacted(value) is value
 
 
 class TestHandlers:
-    async def test_an_agent_with_pictures_is_traced_without_them(self):
+    async def test_an_agent_with_images_is_traced_without_them(self):
         def photo() -> ImageBlock:
             """Take a photo."""
             return ImageBlock(image=png(SECRET))

@@ -1,11 +1,11 @@
-"""A workflow with a step that checks pictures."""
+"""A workflow with a step that checks images."""
 
 from __future__ import annotations
 
+from llama_images import ask, image_of, said
 from llama_index.core.base.llms.types import ImageBlock
 from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from llama_models import texts_of
-from llama_pictures import ask, picture_of, said
 from llama_seen import Tracer
 
 from guardalign_guardrails.content.screen import NOTICE
@@ -33,7 +33,7 @@ def flow_of(guard, **settings):
     return Flow()
 
 
-async def test_words_and_harmless_pictures_go_on_as_they_are(guard):
+async def test_words_and_harmless_images_go_on_as_they_are(guard):
     chat = [said("Hello"), ask(canary("white"))]
     event = await flow_of(guard).run(chat=chat)
     assert isinstance(event, ImagesPassed)
@@ -41,12 +41,12 @@ async def test_words_and_harmless_pictures_go_on_as_they_are(guard):
     assert (event.action, len(event.verdicts)) == ("allow", 1)
 
 
-async def test_a_masked_picture_goes_on_with_the_prefix(guard):
+async def test_a_masked_image_goes_on_with_the_prefix(guard):
     event = await flow_of(guard, placement="user").run(chat=[ask(canary("red"))])
     assert event.action == "mask"
     assert texts_of(event.messages) == ["Be careful.\n\nWhat is this?"]
     (block,) = [block for block in event.messages[0].blocks if isinstance(block, ImageBlock)]
-    assert not shows(picture_of(block), "red")
+    assert not shows(image_of(block), "red")
 
 
 async def test_a_blocked_or_routed_one_goes_the_other_way_with_a_notice(guard):

@@ -9,6 +9,7 @@ import pickle
 import threading
 
 import pytest
+from llama_images import said
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.callbacks import CallbackManager, TokenCountingHandler
 from llama_index.core.instrumentation.events.llm import (
@@ -20,15 +21,14 @@ from llama_index.core.instrumentation.events.llm import (
 )
 from llama_index.core.llms import LLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
-from llama_pictures import said
 from llama_seen import Tracer
 from pydantic import BaseModel, ValidationError
 from scripted_model import ScriptedModel
 
 from guardalign_guardrails import Policy
+from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-from guardalign_guardrails.decoding.settings import GenerationSettings
 from guardalign_guardrails.errors import ContextOverflow, ModelUnavailable
 from llama_index_guardalign import GuardAlignLVLM, GuardSettings
 

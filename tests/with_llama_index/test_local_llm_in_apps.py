@@ -1,10 +1,11 @@
-"""A local model behind a guard in the engines that LlamaIndex users build: retrieved pictures reach it masked."""
+"""A local model behind a guard in the engines that LlamaIndex users build: retrieved images reach it masked."""
 
 from __future__ import annotations
 
 import logging
 
 import pytest
+from llama_images import ask, png, saved
 from llama_index.core import Settings
 from llama_index.core.agent.workflow import FunctionAgent
 from llama_index.core.base.llms.types import ImageBlock, TextBlock
@@ -12,7 +13,6 @@ from llama_index.core.query_engine import CitationQueryEngine, RetrieverQueryEng
 from llama_index.core.schema import ImageNode, TextNode
 from llama_index.core.tools import FunctionTool
 from llama_nodes import index_of, smuggled
-from llama_pictures import ask, png, saved
 
 from guardalign_guardrails.content.payload import to_base64
 from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
@@ -43,14 +43,14 @@ def index(tmp_path):
 
 
 def seen(small_vlm) -> dict[int, bool]:
-    """Whether red shows, by the number of each picture that reached the processor."""
-    return {number_of(picture): shows(picture, "red") for picture in small_vlm.seen}
+    """Whether red shows, by the number of each image that reached the processor."""
+    return {number_of(image): shows(image, "red") for image in small_vlm.seen}
 
 
 class TestQueryEngines:
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("engine", [RetrieverQueryEngine, CitationQueryEngine])
-    async def test_retrieved_pictures_reach_the_model_masked(self, llm, small_vlm, index, engine, streaming):
+    async def test_retrieved_images_reach_the_model_masked(self, llm, small_vlm, index, engine, streaming):
         retriever = index.as_retriever(similarity_top_k=3, image_similarity_top_k=3)
         more = {} if engine is RetrieverQueryEngine else {"index": index}
         made = engine.from_args(retriever=retriever, llm=llm, multimodal=True, streaming=streaming, **more)
@@ -64,7 +64,7 @@ class TestQueryEngines:
             assert str(await made.aquery(QUESTION))
             assert seen(small_vlm) == {1: False, 2: False}
 
-    def test_its_true_context_lets_several_pictures_into_one_call(self, llm, small_vlm):
+    def test_its_true_context_lets_several_images_into_one_call(self, llm, small_vlm):
         index = index_of(*(image_node(canary("white", number=number)) for number in range(3)))
         retriever = index.as_retriever(similarity_top_k=3, image_similarity_top_k=3)
         RetrieverQueryEngine.from_args(retriever, llm=llm, multimodal=True).query(QUESTION)
@@ -77,7 +77,7 @@ class TestQueryEngines:
         assert str(engine.query(QUESTION))
         assert seen(small_vlm) == {1: False, 2: False}
 
-    def test_a_blocked_picture_in_the_context_is_refused(self, llm, small_vlm, guard):
+    def test_a_blocked_image_in_the_context_is_refused(self, llm, small_vlm, guard):
         index = index_of(image_node(canary("blue", number=3)))
         retriever = index.as_retriever(image_similarity_top_k=1)
         response = RetrieverQueryEngine.from_args(retriever, llm=llm, multimodal=True).query(QUESTION)
@@ -85,9 +85,7 @@ class TestQueryEngines:
         assert str(response) == guard.policy.refusal
         assert small_vlm.seen == []
 
-    def test_a_picture_that_a_text_smuggles_into_the_prompt_is_checked_like_any_other(
-        self, llm, small_vlm, monkeypatch
-    ):
+    def test_an_image_that_a_text_smuggles_into_the_prompt_is_checked_like_any_other(self, llm, small_vlm, monkeypatch):
         index = index_of(TextNode(text=smuggled(monkeypatch, painted("red", shade=9))))
         retriever = index.as_retriever(similarity_top_k=1)
         RetrieverQueryEngine.from_args(retriever, llm=llm, multimodal=True).query(QUESTION)
@@ -95,7 +93,7 @@ class TestQueryEngines:
 
 
 class TestChatEngines:
-    def test_pictures_of_the_context_reach_the_model_masked(self, llm, small_vlm, index):
+    def test_images_of_the_context_reach_the_model_masked(self, llm, small_vlm, index):
         engine = index.as_chat_engine(chat_mode="context", llm=llm, image_similarity_top_k=3)
         assert str(engine.chat(QUESTION))
         assert seen(small_vlm) == {1: False, 2: False}
@@ -103,7 +101,7 @@ class TestChatEngines:
 
 class TestAgents:
     @pytest.mark.parametrize("streaming", [False, True])
-    async def test_a_users_and_a_tools_pictures_reach_the_model_masked(self, small_vlm, guard, streaming):
+    async def test_a_users_and_a_tools_images_reach_the_model_masked(self, small_vlm, guard, streaming):
         def look() -> list:
             """Look at the wire."""
             return [TextBlock(text="a photo"), ImageBlock(image=png(canary("red", number=2)))]
@@ -112,10 +110,10 @@ class TestAgents:
         llm = GuardAlignLVLM.from_lvlm(small_vlm.writing(call, "Two birds.", guard=guard))
         agent = FunctionAgent(tools=[FunctionTool.from_defaults(look)], llm=llm, streaming=streaming)
         assert str(await agent.run(user_msg=ask(canary("red", number=1)))) == "Two birds."
-        assert [number_of(picture) for picture in small_vlm.seen] == [1, 1, 2]
-        assert not any(shows(picture, "red") for picture in small_vlm.seen)
+        assert [number_of(image) for image in small_vlm.seen] == [1, 1, 2]
+        assert not any(shows(image, "red") for image in small_vlm.seen)
 
-    async def test_a_blocked_picture_of_a_tool_does_not_stop_it(self, small_vlm, guard):
+    async def test_a_blocked_image_of_a_tool_does_not_stop_it(self, small_vlm, guard):
         def look() -> ImageBlock:
             """Look at the wire."""
             return ImageBlock(image=png(canary("blue", number=2)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+from llama_images import ask, said
 from llama_index.core.agent.workflow import AgentStream, FunctionAgent, ToolCallResult
 from llama_index.core.base.llms.types import ChatMessage, ImageBlock, ToolCallBlock
 from llama_index.core.instrumentation.events.llm import LLMStructuredPredictStartEvent
@@ -12,7 +13,6 @@ from llama_index.core.program.utils import get_program_for_llm
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.tools import FunctionTool
 from llama_index.core.types import PydanticProgramMode
-from llama_pictures import ask, said
 from llama_seen import Tracer
 from pydantic import BaseModel, Field, ValidationError
 from scripted_model import ScriptedModel
@@ -271,7 +271,7 @@ class TestObjects:
             llm.as_structured_llm(City).chat([ask(canary("blue"))])
         assert caught.value.verdict.action == "block"
 
-    def test_pictures_reach_the_model_and_no_trace(self, small_vlm, guard):
+    def test_images_reach_the_model_and_no_trace(self, small_vlm, guard):
         secret = canary("red", number=5)
         llm = GuardAlignLVLM.from_lvlm(small_vlm(guard=guard), max_tokens=300)
         with Tracer() as tracer:
@@ -283,6 +283,6 @@ class TestObjects:
 
     def test_a_block_with_a_template_in_it_is_filled(self, writing):
         # The schema is put into the words of a message: words alone, or LlamaIndex would take it for placeholders.
-        message = ChatMessage(blocks=[ImageBlock(image=b"{picture}")])
-        assert message.blocks[0].get_template_vars() == ["picture"]
+        message = ChatMessage(blocks=[ImageBlock(image=b"{image}")])
+        assert message.blocks[0].get_template_vars() == ["image"]
         assert writing(OSLO).structured_predict(City, PromptTemplate('Name {{"a": 1}} {what}.'), what="it").name

@@ -1,6 +1,6 @@
 """Every way to ask a model by the OpenAI SDK, sync and async, as one call that gives back text, refusal and object.
 
-The pictures that were sent are read from the wire, not by the package's own dialects.
+The images that were sent are read from the wire, not by the package's own dialects.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ APIS = ("chat", "responses")
 
 
 class Answer(BaseModel):
-    """What is in the picture."""
+    """What is in the image."""
 
     word: str
 
@@ -62,10 +62,10 @@ class Way:
     def client(self, server: OpenAIServer) -> OpenAI | AsyncOpenAI:
         return client_of(server, AsyncOpenAI if self.is_async else OpenAI)
 
-    def content(self, *pictures: Image.Image, words: str = "What?") -> list[Any]:
+    def content(self, *images: Image.Image, words: str = "What?") -> list[Any]:
         write = chat_block if self.api == "chat" else item_block
         kind = "text" if self.api == "chat" else "input_text"
-        return [{"type": kind, "text": words}, *map(write, pictures)]
+        return [{"type": kind, "text": words}, *map(write, images)]
 
     def ask(self, client: Any, chat: list[Any], **options: Any) -> Said:
         arguments = {"model": "gpt-4o", "messages" if self.api == "chat" else "input": chat, **options}
@@ -89,28 +89,28 @@ def every_way() -> list[Way]:
     return [Way(api, way, is_async) for api in APIS for way in WAYS for is_async in (False, True)]
 
 
-def url(picture: Image.Image) -> str:
-    return to_data_url(encode_png(picture), "image/png")
+def url(image: Image.Image) -> str:
+    return to_data_url(encode_png(image), "image/png")
 
 
-def chat_block(picture: Image.Image) -> dict[str, Any]:
-    return {"type": "image_url", "image_url": {"url": url(picture), "detail": "low"}}
+def chat_block(image: Image.Image) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url(image), "detail": "low"}}
 
 
-def item_block(picture: Image.Image) -> dict[str, Any]:
-    return {"type": "input_image", "image_url": url(picture), "detail": "low"}
+def item_block(image: Image.Image) -> dict[str, Any]:
+    return {"type": "input_image", "image_url": url(image), "detail": "low"}
 
 
 def user(content: Any) -> dict[str, Any]:
     return {"role": "user", "content": content}
 
 
-def pictures(request: Request) -> list[Image.Image]:
+def images(request: Request) -> list[Image.Image]:
     return opened_in(request.raw.decode())
 
 
 def opened_in(text: str) -> list[Image.Image]:
-    """All pictures in JSON, in order."""
+    """All images in JSON, in order."""
     encoded = re.findall(r"data:image/png;base64,([A-Za-z0-9+/=]+)", text)
     return [Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB") for data in encoded]
 

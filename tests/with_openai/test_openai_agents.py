@@ -20,7 +20,7 @@ from agents import (
 from agents.exceptions import ModelRefusalError
 from agents.testing import ScriptedModel, assistant_message, function_call
 from openai import AsyncOpenAI
-from openai_ways import MASKED, PREFIX, REFUSAL, client_of, item_block, opened_in, pictures, same, user
+from openai_ways import MASKED, PREFIX, REFUSAL, client_of, images, item_block, opened_in, same, user
 
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
@@ -49,7 +49,7 @@ def run(request):
 
 
 def seeing(*colours, guardrails=()):
-    """A tool that shows a picture."""
+    """A tool that shows an image."""
 
     @function_tool
     def look() -> list[ToolOutputText | ToolOutputImage]:
@@ -69,12 +69,12 @@ def acting(*tools, guardrails=()):
     return agent, model
 
 
-def look_at(*pictures):
-    return [user([{"type": "input_text", "text": "What?"}, *map(item_block, pictures)])]
+def look_at(*images):
+    return [user([{"type": "input_text", "text": "What?"}, *map(item_block, images)])]
 
 
 class TestInputFilter:
-    async def test_pictures_of_users_are_masked_and_the_prefix_is_in_the_instructions(self, checks, run):
+    async def test_images_of_users_are_masked_and_the_prefix_is_in_the_instructions(self, checks, run):
         agent, model = acting()
         await run(agent, look_at(painted("red"), painted("white")), call_model_input_filter=input_filter(checks))
         call = model.last_call
@@ -83,21 +83,21 @@ class TestInputFilter:
         assert same(safe, painted("white"))
         assert call.system_instructions == f"{PREFIX}\n\nBe brief."
 
-    async def test_so_are_pictures_of_tools_before_every_call(self, checks, run):
+    async def test_so_are_images_of_tools_before_every_call(self, checks, run):
         agent, model = acting(seeing("red", "blue"))
         found = []
         result = await run(
             agent, look_at(painted("red")), call_model_input_filter=input_filter(checks, on_verdicts=found.append)
         )
         first, second = model.calls
-        assert [same(picture, MASKED) for picture in opened_in(json.dumps(first.input))] == [True]
-        assert [same(picture, MASKED) for picture in opened_in(json.dumps(second.input))] == [True, True]
+        assert [same(image, MASKED) for image in opened_in(json.dumps(first.input))] == [True]
+        assert [same(image, MASKED) for image in opened_in(json.dumps(second.input))] == [True, True]
         assert NOTICE in json.dumps(second.input)
         assert [call.system_instructions.count(PREFIX) for call in model.calls] == [1, 1]
         assert [[verdict.source for verdict in each] for each in found] == [["user"], ["user", "tool", "tool"]]
         assert result.final_output == "done"
 
-    async def test_a_blocked_picture_of_the_user_ends_the_run_before_a_model_is_called(self, checks, run):
+    async def test_a_blocked_image_of_the_user_ends_the_run_before_a_model_is_called(self, checks, run):
         for colour in ("blue", "yellow"):
             agent, model = acting()
             with pytest.raises(UnsafeContentError):
@@ -111,7 +111,7 @@ class TestInputFilter:
         assert {"type": "input_text", "text": NOTICE} in model.last_call.input[0]["content"]
         assert opened_in(json.dumps(model.last_call.input)) == []
 
-    async def test_an_earlier_blocked_picture_does_not_end_the_run(self, checks, run):
+    async def test_an_earlier_blocked_image_does_not_end_the_run(self, checks, run):
         agent, model = acting()
         chat = [*look_at(painted("blue")), {"role": "assistant", "content": "No."}, user("And now?")]
         await run(agent, chat, call_model_input_filter=input_filter(checks))
@@ -132,19 +132,19 @@ class TestInputFilter:
         assert model.last_call.system_instructions == "Be brief."
         assert model.last_call.input[0]["content"] == f"{PREFIX}\n\nhi"
 
-    async def test_runs_at_once_keep_their_own_pictures(self, checks, run):
+    async def test_runs_at_once_keep_their_own_images(self, checks, run):
         async def ask(shade):
             agent, model = acting()
             await run(agent, look_at(painted("red", shade=shade)), call_model_input_filter=input_filter(checks))
             return opened_in(json.dumps(model.last_call.input))[0]
 
-        for shade, picture in enumerate(await asyncio.gather(*(ask(shade) for shade in range(20)))):
-            assert picture.getpixel((63, 0)) == (255, 255, 255 - shade)
-            assert picture.getpixel((0, 0)) == (0, 0, 0)
+        for shade, image in enumerate(await asyncio.gather(*(ask(shade) for shade in range(20)))):
+            assert image.getpixel((63, 0)) == (255, 255, 255 - shade)
+            assert image.getpixel((0, 0)) == (0, 0, 0)
 
 
 class TestGuardrails:
-    async def test_a_blocked_picture_trips_the_wire_before_a_model_is_called(self, checks, run):
+    async def test_a_blocked_image_trips_the_wire_before_a_model_is_called(self, checks, run):
         agent, model = acting(guardrails=[image_guardrail(checks)])
         with pytest.raises(InputGuardrailTripwireTriggered) as raised:
             await run(agent, look_at(painted("blue")))
@@ -159,7 +159,7 @@ class TestGuardrails:
             await run(agent, chat)
             assert len(model.calls) == 1
 
-    async def test_a_tools_blocked_picture_is_withheld_from_the_history_too(self, checks, run):
+    async def test_a_tools_blocked_image_is_withheld_from_the_history_too(self, checks, run):
         agent, model = acting(seeing("blue", guardrails=[tool_guardrail(checks)]))
         result = await run(agent, "look")
         assert model.last_call.input[-1]["output"] == NOTICE
@@ -171,19 +171,19 @@ class TestGuardrails:
         await run(agent, "look")
         assert same(*opened_in(json.dumps(model.last_call.input)), painted("white"))
 
-    async def test_no_picture_is_in_what_they_tell(self, checks):
-        picture = canary("blue")
+    async def test_no_image_is_in_what_they_tell(self, checks):
+        image = canary("blue")
         agent, _ = acting(guardrails=[image_guardrail(checks)])
         with pytest.raises(InputGuardrailTripwireTriggered) as raised:
-            await Runner.run(agent, look_at(picture), run_config=RunConfig(tracing_disabled=True))
+            await Runner.run(agent, look_at(image), run_config=RunConfig(tracing_disabled=True))
         with pytest.raises(UnsafeContentError) as filtered:
             await Runner.run(
                 acting()[0],
-                look_at(picture),
+                look_at(image),
                 run_config=RunConfig(tracing_disabled=True, call_model_input_filter=input_filter(checks)),
             )
         output, error = raised.value.guardrail_result.output, filtered.value
-        assert leaks(f"{raised.value!r} {output!r} {error!r} {error.__context__!r}", picture) == []
+        assert leaks(f"{raised.value!r} {output!r} {error!r} {error.__context__!r}", image) == []
 
 
 class TestGuardedClient:
@@ -196,7 +196,7 @@ class TestGuardedClient:
         config = RunConfig(tracing_disabled=True)
         result = await Runner.run(agent, look_at(painted("red")), run_config=config)
         assert result.final_output == "one two three"
-        assert same(*pictures(server.last), MASKED)
+        assert same(*images(server.last), MASKED)
         assert server.last.raw.decode().count(PREFIX) == 1
         with pytest.raises(ModelRefusalError, match=REFUSAL[:20]):
             await Runner.run(agent, look_at(painted("blue")), run_config=config)

@@ -1,4 +1,4 @@
-"""Pictures and the prefix wherever a request can hold them, and what must be left alone."""
+"""Images and the prefix wherever a request can hold them, and what must be left alone."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import json
 
 import pytest
 from openai import NotFoundError
-from openai_ways import MASKED, PREFIX, chat_block, item_block, pictures, prefixes, same, url, user
+from openai_ways import MASKED, PREFIX, chat_block, images, item_block, prefixes, same, url, user
 
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
@@ -34,11 +34,11 @@ class TestPrefix:
 
     def test_it_is_not_put_where_it_is_already(self, plain, server, checks):
         client = guard(guard(plain, checks), checks)
-        picture = painted("red")
+        image = painted("red")
         client.chat.completions.create(
-            model="m", messages=[{"role": "system", "content": PREFIX}, user([chat_block(picture)])]
+            model="m", messages=[{"role": "system", "content": PREFIX}, user([chat_block(image)])]
         )
-        client.responses.create(model="m", input=[user([item_block(picture)])], instructions=f"{PREFIX}\n\nBe brief.")
+        client.responses.create(model="m", input=[user([item_block(image)])], instructions=f"{PREFIX}\n\nBe brief.")
         assert [prefixes(request) for request in server.requests] == [1, 1]
         assert server.last.body["instructions"] == f"{PREFIX}\n\nBe brief."
 
@@ -68,7 +68,7 @@ class TestPrefix:
         guard(plain, checks).responses.create(model="m", prompt=prompt, input="hi")
         assert "instructions" not in server.last.body
         assert server.last.body["input"] == [{"role": "system", "content": PREFIX}, user("hi")]
-        assert same(*pictures(server.last), MASKED)
+        assert same(*images(server.last), MASKED)
         assert server.last.body["prompt"]["variables"]["image"] == "a cat"
 
 
@@ -79,11 +79,11 @@ class TestItems:
         guard(plain, checks, **options).responses.create(model="m", input=list(items))
         return server.last.body["input"]
 
-    def test_pictures_from_functions_are_masked(self, plain, server, checks):
+    def test_images_from_functions_are_masked(self, plain, server, checks):
         for kind in ("function_call_output", "custom_tool_call_output"):
             output = {"type": kind, "call_id": "1", "output": [item_block(painted("red"))]}
             self.sent(plain, server, checks, user("look"), output)
-            assert same(*pictures(server.last), MASKED)
+            assert same(*images(server.last), MASKED)
 
     def test_a_blocked_one_is_a_notice_and_the_run_goes_on(self, plain, server, checks):
         output = {"type": "function_call_output", "call_id": "1", "output": [item_block(painted("blue"))]}
@@ -104,10 +104,10 @@ class TestItems:
         sent = self.sent(plain, server, checks, user("look"), call, output)
         assert sent[1] == call
         assert sent[2]["output"].keys() == shot.keys()
-        (picture,) = pictures(server.last)
-        assert same(picture, MASKED) if colour == "red" else not picture.getbbox()
+        (image,) = images(server.last)
+        assert same(image, MASKED) if colour == "red" else not image.getbbox()
 
-    def test_a_picture_the_model_made_is_checked(self, plain, server, checks):
+    def test_an_image_the_model_made_is_checked(self, plain, server, checks):
         made = {"type": "image_generation_call", "id": "ig_1", "status": "completed"}
         encoded = url(painted("red")).rpartition(",")[2]
         sent = self.sent(plain, server, checks, user("draw"), {**made, "result": encoded}, user("again"))
@@ -153,7 +153,7 @@ class TestItems:
 class TestMessages:
     """What the messages of chat completions can hold."""
 
-    def test_tool_and_earlier_pictures_are_masked_or_a_notice_and_never_refused(self, plain, server, checks):
+    def test_tool_and_earlier_images_are_masked_or_a_notice_and_never_refused(self, plain, server, checks):
         chat = [
             user([chat_block(painted("blue"))]),
             {
@@ -175,22 +175,22 @@ class TestMessages:
         assert first["content"] == [{"type": "text", "text": NOTICE}]
         assert (second, last) == (chat[1], chat[3])
         assert third["content"][0] == {"type": "text", "text": "shot"}
-        assert [same(picture, MASKED) for picture in pictures(server.last)] == [True]
+        assert [same(image, MASKED) for image in images(server.last)] == [True]
 
-    def test_pictures_beside_the_content_are_found(self, plain, server, checks):
+    def test_images_beside_the_content_are_found(self, plain, server, checks):
         # As some hosts hand out what a model drew.
         drawn = {"role": "assistant", "content": "Here.", "images": [chat_block(painted("red"))], "audio": {"id": "a"}}
         guard(plain, checks).chat.completions.create(model="m", messages=[user("draw"), drawn, user("again")])
         sent = server.last.body["messages"][2]
         assert {**sent, "images": []} == {**drawn, "images": []}
-        assert same(*pictures(server.last), MASKED)
+        assert same(*images(server.last), MASKED)
 
-    def test_pictures_in_extra_json_are_found_too(self, plain, server, checks):
+    def test_images_in_extra_json_are_found_too(self, plain, server, checks):
         client = guard(plain, checks)
         client.chat.completions.create(
             model="m", messages=[user("hi")], extra_body={"messages": [user([chat_block(painted("red"))])]}
         )
-        assert same(*pictures(server.last), MASKED)
+        assert same(*images(server.last), MASKED)
 
     def test_so_are_those_of_a_request_made_by_hand(self, plain, server, checks):
         body = {"model": "m", "messages": [user([chat_block(painted("red"))])]}
@@ -202,7 +202,7 @@ class TestMessages:
             content=json.dumps(body).encode(),
             options={"headers": {"Content-Type": "application/json"}},
         )
-        assert [same(*pictures(request), MASKED) for request in server.requests] == [True, True]
+        assert [same(*images(request), MASKED) for request in server.requests] == [True, True]
         with pytest.raises(UnsafeContentError):
             client.post("/chat/completions", cast_to=object, content=b"\x1f\x8b not JSON")
 
@@ -211,7 +211,7 @@ class TestMessages:
         body = {"model": "m", "messages": [user([chat_block(painted("red"))])]}
         with contextlib.suppress(NotFoundError):
             guard(plain, checks).post(path, cast_to=object, body=body)
-        assert same(*pictures(server.last), MASKED)
+        assert same(*images(server.last), MASKED)
 
     def test_one_of_two_meanings_is_an_error(self, plain, server, checks):
         unsafe = json.dumps([user([chat_block(painted("blue"))])])
@@ -224,4 +224,4 @@ class TestMessages:
         content = json.dumps({"model": "m", "messages": [user([chat_block(painted("red"))])], "user": "\ud800"})
         guard(plain, checks).post("/chat/completions", cast_to=object, content=content.encode())
         assert server.last.body["user"] == "\ud800"
-        assert same(*pictures(server.last), MASKED)
+        assert same(*images(server.last), MASKED)

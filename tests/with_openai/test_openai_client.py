@@ -15,8 +15,8 @@ from openai_ways import (
     Answer,
     chat_block,
     client_of,
+    images,
     item_block,
-    pictures,
     prefixes,
     same,
     url,
@@ -44,10 +44,10 @@ def azure(server, kind, **options):
 
 
 class TestEveryWayOfAsking:
-    def test_an_unsafe_picture_never_arrives_and_the_masked_one_does(self, way, server, checks):
+    def test_an_unsafe_image_never_arrives_and_the_masked_one_does(self, way, server, checks):
         client = guard(of(way, server), checks)
         said = way.ask(client, [user(way.content(painted("red"), painted("white")))])
-        masked, safe = pictures(server.last)
+        masked, safe = images(server.last)
         assert same(masked, MASKED)
         assert same(safe, painted("white"))
         assert url(painted("red")).encode() not in server.last.raw
@@ -57,20 +57,20 @@ class TestEveryWayOfAsking:
         assert said.refusal == ""
         assert said.parsed == (Answer(word="cat") if way.way == "parse" else None)
 
-    def test_a_blocked_picture_makes_no_request_and_is_refused_as_a_model_refuses(self, way, server, checks):
+    def test_a_blocked_image_makes_no_request_and_is_refused_as_a_model_refuses(self, way, server, checks):
         client = guard(of(way, server), checks)
         said = way.ask(client, [user(way.content(painted("blue")))])
         assert server.requests == []
         assert (said.text, said.refusal, said.parsed) == ("", REFUSAL, None)
 
-    def test_a_request_without_a_picture_is_the_same_to_the_byte(self, way, server, checks):
+    def test_a_request_without_an_image_is_the_same_to_the_byte(self, way, server, checks):
         client = of(way, server)
         chat = [{"role": "system", "content": "Sei kurz. \u00e4\u2028"}, user(way.content())]
         for each in (client, guard(client, checks)):
             way.ask(each, chat, temperature=0.5, extra_body={"own": [1.0, 1e-7, None, True]})
         assert server.requests[0].raw == server.requests[1].raw
 
-    def test_so_is_one_with_harmless_pictures(self, way, server, checks):
+    def test_so_is_one_with_harmless_images(self, way, server, checks):
         client = of(way, server)
         for each in (client, guard(client, checks)):
             way.ask(each, [user(way.content(painted(), painted("magenta")))])
@@ -147,7 +147,7 @@ class TestWhatIsAnswered:
         said = simple.ask(client, [*chat, user("And now?")])
         assert said.text == "one two three"
         assert NOTICE.encode() in server.last.raw
-        assert pictures(server.last) == []
+        assert images(server.last) == []
 
     def test_so_does_one_that_the_server_keeps(self, plain, server, checks):
         client = guard(plain, checks)
@@ -168,7 +168,7 @@ class TestWhatIsAnswered:
         assert said.text == "one two three"
         kind = "text" if simple.api == "chat" else "input_text"
         assert {"type": kind, "text": NOTICE} in server.last.blocks
-        assert [same(picture, MASKED) for picture in pictures(server.last)] == [True]
+        assert [same(image, MASKED) for image in images(server.last)] == [True]
 
 
 class TestRouting:
@@ -177,7 +177,7 @@ class TestRouting:
         simple.ask(client, [user(simple.content(painted("yellow"), painted("red")))])
         assert server.last.body["model"] == "careful"
         assert NOTICE.encode() in server.last.raw
-        assert [same(picture, MASKED) for picture in pictures(server.last)] == [True]
+        assert [same(image, MASKED) for image in images(server.last)] == [True]
         simple.ask(client, [user(simple.content(painted("red")))])
         assert server.last.body["model"] == "gpt-4o"
 
@@ -195,12 +195,12 @@ class TestRouting:
         assert [request.path for request in server.requests] == [
             f"/openai/deployments/{name}/chat/completions?api-version=2025-01-01" for name in ("usual", "careful")
         ]
-        assert same(*pictures(server.requests[0]), MASKED)
+        assert same(*images(server.requests[0]), MASKED)
 
     async def test_azure_is_guarded_in_async_code_too(self, server, checks):
         guarded = guard(azure(server, AsyncAzureOpenAI), checks)
         await guarded.chat.completions.create(model="usual", messages=[user([chat_block(painted("red"))])])
-        assert same(*pictures(server.last), MASKED)
+        assert same(*images(server.last), MASKED)
 
 
 def test_a_stream_is_read_while_it_is_written(simple, server, checks):

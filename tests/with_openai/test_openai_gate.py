@@ -18,8 +18,8 @@ from openai_ways import (
     Way,
     chat_block,
     client_of,
+    images,
     item_block,
-    pictures,
     prefixes,
     same,
     url,
@@ -38,7 +38,7 @@ pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 
 IMAGE_TOOL = {"type": "function", "name": "draw", "parameters": {"properties": {"image": {"type": "string"}}}}
-"""Its schema is no picture."""
+"""Its schema is no image."""
 
 
 class TestClients:
@@ -54,7 +54,7 @@ class TestClients:
     def test_the_given_client_stays_as_it_is(self, plain, server, checks):
         guard(plain, checks)
         plain.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
-        assert same(*pictures(server.last), painted("red"))
+        assert same(*images(server.last), painted("red"))
 
     @pytest.mark.parametrize("method", ["copy", "with_options"])
     def test_copies_are_guarded(self, plain, server, checks, method):
@@ -63,7 +63,7 @@ class TestClients:
         other = getattr(again, method)(http_client=httpx2.Client())
         for client in (copied, again, other):
             client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
-            assert same(*pictures(server.last), MASKED)
+            assert same(*images(server.last), MASKED)
         assert copied.timeout == 11
         assert again.max_retries == 1
 
@@ -72,7 +72,7 @@ class TestClients:
         own = httpx.Client(headers={"x-own": "1"}, event_hooks={"request": [lambda r: seen.append(r.headers["x-own"])]})
         client = guard(client_of(server, http_client=own), checks)
         client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
-        assert same(*pictures(server.last), MASKED)
+        assert same(*images(server.last), MASKED)
         refused = client.chat.completions.create(model="m", messages=[user([chat_block(painted("blue"))])])
         assert refused.choices[0].message.refusal == REFUSAL
         assert seen == ["1"]
@@ -105,7 +105,7 @@ class TestClients:
 
     def test_a_policy_does_for_a_guard(self, plain):
         client = guard(plain, colour_policy())
-        assert isinstance(client._client._gate.guard, Guard)
+        assert isinstance(client._client._filter.guard, Guard)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -133,13 +133,13 @@ class TestOtherEndpoints:
             client.vector_stores.files.create("vs_1", file_id="file-1")
         assert sent[:4] == sent[4:]
 
-    def test_pictures_for_a_conversation_are_masked_and_blocked_ones_an_error(self, plain, sent, checks):
+    def test_images_for_a_conversation_are_masked_and_blocked_ones_an_error(self, plain, sent, checks):
         client = guard(plain, checks)
         items = [user([item_block(painted("red"))])]
         client.conversations.create(items=items)
         client.conversations.items.create("conv_1", items=items)
         client.responses.input_tokens.count(model="m", input=items)
-        assert [same(*pictures(request), MASKED) for request in sent] == [True] * 3
+        assert [same(*images(request), MASKED) for request in sent] == [True] * 3
         assert [prefixes(request) for request in sent] == [0, 0, 1]
         with pytest.raises(UnsafeContentError):
             client.conversations.create(items=[user([item_block(painted("blue"))])])
@@ -169,24 +169,24 @@ class TestOtherEndpoints:
             ),
         ],
     )
-    def test_pictures_for_a_thread_a_session_or_a_drawing_are_too(self, plain, sent, checks, call):
+    def test_images_for_a_thread_a_session_or_a_drawing_are_too(self, plain, sent, checks, call):
         client = guard(plain, checks)
         if not hasattr(client.beta, "agents"):
             pytest.skip("this SDK knows no agents")
         call(client, lambda block: [block(painted("red"))])
-        assert same(*pictures(sent[0]), MASKED)
+        assert same(*images(sent[0]), MASKED)
         with pytest.raises(UnsafeContentError):
             call(client, lambda block: [block(painted("blue"))])
         assert len(sent) == 1
 
-    def test_questions_about_a_picture_are_checked(self, plain, sent, checks):
+    def test_questions_about_an_image_are_checked(self, plain, sent, checks):
         if not hasattr(plain, "decisions"):
             pytest.skip("this SDK knows no decisions")
         question = {"type": "predicate", "instructions": [item_block(painted("red"))]}
         guard(plain, checks).decisions.create(
             model="m", input=[user([item_block(painted("red"))])], questions=[question]
         )
-        assert [same(picture, MASKED) for picture in pictures(sent[0])] == [True, True]
+        assert [same(image, MASKED) for image in images(sent[0])] == [True, True]
 
     @pytest.mark.parametrize(
         "call",
@@ -196,7 +196,7 @@ class TestOtherEndpoints:
             lambda client, png: client.videos.create(prompt="a cat walks", input_reference=("a.png", png, "image/png")),
         ],
     )
-    def test_pictures_in_forms_follow_the_rule_for_what_cannot_be_opened(self, plain, sent, cache_dir, call):
+    def test_images_in_forms_follow_the_rule_for_what_cannot_be_opened(self, plain, sent, cache_dir, call):
         found = []
         strict = guard(plain, colour_guard(cache_dir), on_verdicts=found.extend)
         with pytest.raises(UnsafeContentError) as raised:
@@ -246,7 +246,7 @@ class TestFailures:
 
 
 class TestVerdicts:
-    def test_they_are_told_once_per_request_that_has_pictures(self, way, server, checks):
+    def test_they_are_told_once_per_request_that_has_images(self, way, server, checks):
         found = []
         server.answer = say('{"word": "cat"}')
         client = guard(way.client(server), checks, on_verdicts=found.append)
@@ -270,16 +270,16 @@ class TestVerdicts:
         assert url(painted("red")).encode() not in attempts[1].content
 
     @pytest.mark.parametrize("api", APIS)
-    async def test_calls_at_once_keep_their_own_pictures_and_verdicts(self, server, checks, api):
+    async def test_calls_at_once_keep_their_own_images_and_verdicts(self, server, checks, api):
         own: ContextVar[list] = ContextVar("own")
-        server.answer = lambda request: {"words": [f"{request.texts[-1]} {digest(pictures(request)[0])}"]}
+        server.answer = lambda request: {"words": [f"{request.texts[-1]} {digest(images(request)[0])}"]}
         way = Way(api, "create", is_async=True)
         client = guard(way.client(server), checks, on_verdicts=lambda verdicts: own.get().extend(verdicts))
         colours = ("red", "white", "green", "magenta", "black")
 
         async def ask(place):
             own.set([])
-            content = way.content(painted(colours[place % 5], shade=place), words=f"picture {place}")
+            content = way.content(painted(colours[place % 5], shade=place), words=f"image {place}")
             chat = {"messages" if api == "chat" else "input": [user(content)]}
             said = await way.said(client, {"model": "m", **chat})
             return said.text, [verdict.action for verdict in own.get()]
@@ -290,27 +290,27 @@ class TestVerdicts:
             if colours[place % 5] == "red":
                 expected = painted(shade=place)
                 expected.paste("black", (0, 0, 16, 16))
-            assert said == f"picture {place} {digest(expected)}"
+            assert said == f"image {place} {digest(expected)}"
             assert len(actions) == 1
 
 
 class TestLeaks:
-    def outcome(self, way, client, picture):
+    def outcome(self, way, client, image):
         try:
-            return [repr(way.ask(client, [user(way.content(picture))]).whole)]
+            return [repr(way.ask(client, [user(way.content(image))]).whole)]
         except UnsafeContentError as error:
             return [repr(error), "".join(traceback.format_exception(error)), repr(error.__context__)]
 
-    def test_no_picture_is_in_logs_errors_or_reprs(self, simple, server, cache_dir, caplog):
+    def test_no_image_is_in_logs_errors_or_reprs(self, simple, server, cache_dir, caplog):
         caplog.set_level(logging.DEBUG)
         pixels = [canary("red"), canary("blue", number=1)]
         checks = colour_guard(cache_dir)
         told = []
         for options in ({}, {"on_violation": "raise"}, {"route_to": "other"}):
             client = guard(simple.client(server), checks, on_verdicts=told.append, **options)
-            for picture in pixels:
-                told += self.outcome(simple, client, picture)
-            told += [repr(client), repr(client._client), repr(client._client._gate)]
+            for image in pixels:
+                told += self.outcome(simple, client, image)
+            told += [repr(client), repr(client._client), repr(client._client._filter)]
         said = f"{told!r}{caplog.text}"
         assert "block" in said
-        assert [leak for picture in pixels for leak in leaks(said, picture)] == []
+        assert [leak for image in pixels for leak in leaks(said, image)] == []

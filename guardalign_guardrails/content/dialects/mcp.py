@@ -1,4 +1,4 @@
-"""Tools and local models: MCP's ``image`` and ``resource``, Hugging Face's ``image`` with a picture, URL or path."""
+"""Tools and local models: MCP's ``image`` and ``resource``, Hugging Face's ``image`` with an image, URL or path."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Encoders: texts and pictures into one space. Importing this loads no model library."""
+"""Encoders: texts and images into one space. Importing this loads no model library."""
 
 from guardalign_guardrails.detection.encoders.base import Box, Crop, Encoder
 from guardalign_guardrails.detection.encoders.open_clip import OpenClipEncoder

@@ -12,17 +12,17 @@ from typing import NamedTuple, Protocol, runtime_checkable
 from PIL import Image
 from torch import Tensor
 
-from guardalign_guardrails.detection.config import RegionConfig
+from guardalign_guardrails.policy.detection import RegionConfig
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels of the picture it belongs to."""
+"""Left, top, right, bottom in pixels of the image it belongs to."""
 
 
 class Crop(NamedTuple):
-    """A rectangle of a picture; the picture itself is not copied.
+    """A rectangle of an image; the image itself is not copied.
 
     Attributes:
-        image: RGB picture.
+        image: RGB image.
         box: Pixels to look at.
     """
 
@@ -32,7 +32,7 @@ class Crop(NamedTuple):
 
 @runtime_checkable
 class Encoder(Protocol):
-    """Texts and pictures into one space.
+    """Texts and images into one space.
 
     All methods may be called from several threads at once, load weights on first use, raise
     `guardalign_guardrails.errors.EncoderUnavailable` when packages or weights are missing, and return float32 on the
@@ -68,16 +68,16 @@ class Encoder(Protocol):
         ...
 
     def encode_map(self, images: Sequence[Image.Image], resolution: int | None = None) -> list[Tensor]:
-        """Feature map of each picture, one forward pass each.
+        """Feature map of each image, one forward pass each.
 
         Map features live in a space where averaging over cells makes sense; `embed` carries them to the joint space.
 
         Args:
-            images: RGB pictures of any size.
-            resolution: Side in pixels of the square the picture is resized to; None for the encoder's own.
+            images: RGB images of any size.
+            resolution: Side in pixels of the square the image is resized to; None for the encoder's own.
 
         Returns:
-            One map per picture, shape [rows, columns, k], float32, on the CPU.
+            One map per image, shape [rows, columns, k], float32, on the CPU.
         """
         ...
 

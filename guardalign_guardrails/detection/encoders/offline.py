@@ -1,7 +1,7 @@
 """An encoder with no download: an ImageNet classifier and a sentence encoder from PyPI packages, joined by ConSE.
 
 A cell's feature is the mean of the sentence embeddings of the ImageNet classes, weighted by their probabilities
-(ConSE, Norouzi et al. 2014), so pictures and texts meet in the sentence encoder's space. It sees what
+(ConSE, Norouzi et al. 2014), so images and texts meet in the sentence encoder's space. It sees what
 1000 ImageNet classes can say and no more: right for trying things, tests and air-gapped demos on real images, no
 substitute for CLIP in a deployment.
 """
@@ -23,10 +23,10 @@ from torch.nn import functional
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from guardalign_guardrails.detection.array_cache import cached
-from guardalign_guardrails.detection.config import RegionConfig
 from guardalign_guardrails.detection.encoders.base import Crop
 from guardalign_guardrails.detection.encoders.pixels import batched, crop_batch
 from guardalign_guardrails.errors import EncoderUnavailable
+from guardalign_guardrails.policy.detection import RegionConfig
 
 _SIDE: Final = 224
 _MEAN: Final = (0.485, 0.456, 0.406)
@@ -41,7 +41,7 @@ class OfflineEncoder:
     Args:
         device: Where to run; None for the CPU.
         dtype: Floating-point type of the classifier.
-        batch_size: Most 224-pixel crops (or as many pixels of larger pictures) in one forward pass.
+        batch_size: Most 224-pixel crops (or as many pixels of larger images) in one forward pass.
         cache_dir: Folder for the embeddings of the class names; None for the user's cache folder.
     """
 
@@ -101,10 +101,10 @@ class OfflineEncoder:
         return self.embed(torch.cat(maps).mean((1, 2)))
 
     def encode_map(self, images: Sequence[Image.Image], resolution: int | None = None) -> list[Tensor]:
-        """Class logits of every 32-pixel cell, shape [rows, columns, 1000] per picture.
+        """Class logits of every 32-pixel cell, shape [rows, columns, 1000] per image.
 
         Args:
-            images: RGB pictures of any size; each is squashed to a square.
+            images: RGB images of any size; each is squashed to a square.
             resolution: Side in pixels, a multiple of 32; None for 224.
 
         Raises:

@@ -26,7 +26,7 @@ _SCHEMAS = ("hf-hub:", "local-dir:")
 
 
 class OpenClipEncoder(TwoTowerEncoder):
-    """Text and picture features of an open_clip model.
+    """Text and image features of an open_clip model.
 
     Weights published by OpenAI, and a few others, need the QuickGELU activation. A tag says so and is obeyed; a weights
     *file* says nothing, so name the architecture that fits it, such as ``ViT-L-14-quickgelu``.

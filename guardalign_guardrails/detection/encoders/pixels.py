@@ -1,4 +1,4 @@
-"""From crops of pictures to the tensor a vision tower takes.
+"""From crops of images to the tensor a vision tower takes.
 
 Every encoder shares this step so that one crop looks the same to all of them. A crop is squashed to the input whatever
 its shape: the usual resize and centre crop would leave a strip at the border that nobody looks at, and a guardrail
@@ -31,15 +31,15 @@ def batched(items: Sequence[T], size: int) -> Iterator[list[T]]:
 
 
 def clip_box(box: Box, width: int, height: int) -> Box:
-    """Move a box into a picture and make it at least one pixel wide and high.
+    """Move a box into an image and make it at least one pixel wide and high.
 
     Args:
-        box: Left, top, right, bottom in pixels, possibly outside the picture, empty or fractional.
-        width: Width of the picture in pixels.
-        height: Height of the picture in pixels.
+        box: Left, top, right, bottom in pixels, possibly outside the image, empty or fractional.
+        width: Width of the image in pixels.
+        height: Height of the image in pixels.
 
     Returns:
-        A box Pillow accepts, inside the picture.
+        A box Pillow accepts, inside the image.
     """
     left = min(max(box[0], 0.0), width - 1.0)
     top = min(max(box[1], 0.0), height - 1.0)
@@ -52,7 +52,7 @@ def crop_batch(crops: Sequence[Crop], size: tuple[int, int], mean: Channels, std
     """Squash crops to one size and normalise their colours.
 
     Args:
-        crops: Rectangles of RGB pictures; boxes are clipped into their picture.
+        crops: Rectangles of RGB images; boxes are clipped into their image.
         size: Height and width of the result in pixels.
         mean: Colour mean, for values in [0, 1].
         std: Colour standard deviation, for values in [0, 1].
@@ -63,7 +63,7 @@ def crop_batch(crops: Sequence[Crop], size: tuple[int, int], mean: Channels, std
     height, width = size
     stack = np.empty((len(crops), height, width, 3), dtype=np.uint8)
     for row, (image, box) in zip(stack, crops, strict=True):
-        # Pillow resizes a palette picture by picking single pixels, without a word.
+        # Pillow resizes a palette image by picking single pixels, without a word.
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         area = clip_box(box, rgb.width, rgb.height)
         row[:] = np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC, box=area, reducing_gap=3.0))

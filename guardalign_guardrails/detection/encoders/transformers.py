@@ -24,7 +24,7 @@ _INSTALL = "transformers is not installed; run: pip install 'guardalign-guardrai
 
 
 class TransformersEncoder(TwoTowerEncoder):
-    """Text and picture features of a CLIP, SigLIP or SigLIP2 checkpoint in the layout of transformers."""
+    """Text and image features of a CLIP, SigLIP or SigLIP2 checkpoint in the layout of transformers."""
 
     def __init__(
         self,

@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional
 
-from guardalign_guardrails.detection.config import RegionConfig
 from guardalign_guardrails.detection.encoders.base import Crop
 from guardalign_guardrails.detection.encoders.fingerprint import fingerprint
 from guardalign_guardrails.detection.encoders.pixels import Channels, batched, crop_batch
 from guardalign_guardrails.errors import EncoderUnavailable
+from guardalign_guardrails.policy.detection import RegionConfig
 
 _PROBE = "A photo of 2 cats, naïve café; 猫 NSFW"
 """Case, digits, accents and another script: enough to tell two tokenizers apart."""
@@ -38,7 +38,7 @@ class Towers(ABC):
 
     Attributes:
         module: The model, a `torch.nn.Module` in eval mode; Any, since each library gives it methods of its own.
-        size: Height and width in pixels of the pictures the model was made for.
+        size: Height and width in pixels of the images the model was made for.
         mean: Colour mean of its preprocessing.
         std: Colour standard deviation of its preprocessing.
         logit_scale: Inverse temperature, read before weights were rounded to a lower precision.
@@ -134,7 +134,7 @@ class TwoTowerEncoder(ABC):
 
     @property
     def default_regions(self) -> RegionConfig:
-        """The whole picture and a 4x4 grid of crops."""
+        """The whole image and a 4x4 grid of crops."""
         return RegionConfig(method="grid", scales=(1, 4))
 
     @property
@@ -186,14 +186,14 @@ class TwoTowerEncoder(ABC):
         return torch.cat([self._crop_batch(towers, batch) for batch in batched(crops, self._batch_size)])
 
     def encode_map(self, images: Sequence[Image.Image], resolution: int | None = None) -> list[Tensor]:
-        """Feature map of each picture, one forward pass each.
+        """Feature map of each image, one forward pass each.
 
         Args:
-            images: RGB pictures of any size.
-            resolution: Side in pixels of the square the picture is resized to; None for the encoder's own.
+            images: RGB images of any size.
+            resolution: Side in pixels of the square the image is resized to; None for the encoder's own.
 
         Returns:
-            One map per picture, shape [rows, columns, k], float32, on the CPU, not normalised.
+            One map per image, shape [rows, columns, k], float32, on the CPU, not normalised.
 
         Raises:
             EncoderUnavailable: If packages or weights are missing, or the model has no dense features.
@@ -203,7 +203,7 @@ class TwoTowerEncoder(ABC):
         size = towers.size if resolution is None else (resolution, resolution)
         grid = self._grid(towers, size)
         area = (towers.size[0] * towers.size[1]) / (size[0] * size[1])
-        # A pass over larger pictures takes fewer of them, so that memory stays what batch_size promised.
+        # A pass over larger images takes fewer of them, so that memory stays what batch_size promised.
         most = max(1, int(self._batch_size * min(1.0, area)))
         whole = [Crop(image, (0.0, 0.0, float(image.width), float(image.height))) for image in images]
         return [
@@ -258,7 +258,7 @@ class TwoTowerEncoder(ABC):
         with torch.inference_mode():
             cells = towers.map_features(pixels.to(towers.device, towers.dtype)).float().cpu()
         # A copy made outside inference mode is an ordinary tensor, which callers may use in autograd.
-        return [picture.clone() for picture in cells]
+        return [image.clone() for image in cells]
 
     def _embed_batch(self, towers: Towers, rows: Tensor) -> Tensor:
         with torch.inference_mode():

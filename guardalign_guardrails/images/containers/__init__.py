@@ -1,7 +1,7 @@
 """File headers read by ourselves, before Pillow sees a byte.
 
-A picture's size, its frames and its metadata are where decoders are attacked: headers that lie, directories that point
-everywhere, comments longer than the picture. Each module here walks one format, refuses what is out of bounds, and
+An image's size, its frames and its metadata are where decoders are attacked: headers that lie, directories that point
+everywhere, comments longer than the image. Each module here walks one format, refuses what is out of bounds, and
 hands on only the parts that make pixels. Nothing here decodes pixels.
 """
 

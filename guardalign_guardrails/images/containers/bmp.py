@@ -1,4 +1,4 @@
-"""BMP: header arithmetic, so that a file of fifty bytes cannot ask for a picture of fifty megapixels."""
+"""BMP: header arithmetic, so that a file of fifty bytes cannot ask for an image of fifty megapixels."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """JPEG: segments up to the first scan, of which only those that make pixels are kept.
 
-Dropping the application segments takes MPO's extra pictures, EXIF directories and colour-profile tricks out of Pillow's
+Dropping the application segments takes MPO's extra images, EXIF directories and colour-profile tricks out of Pillow's
 reach; orientation is read by us.
 """
 
@@ -17,7 +17,7 @@ _STANDALONE: Final = {0x01, *range(0xD0, 0xD8)}
 # JFIF and Adobe segments say how to turn the components into colours.
 _KEPT_APPS: Final = {0xE0, 0xEE}
 _METADATA: Final = {*range(0xE0, 0xF0), 0xFE} - _KEPT_APPS
-# Each progressive scan passes over the whole picture, so thousands of empty ones are a bomb without size.
+# Each progressive scan passes over the whole image, so thousands of empty ones are a bomb without size.
 _MAX_SCANS: Final = 256
 _MAX_SCAN_PIXELS: Final = 1_200_000_000
 

@@ -83,7 +83,7 @@ def _read_page(
     width, height = values.get(_WIDTH, 0), values.get(_HEIGHT, 0)
     check_size(width, height, limits)
     if values.get(_COMPRESSION, 1) not in _COMPRESSIONS:
-        raise refusal("unsupported_format", "This TIFF compression is not accepted; save the picture as PNG.")
+        raise refusal("unsupported_format", "This TIFF compression is not accepted; save the image as PNG.")
     # libtiff allocates whole tiles, so a tile may not be much larger than the page it is a part of.
     tile = values.get(_TILE_WIDTH, 0) * values.get(_TILE_HEIGHT, 0)
     if tile > max(4 * width * height, _MIN_TILE_CAP) or values.get(_SAMPLES, 1) > 8 or values.get(_BITS, 1) > 64:

@@ -1,0 +1,165 @@
+"""Scores to p-values, against benign images scored the same way.
+
+A score's p-value is its conformal rank among the scores of benign reference images (Vovk et al. 2005), so a threshold
+on it is a false-positive rate and means the same for every encoder. The reference holds each image's best category:
+a rank in it is valid for all categories at once (single-step maxT, Westfall and Young 1993).
+"""
+
+from __future__ import annotations
+
+import bisect
+import hashlib
+import itertools
+import json
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from guardalign_guardrails.errors import ProfileError, ProfileMissing
+from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
+
+_DIGITS = 7
+
+
+class ProfileKey(BaseModel):
+    """What a profile is valid for.
+
+    Attributes:
+        encoder: Encoder fingerprint.
+        anchors: Anchor fingerprint of the policy.
+        regions: How images were cut.
+        scoring: How they were scored.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    encoder: str
+    anchors: str
+    regions: RegionConfig
+    scoring: ScoringConfig
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the key; a profile's file name begins with it."""
+        data = self.model_dump(mode="json")
+        # tau decides what to do with a score, not the score.
+        data["scoring"].pop("paper_tau")
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
+
+
+class Profile(BaseModel):
+    """Scores of benign images under one encoder, policy and scoring.
+
+    Attributes:
+        name: For reports.
+        encoder_name: For reports; the key holds the fingerprint.
+        key: What the profile is valid for.
+        note: Where the images came from.
+        scores: Image-level score of the best category of each benign image, ascending.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    encoder_name: str
+    key: ProfileKey
+    note: str = ""
+    scores: tuple[float, ...] = Field(min_length=1)
+
+    @field_validator("scores")
+    @classmethod
+    def _scores_ascend(cls, scores: tuple[float, ...]) -> tuple[float, ...]:
+        if any(not (a <= b) for a, b in itertools.pairwise(scores)):
+            raise ValueError("scores must be finite and ascending")
+        return scores
+
+    @cached_property
+    def resolution(self) -> float:
+        """Smallest p-value the profile can give, 1 / (n + 1); rates below it can never be met."""
+        return 1.0 / (len(self.scores) + 1)
+
+    def p_value(self, score: float) -> float:
+        """Share of benign images that score at least as high, the image itself counted among them, in (0, 1]."""
+        at_least = len(self.scores) - bisect.bisect_left(self.scores, round(score, _DIGITS))
+        return (1 + at_least) / (len(self.scores) + 1)
+
+    def threshold(self, rate: float) -> float:
+        """The score from which the p-value is at most ``rate``; infinity if the profile cannot resolve the rate."""
+        allowed = int(rate * (len(self.scores) + 1) + 1e-9) - 1
+        if allowed < 0:
+            return float("inf")
+        if allowed >= len(self.scores):
+            return float("-inf")
+        return round(self.scores[len(self.scores) - 1 - allowed] + 0.1**_DIGITS, _DIGITS)
+
+    def save(self, path: Path) -> None:
+        """Write the profile as JSON; parent folders are made."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Beside the target and renamed, so that a guard that starts meanwhile never reads half a profile.
+        unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+        unfinished.write_text(json.dumps(self.model_dump(mode="json"), separators=(",", ":")) + "\n", encoding="utf-8")
+        unfinished.replace(path)
+
+    @classmethod
+    def load(cls, path: Path | str) -> Profile:
+        """Read a profile.
+
+        Raises:
+            ProfileError: The file cannot be read or is no profile.
+        """
+        path = Path(path)
+        try:
+            return cls.model_validate_json(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise ProfileError(
+                f"Cannot read the profile {path} ({type(error).__name__}); make one with 'guardalign calibrate'."
+            ) from error
+        except ValidationError as error:
+            raise ProfileError(f"{path} is not a calibration profile; make one with 'guardalign calibrate'.") from error
+
+
+def make_profile(scores: Iterable[float], key: ProfileKey, *, name: str, encoder_name: str, note: str = "") -> Profile:
+    """A profile from the image-level scores of benign images.
+
+    Raises:
+        ProfileError: There are no scores.
+    """
+    ascending: Sequence[float] = sorted(round(score, _DIGITS) for score in scores)
+    if not ascending:
+        raise ProfileError("No benign image could be scored; give a folder with readable images.")
+    return Profile(name=name, encoder_name=encoder_name, key=key, note=note, scores=tuple(ascending))
+
+
+def user_profiles() -> Path:
+    """Folder where ``guardalign calibrate`` keeps profiles and where they are found again."""
+    return platformdirs.user_data_path("guardalign") / "profiles"
+
+
+def profile_file_name(key: ProfileKey) -> str:
+    """File name under which a profile is found again."""
+    return f"{key.digest[:24]}.json"
+
+
+def find_profile(key: ProfileKey, *, encoder_name: str) -> Profile:
+    """The profile for a key: the user's own, else one that ships with the package.
+
+    Raises:
+        ProfileMissing: There is none; the message says how to make one.
+        ProfileError: There is one and it cannot be read.
+    """
+    file_name = profile_file_name(key)
+    shipped: Any = resources.files("guardalign_guardrails").joinpath("profiles")
+    for folder in (user_profiles(), Path(str(shipped))):
+        if (folder / file_name).is_file():
+            return Profile.load(folder / file_name)
+    raise ProfileMissing(
+        f"No calibration profile fits encoder '{encoder_name}', these anchors and scoring '{key.scoring.method}'. "
+        "Make one: guardalign calibrate BENIGN_FOLDER (with the same --encoder, --policy and --scoring), "
+        "or give the policy thresholds of 'kind: score'."
+    )

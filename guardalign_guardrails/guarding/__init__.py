@@ -1,0 +1,1 @@
+"""Checks images by a policy: detect, decide, mask, remember."""

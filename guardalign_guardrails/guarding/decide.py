@@ -1,0 +1,97 @@
+"""Scores to an action, by the policy. Pure: no pixels, no encoder, no state."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from guardalign_guardrails.actions import Action, Source, is_at_least_mask, severest
+from guardalign_guardrails.detection.reference import Profile
+from guardalign_guardrails.policy import Policy, SourceRule, Thresholds
+from guardalign_guardrails.verdict import CategoryFinding
+
+_NEVER = float("inf")
+
+
+@dataclass(frozen=True)
+class ImageDecision:
+    """What the policy says of one image's scores.
+
+    Attributes:
+        score: Best category's score.
+        p_value: Its p-value, None without a profile.
+        category: The best category.
+        categories: Finding per category.
+        action: What to do, after the source's limits.
+        reasons: How it came about.
+    """
+
+    score: float
+    p_value: float | None
+    category: str
+    categories: dict[str, CategoryFinding]
+    action: Action
+    reasons: tuple[str, ...]
+
+
+def decide(scores: Sequence[float], policy: Policy, profile: Profile | None, source: Source) -> ImageDecision:
+    """Decide on one image.
+
+    Args:
+        scores: Image-level score of each category, in the policy's order.
+        policy: Thresholds and rules. Under ``scoring: paper`` its thresholds are not asked: an image with a region
+            whose raw cost is at most tau is masked (GuardAlign eqs. 10-11).
+        profile: Calibration; required by thresholds of kind ``false_positive_rate``.
+        source: Where the image came from.
+
+    Returns:
+        The decision.
+    """
+    categories = {}
+    for name, score in zip(policy.categories, scores, strict=True):
+        p_value = profile.p_value(score) if profile else None
+        action = _action(policy, policy.thresholds_for(name, source), score, p_value)
+        categories[name] = CategoryFinding(score=score, p_value=p_value, action=action)
+    best = max(categories, key=lambda name: categories[name].score)
+    due = severest(*(finding.action for finding in categories.values()))
+    action = policy.sources.get(source, SourceRule()).limit(due)
+    reasons = [
+        f"{name} calls for {finding.action}" for name, finding in categories.items() if finding.action != "allow"
+    ]
+    if action != due:
+        reasons.append(f"the rule for its source makes it {action}")
+    top = categories[best]
+    return ImageDecision(top.score, top.p_value, best, categories, action, tuple(reasons))
+
+
+def mask_thresholds(policy: Policy, profile: Profile | None, source: Source) -> list[float]:
+    """Score from which a region of each category has to be covered, infinity for never.
+
+    It is the score at which the mildest action comes due that, within the source's limits, is ``mask`` or severer.
+    """
+    if policy.scoring.method == "paper":
+        return [-policy.scoring.paper_tau] * len(policy.categories)
+    rule = policy.sources.get(source, SourceRule())
+    levels = []
+    for name in policy.categories:
+        thresholds = policy.thresholds_for(name, source)
+        values = [value for action, value in thresholds.items() if is_at_least_mask(rule.limit(action))]
+        if not values:
+            levels.append(_NEVER)
+        elif thresholds.kind == "score":
+            levels.append(values[0])
+        else:
+            levels.append(_score_at(profile, values[0]))
+    return levels
+
+
+def _action(policy: Policy, thresholds: Thresholds, score: float, p_value: float | None) -> Action:
+    if policy.scoring.method == "paper":
+        return "mask" if score >= -policy.scoring.paper_tau else "allow"
+    return thresholds.action_for(score, p_value)
+
+
+def _score_at(profile: Profile | None, rate: float) -> float:
+    if profile is None:
+        raise ValueError("false-positive-rate thresholds need a profile")
+    return profile.threshold(rate)

@@ -1,0 +1,257 @@
+"""The guard as middleware of LangChain agents: no image reaches the model, or stays in the state, unchecked.
+
+It plumbs: what is unsafe is the policy's, how messages are screened is `_screening`, what a finding means for a turn is
+`_agent_state`. Each hook and its async twin differ in the calls that wait.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Literal
+
+from langchain.agents.middleware import (
+    AgentMiddleware,
+    AgentState,
+    ModelRequest,
+    ModelResponse,
+    ToolCallRequest,
+    TracePolicy,
+    hook_config,
+    omit_payload,
+)
+from langchain.chat_models import init_chat_model
+from langchain_core.language_models import BaseChatModel
+from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolMessage
+from langgraph.runtime import Runtime
+from langgraph.types import Command
+
+from guardalign_guardrails import Guard, Policy, UnsafeContentError
+from guardalign_guardrails.content.chat import Placement
+from langchain_guardalign.agents.events import atell, tell
+from langchain_guardalign.agents.state import AgentRules, Review, refusal, refused, review
+from langchain_guardalign.agents.tool_results import MESSAGES_KEY, Result, chats_of, with_chats
+from langchain_guardalign.rewrite import with_prefix
+from langchain_guardalign.runnable import ImageGuard
+from langchain_guardalign.screening import ScreenedChat, ascreen_chats, screen_chats
+
+Request = ModelRequest[Any]
+Response = ModelResponse[Any]
+State = AgentState[Any]
+
+
+class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
+    """Checks every image of an agent's messages: before they stay in its state and before the model gets them.
+
+    Put it last in the list of middleware, so that no other one changes what it has checked.
+
+    - Tool results are checked before they enter the state (``wrap_tool_call``).
+    - Before each model call all messages are (``before_model``). Messages that change keep their ids, so the masked
+      image or the notice takes the original's place in the state and in every later checkpoint.
+    - Right before the model, its messages are checked once more (``wrap_model_call``), with whatever other middleware
+      made of them; the safety prefix is added to the system message here, and never stays in the state.
+
+    What the policy says of an image (see `ImageGuard`) is done, with these differences:
+
+    - ``block``, if the user sent the image just now: by ``on_violation``. An image of a tool, of the model, or of an
+      earlier turn is replaced by a notice and the turn goes on: it is not the user's doing.
+    - ``route``: a notice takes the image's place, and the model calls of this turn go to ``route_to``; without one it
+      is treated like ``block``.
+
+    Verdicts are told in the custom event ``guardalign.verdict`` and in the stream mode ``custom``: once, when a message
+    comes or is changed. In monitor mode nothing but that happens. Spans of the hooks are traced without inputs and
+    outputs.
+
+    Args:
+        guard: What checks: a guard, or an `ImageGuard` for its policy, encoder and so on (its ``on_violation`` does not
+            count here); None for ``ImageGuard()``. Nothing is loaded until the first image.
+        on_violation: What happens to a turn in which the user's image is blocked. ``refuse`` ends it with the policy's
+            refusal as the answer. ``raise`` raises `UnsafeContentError`; if ``persist`` is on, the state is cleaned and
+            the refusal put into it first, so that the thread can go on. ``notice`` lets the model answer, with a notice
+            in the image's place.
+        persist: Whether the state is changed. If not, the originals stay in it and are checked again and again; tool
+            results are checked before they enter it in either case.
+        route_to: A chat model, or its name as `init_chat_model` takes it.
+        artifacts: Whether images in the ``artifact`` of tool messages are checked and replaced too; None for what the
+            `ImageGuard` says.
+        placement: Where the prefix goes; None for what the `ImageGuard` says.
+        name: The middleware's name in the graph; None for one that is made of the policy, so that guards with different
+            policies can be in one agent. A name of your own lets a thread that waits for this very node survive a
+            change of the policy.
+
+    Raises:
+        TypeError: ``guard`` is neither of the two.
+    """
+
+    # Outputs too: a tool's image that may pass is in them as it came.
+    trace_policy = TracePolicy(process_inputs=omit_payload, process_outputs=omit_payload)
+
+    def __init__(
+        self,
+        guard: Guard | ImageGuard | None = None,
+        *,
+        on_violation: Literal["refuse", "notice", "raise"] = "refuse",
+        persist: bool = True,
+        route_to: BaseChatModel | str | None = None,
+        artifacts: bool | None = None,
+        placement: Placement | None = None,
+        name: str | None = None,
+    ) -> None:
+        super().__init__()
+        if on_violation not in ("refuse", "notice", "raise"):
+            raise ValueError(f"on_violation is 'refuse', 'notice' or 'raise', not {on_violation!r}")
+        self.guard = _image_guard(guard)
+        self.on_violation = on_violation
+        self.persist = persist
+        self.route_to = init_chat_model(route_to) if isinstance(route_to, str) else route_to
+        self.artifacts = self.guard.artifacts if artifacts is None else artifacts
+        self.placement: Placement = self.guard.placement if placement is None else placement
+        self.tools = []
+        policy = self.guard.guard.policy if self.guard.guard else self.guard.policy or Policy.default()
+        self._rules = AgentRules(policy, policy.fingerprint, can_route=self.route_to is not None, is_kept=persist)
+        self._name = name or f"{type(self).__name__}-{self._rules.fingerprint[:8]}"
+
+    @property
+    def name(self) -> str:
+        """The middleware's name in the graph."""
+        return self._name
+
+    @hook_config(can_jump_to=["end"])
+    def before_model(self, state: State, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Sanitise the messages of the state, if they are to stay so."""
+        if not self.persist:
+            return None
+        messages = state[MESSAGES_KEY]
+        found = self._review(messages, self._screen([messages])[0], is_first_look=True)
+        tell(found.news, runtime)
+        return self._update(messages, found)
+
+    @hook_config(can_jump_to=["end"])
+    async def abefore_model(self, state: State, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """`before_model` without blocking the event loop."""
+        if not self.persist:
+            return None
+        messages = state[MESSAGES_KEY]
+        found = self._review(messages, (await self._ascreen([messages]))[0], is_first_look=True)
+        await atell(found.news, runtime)
+        return self._update(messages, found)
+
+    def wrap_model_call(self, request: Request, handler: Callable[[Request], Response]) -> Response | AIMessage:
+        """Sanitise what the model is about to get, or answer in its place.
+
+        Raises:
+            UnsafeContentError: The user's image was blocked and ``on_violation`` is ``raise``.
+        """
+        messages = _all_messages(request)
+        found = self._review(messages, self._screen([messages])[0], is_first_look=not self.persist)
+        tell(found.news, request.runtime)
+        answer = self._answer(messages, found)
+        return handler(self._prepared(request, messages, found)) if answer is None else answer
+
+    async def awrap_model_call(
+        self, request: Request, handler: Callable[[Request], Awaitable[Response]]
+    ) -> Response | AIMessage:
+        """`wrap_model_call` without blocking the event loop."""
+        messages = _all_messages(request)
+        found = self._review(messages, (await self._ascreen([messages]))[0], is_first_look=not self.persist)
+        await atell(found.news, request.runtime)
+        answer = self._answer(messages, found)
+        return await handler(self._prepared(request, messages, found)) if answer is None else answer
+
+    def wrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
+    ) -> ToolMessage | Command[Any]:
+        """Sanitise what a tool returns."""
+        result = handler(request)
+        before = chats_of(result)
+        after = self._screen(before)
+        tell([verdict for chat in after for verdict in chat.verdicts], request.runtime)
+        return self._returned(result, before, after)
+
+    async def awrap_tool_call(
+        self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
+    ) -> ToolMessage | Command[Any]:
+        """`wrap_tool_call` without blocking the event loop."""
+        result = await handler(request)
+        before = chats_of(result)
+        after = await self._ascreen(before)
+        await atell([verdict for chat in after for verdict in chat.verdicts], request.runtime)
+        return self._returned(result, before, after)
+
+    def _screen(self, chats: Sequence[Sequence[BaseMessage]]) -> list[ScreenedChat]:
+        return screen_chats(self.guard.active_guard, chats, artifacts=self.artifacts)
+
+    async def _ascreen(self, chats: Sequence[Sequence[BaseMessage]]) -> list[ScreenedChat]:
+        return await ascreen_chats(self.guard.active_guard, chats, artifacts=self.artifacts)
+
+    @property
+    def _is_enforced(self) -> bool:
+        return self._rules.policy.mode == "enforce"
+
+    def _review(self, messages: Sequence[BaseMessage], chat: ScreenedChat, *, is_first_look: bool) -> Review:
+        return review(self._rules, messages, chat, is_first_look=is_first_look)
+
+    def _update(self, messages: Sequence[BaseMessage], found: Review) -> dict[str, Any] | None:
+        """What becomes of the state; None if nothing does."""
+        if not self._is_enforced:
+            return None
+        # A message without an id would be added, not replaced; the model gets it sanitised all the same.
+        update = [new for old, new in zip(messages, found.messages, strict=True) if new is not old and new.id]
+        if found.violation is None or self.on_violation == "notice":
+            return {MESSAGES_KEY: update} if update else None
+        update.append(refusal(self._rules.policy, found.violation))
+        # An error here would undo the update: it is raised in the next step, when the state is clean.
+        jump = {"jump_to": "end"} if self.on_violation == "refuse" else {}
+        return {MESSAGES_KEY: update, **jump}
+
+    def _answer(self, messages: Sequence[BaseMessage], found: Review) -> AIMessage | None:
+        """What is said in the model's place; None if the model is to be asked."""
+        verdict = found.violation
+        if self.on_violation == "raise":
+            verdict = verdict or refused(self._rules, messages)
+            if verdict is not None:
+                raise UnsafeContentError(verdict)
+        return refusal(self._rules.policy, verdict) if verdict and self.on_violation == "refuse" else None
+
+    def _prepared(self, request: Request, before: Sequence[BaseMessage], found: Review) -> Request:
+        """The request with sanitised messages, the prefix and the model that is due; itself if nothing changes."""
+        if not self._is_enforced:
+            return request
+        changes: dict[str, Any] = {}
+        count = len(before) - len(request.messages)
+        system, messages = found.messages[:count], found.messages[count:]
+        if found.is_prefix_due and self.placement == "system":
+            both = with_prefix([*system, *messages], self._rules.policy.prefix)
+            count = len(both) - len(messages)
+            system, messages = both[:count], both[count:]
+        elif found.is_prefix_due:
+            messages = with_prefix(messages, self._rules.policy.prefix, self.placement)
+        if system and system[0] is not request.system_message:
+            changes["system_message"] = system[0]
+        if len(messages) != len(request.messages) or any(
+            new is not old for new, old in zip(messages, request.messages, strict=True)
+        ):
+            changes["messages"] = messages
+        if found.is_routed:
+            changes["model"] = self.route_to
+        return request.override(**changes) if changes else request
+
+    def _returned(
+        self, result: Result, before: Sequence[Sequence[BaseMessage]], after: Sequence[ScreenedChat]
+    ) -> Result:
+        return with_chats(result, before, [chat.messages for chat in after]) if self._is_enforced else result
+
+
+def _image_guard(guard: Guard | ImageGuard | None) -> ImageGuard:
+    if isinstance(guard, Guard):
+        return ImageGuard.from_guard(guard)
+    if guard is None:
+        return ImageGuard()
+    if not isinstance(guard, ImageGuard):
+        raise TypeError(f"GuardAlignMiddleware takes a Guard or an ImageGuard, not {type(guard).__name__}.")
+    return guard
+
+
+def _all_messages(request: Request) -> list[BaseMessage]:
+    """What the model would get, in order."""
+    system: list[SystemMessage] = [request.system_message] if request.system_message else []
+    return [*system, *request.messages]

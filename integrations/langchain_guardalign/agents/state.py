@@ -1,0 +1,174 @@
+"""Reads an agent's messages together with the verdicts on them: whose fault, what is due, what is worth telling.
+
+It changes nothing and asks no guard. What an agent's state remembers of earlier checks are the verdict records in its
+messages; they travel with a state wherever an app keeps it. They are taken for hints only: a record can add a prefix,
+send a turn to another model or end it, and never lets anything pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
+from pydantic import ValidationError
+
+from guardalign_guardrails import Policy, Verdict
+from guardalign_guardrails.actions import LADDER, Action
+from guardalign_guardrails.content.chat import first_violation, is_prefix_due
+from langchain_guardalign.chat.refusal import RefusingModel
+from langchain_guardalign.messages import sources
+from langchain_guardalign.rewrite import VERDICTS_KEY
+from langchain_guardalign.screening import ScreenedChat
+
+
+@dataclass(frozen=True)
+class AgentRules:
+    """By what an agent's messages are read.
+
+    Attributes:
+        policy: What the guard enforces.
+        fingerprint: The policy's; costly enough to be kept.
+        can_route: Whether there is a model for what the action ``route`` sends away.
+        is_kept: Whether what a check changes stays in the agent's state.
+    """
+
+    policy: Policy
+    fingerprint: str
+    can_route: bool
+    is_kept: bool
+
+
+@dataclass(frozen=True)
+class Review:
+    """What a check means for the agent.
+
+    Attributes:
+        messages: The sanitised messages; the very same objects if nothing changed.
+        violation: Of what the user says now, the verdict that keeps it from the model; None if nothing does. An image
+            of a tool, of the model or of an earlier turn is never one: it is not the user's doing, and a web page could
+            stop every agent that reads it. Such an image is replaced, and the turn goes on.
+        is_routed: Whether an image of this turn sends it to the other model.
+        is_prefix_due: Whether the model is to be given the safety prefix.
+        news: Verdicts that were not told before.
+    """
+
+    messages: list[BaseMessage] = field(repr=False)
+    violation: Verdict | None
+    is_routed: bool
+    is_prefix_due: bool
+    news: tuple[Verdict, ...]
+
+
+def review(rules: AgentRules, before: Sequence[BaseMessage], chat: ScreenedChat, *, is_first_look: bool) -> Review:
+    """What a check of an agent's messages means for it.
+
+    Args:
+        rules: By what to read.
+        before: The messages as they were.
+        chat: What became of them.
+        is_first_look: Whether no other hook of the same middleware saw them in this step.
+    """
+    first = _start_of_turn(before)
+    is_routed = rules.can_route and any(
+        action == "route" for action in _actions(rules, before[first:], chat.by_message[first:])
+    )
+    actions = [verdict.action for verdict in chat.verdicts]
+    actions += [entry["action"] for message in before for entry in _records(message)]
+    return Review(
+        messages=chat.messages,
+        violation=_violation(rules, before, chat),
+        is_routed=is_routed,
+        is_prefix_due=is_prefix_due(rules.policy, actions),
+        news=tuple(_news(rules, before, chat, is_first_look=is_first_look)),
+    )
+
+
+def refusal(policy: Policy, verdict: Verdict) -> AIMessage:
+    """The policy's answer to a blocked image, with the verdict on record.
+
+    Plain text, also where LangChain has a content block for refusals: that one means that the model's provider refused
+    and makes fallbacks ask the next model, it has no ``text``, and not every provider takes it in a history.
+    """
+    return cast("AIMessage", RefusingModel.for_verdicts(policy.refusal, [verdict]).answer())
+
+
+def refused(rules: AgentRules, messages: Sequence[BaseMessage]) -> Verdict | None:
+    """The verdict of the `refusal` that the messages end with; None if they do not end with one."""
+    if not messages or not isinstance(messages[-1], AIMessage):
+        return None
+    for entry in _records(messages[-1]):
+        if entry["action"] in ("block", "route") and (entry.get("policy"), entry.get("source")) == (
+            rules.fingerprint,
+            "user",
+        ):
+            return _read(entry)
+    return None
+
+
+def _violation(rules: AgentRules, before: Sequence[BaseMessage], chat: ScreenedChat) -> Verdict | None:
+    return first_violation(
+        [
+            verdict
+            for message, own in zip(before, chat.by_message, strict=True)
+            if isinstance(message, HumanMessage)
+            for verdict in own
+            if verdict.source == "user" and not (rules.can_route and verdict.action == "route")
+        ]
+    )
+
+
+def _start_of_turn(messages: Sequence[BaseMessage]) -> int:
+    """Where what the user says now begins."""
+    pairs = zip(messages, sources(messages), strict=True)
+    now = (i for i, (message, source) in enumerate(pairs) if isinstance(message, HumanMessage) and source == "user")
+    return next(now, 0)
+
+
+def _actions(
+    rules: AgentRules, messages: Sequence[BaseMessage], by_message: Sequence[tuple[Verdict, ...]]
+) -> Iterator[Action]:
+    """What this guard does and, by the records, did about the images of some messages."""
+    for message, own in zip(messages, by_message, strict=True):
+        yield from (verdict.action for verdict in own)
+        yield from (entry["action"] for entry in _records(message) if entry.get("policy") == rules.fingerprint)
+
+
+def _records(message: BaseMessage) -> list[dict[str, Any]]:
+    """The verdict records of a message that can be read as such."""
+    entries = message.response_metadata.get(VERDICTS_KEY)
+    if not isinstance(entries, list):
+        return []
+    return [entry for entry in entries if isinstance(entry, dict) and entry.get("action") in LADDER]
+
+
+def _read(entry: dict[str, Any]) -> Verdict | None:
+    """The verdict of a record; None if it was not written from one."""
+    # A record leaves out what is None, also where a verdict has to say so.
+    unsaid = {"score": None, "p_value": None}
+    full = {**entry}
+    try:
+        if "categories" in entry:
+            full["categories"] = {name: {**unsaid, **finding} for name, finding in entry["categories"].items()}
+        if "after_masking" in entry:
+            full["after_masking"] = {**unsaid, **entry["after_masking"]}
+        return Verdict.model_validate(full)
+    except (AttributeError, TypeError, ValidationError):
+        return None
+
+
+def _news(
+    rules: AgentRules, before: Sequence[BaseMessage], chat: ScreenedChat, *, is_first_look: bool
+) -> Iterator[Verdict]:
+    """Verdicts on what came since the model spoke last, on what was changed for good, and on what was scored just now.
+
+    An agent goes round and round with the same messages; without this each round would tell of each image again.
+    Tool results are told of when they come.
+    """
+    spoke = max((i for i, message in enumerate(before) if isinstance(message, AIMessage)), default=0)
+    for index, (old, new, own) in enumerate(zip(before, chat.messages, chat.by_message, strict=True)):
+        is_new = is_first_look and index >= spoke and not isinstance(old, ToolMessage)
+        is_changed = rules.is_kept and rules.policy.mode == "enforce" and new is not old
+        if is_new or is_changed or any(verdict.score is not None and not verdict.is_cached for verdict in own):
+            yield from own

@@ -1,0 +1,1 @@
+"""Chat models with a guard in front."""

@@ -1,0 +1,219 @@
+"""The detector as a LangChain decision model, for routers and other things that ask typed questions about a state.
+
+A decision model is asked in words; this one does not read them. Whatever the instructions say, it answers about the
+images in the state under its policy, and refuses questions whose answer would not be that. Needs langchain-core 1.8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from langchain_core.messages import BaseMessage
+from langchain_core.runnables import RunnableConfig
+from pydantic import ConfigDict, Field, field_validator
+
+try:
+    from langchain_core.decisions import (
+        BaseDecisionModel,
+        Box,
+        BoxAnswer,
+        BoxCoordinates,
+        Choice,
+        ChoiceAnswer,
+        ClassifierRequest,
+        ClassifierResponse,
+        Noul,
+        NoulAnswer,
+        Question,
+        Score,
+        ScoreAnswer,
+        State,
+    )
+except ImportError as error:
+    raise ImportError(
+        "GuardAlignDecisionModel needs langchain_core.decisions: pip install 'langchain-core>=1.8' (Python 3.11 on)."
+    ) from error
+
+from guardalign_guardrails import Action, Guard, GuardAlignError, Verdict
+from guardalign_guardrails.actions import LADDER, severest
+from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen, without_images
+from langchain_guardalign.runnable import ImageGuard
+
+SAFE = "safe"
+"""The label of a choice that stands for none of the policy's categories."""
+
+
+class QuestionError(GuardAlignError):
+    """A question that a detector of unsafe images cannot answer."""
+
+
+class GuardAlignDecisionModel(BaseDecisionModel):  # type: ignore[misc]  # unknown to older cores
+    """Answers questions about the images in a state.
+
+    - `Noul`: 1 - p of the most suspicious image, the share of benign images that score lower; a rank, not a posterior.
+      Without a calibration profile 1 or 0, by whether the policy acts. 0 without an image, 1 for one that cannot be
+      judged.
+    - `Choice`: labels must be the policy's categories and ``safe``; ``safe`` gets what the `Noul` leaves, the
+      categories share the rest by their own ranks.
+    - `Score`: criteria must be actions of the policy in their order (``allow``, ..., ``block``); all of the
+      distribution is on the action proposed.
+    - `Box`: around all masked boxes of the most suspicious image, or its hottest region.
+
+    Attributes:
+        model: What is reported as the model's name.
+        guard: What checks: an `ImageGuard` or a ready `Guard`.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True)
+
+    model: str = "guardalign"
+    guard: ImageGuard = Field(default_factory=ImageGuard)
+
+    @field_validator("guard", mode="before")
+    @classmethod
+    def _as_image_guard(cls, value: Any) -> Any:
+        return ImageGuard.from_guard(value) if isinstance(value, Guard) else value
+
+    @property
+    def _provider(self) -> str:
+        return "guardalign"
+
+    def invoke(self, input: ClassifierRequest, config: RunnableConfig | None = None, **_: Any) -> ClassifierResponse:  # noqa: A002  LangChain's name
+        """Answer one request; its trace shows words in place of images.
+
+        Raises:
+            QuestionError: A question cannot be answered.
+            GuardAlignError: The guard cannot work: no encoder, no profile.
+        """
+
+        def run(_: Any) -> ClassifierResponse:
+            return self._classify(input["state"], dict(input["questions"]))
+
+        return self._call_with_config(run, _traced(input), self._traced_config(config), run_type="llm")
+
+    async def ainvoke(
+        self,
+        input: ClassifierRequest,  # noqa: A002  LangChain's name
+        config: RunnableConfig | None = None,
+        **_: Any,
+    ) -> ClassifierResponse:
+        """`invoke` without blocking the event loop."""
+
+        async def run(_: Any) -> ClassifierResponse:
+            return await self._aclassify(input["state"], dict(input["questions"]))
+
+        return await self._acall_with_config(run, _traced(input), self._traced_config(config), run_type="llm")
+
+    def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
+        return self._answers(screen(self.guard.active_guard, [Turn(_plain(state))]), questions)
+
+    async def _aclassify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
+        return self._answers(await ascreen(self.guard.active_guard, [Turn(_plain(state))]), questions)
+
+    def _answers(self, screened: Sequence[Screened], questions: Mapping[str, Question]) -> ClassifierResponse:
+        verdicts = [verdict for result in screened for verdict in result.verdicts]
+        categories = list(self.guard.active_guard.policy.categories)
+        answers = {name: _answer(question, verdicts, categories) for name, question in questions.items()}
+        return ClassifierResponse(model=self.model, answers=answers)
+
+
+def _answer(question: Question, verdicts: Sequence[Verdict], categories: Sequence[str]) -> Any:
+    worst = max(verdicts, key=_rank, default=None)
+    unsafe = 0.0 if worst is None else _rank(worst)
+    if isinstance(question, Noul):
+        return NoulAnswer(type="noul", noul=unsafe)
+    if isinstance(question, Choice):
+        return _choice(question, worst, unsafe, categories)
+    if isinstance(question, Score):
+        return _score(question, severest(*(verdict.proposed for verdict in verdicts)))
+    if isinstance(question, Box):
+        return _box(worst, unsafe)
+    raise QuestionError(f"A question of type {type(question).__name__} cannot be answered; ask a Noul, Choice or Box.")
+
+
+def _rank(verdict: Verdict) -> float:
+    """How suspicious an image is, in [0, 1]."""
+    if verdict.score is None:
+        return 1.0
+    if verdict.p_value is None:
+        return float(verdict.proposed != "allow")
+    return 1.0 - verdict.p_value
+
+
+def _choice(question: Choice, worst: Verdict | None, unsafe: float, categories: Sequence[str]) -> ChoiceAnswer:
+    labels = list(question.criteria)
+    strange = [label for label in labels if label != SAFE and label not in categories]
+    if strange or SAFE not in labels or len(labels) < 2:
+        raise QuestionError(
+            f"The labels of a choice are '{SAFE}' and categories of the policy ({', '.join(categories)}); "
+            f"{len(strange)} of {len(labels)} are neither."
+        )
+    found = worst.categories if worst else {}
+    weights = {}
+    for label in labels:
+        if label != SAFE:
+            finding = found.get(label)
+            p_value = finding.p_value if finding else None
+            acts = finding is not None and finding.action != "allow"
+            weights[label] = 1.0 - p_value if p_value is not None else float(acts)
+    total = sum(weights.values())
+    if total == 0:
+        weights, total = dict.fromkeys(weights, 1.0), float(len(weights))
+    shares = {label: unsafe * weights[label] / total if label != SAFE else 1.0 - unsafe for label in labels}
+    best = max(shares, key=lambda label: shares[label])
+    return ChoiceAnswer(type="choice", choice=best, probabilities=shares, confidence=shares[best])
+
+
+def _score(question: Score, action: Action) -> ScoreAnswer:
+    levels = [name for name in LADDER if name in question.criteria]
+    if levels != list(question.criteria):
+        raise QuestionError(
+            f"The criteria of a score are actions in their order: {', '.join(LADDER)}, or some of them."
+        )
+    # An action that is not among them counts as the next severer one, or else as the severest.
+    above = [place for place, name in enumerate(levels) if LADDER.index(name) >= LADDER.index(action)]
+    place = above[0] if above else len(levels) - 1
+    return ScoreAnswer(
+        type="score",
+        score=float(place),
+        legend=dict(enumerate(question.criteria)),
+        probabilities={level: float(level == place) for level in range(len(levels))},
+        confidence=1.0,
+    )
+
+
+def _box(worst: Verdict | None, unsafe: float) -> BoxAnswer:
+    if worst is None:
+        raise QuestionError("There is no image in the state to find a box in.")
+    boxes = list(worst.masks) or [region.box for region in worst.regions if region.score == worst.score]
+    width = max((region.box[2] for region in worst.regions), default=0.0)
+    height = max((region.box[3] for region in worst.regions), default=0.0)
+    if not boxes and worst.regions:
+        boxes = [max(worst.regions, key=lambda region: region.score).box]
+    if not boxes or not width or not height:
+        # One that cannot be judged is suspicious all over.
+        whole = BoxCoordinates(top=0.0, bottom=1.0, left=0.0, right=1.0)
+        return BoxAnswer(type="box", box=whole, confidence=None)
+    edges = BoxCoordinates(
+        top=max(0.0, min(box[1] for box in boxes) / height),
+        bottom=min(1.0, max(box[3] for box in boxes) / height),
+        left=max(0.0, min(box[0] for box in boxes) / width),
+        right=min(1.0, max(box[2] for box in boxes) / width),
+    )
+    return BoxAnswer(type="box", box=edges, confidence=unsafe)
+
+
+def _plain(state: Any) -> Any:
+    """A state as plain content: messages become their contents."""
+    if isinstance(state, BaseMessage):
+        return state.content
+    if isinstance(state, Mapping):
+        return {key: _plain(value) for key, value in state.items()}
+    if isinstance(state, list | tuple):
+        return [_plain(value) for value in state]
+    return state
+
+
+def _traced(request: ClassifierRequest) -> dict[str, Any]:
+    return {"state": without_images(_plain(request["state"])), "questions": dict(request["questions"])}

@@ -1,0 +1,147 @@
+"""LangChain's messages to the local model's, and its answers back to LangChain's.
+
+Content stays the plain data it is: the core opens images, and nothing else does. What calibration and guard did goes
+into ``response_metadata``, which no chat model sends anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any, Final, cast
+from uuid import uuid4
+
+from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
+from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages.tool import tool_call, tool_call_chunk
+from langchain_core.outputs import ChatGenerationChunk
+
+from guardalign_guardrails.decoding.chat.answer import Answer, Piece, TokenLogprob
+from guardalign_guardrails.decoding.chat.messages import Message, ToolCall
+from guardalign_guardrails.decoding.config import CalibrationConfig
+from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
+from langchain_guardalign.chat.refusal import FINISH_REASON
+from langchain_guardalign.local.call import Call
+from langchain_guardalign.messages import role
+from langchain_guardalign.rewrite import with_verdicts
+
+CALIBRATION_KEY: Final = "calibration"
+"""Where in an answer's ``response_metadata`` it says what calibration did."""
+
+
+def chat_of(messages: Sequence[BaseMessage]) -> list[Message]:
+    """The messages as the core takes them."""
+    return [
+        Message(
+            role(message),
+            message.content,
+            tuple(ToolCall(call["name"], call["args"], call["id"] or "") for call in message.tool_calls)
+            if isinstance(message, AIMessage)
+            else (),
+            message.tool_call_id if isinstance(message, ToolMessage) else None,
+            message.name,
+        )
+        for message in messages
+    ]
+
+
+def message_of(answer: Answer, call: Call, lvlm: CalibratedLVLM, row: int = 0) -> BaseMessage:
+    """A whole answer.
+
+    Args:
+        answer: Of the core.
+        call: What was asked.
+        lvlm: Who answered.
+        row: Its place among the answers that share its calibration report.
+    """
+    words, calls = call.read(answer, lvlm.prefix)
+    message = AIMessage(
+        words,
+        tool_calls=[tool_call(name=one.name, args=dict(one.arguments), id=_new_id()) for one in calls],
+        response_metadata={**_metadata(answer, calls, lvlm, row), **_logprobs(answer.logprobs)},
+        usage_metadata=_usage(answer),
+    )
+    return with_verdicts(message, answer.verdicts)
+
+
+def chunk_of(piece: Piece, call: Call, lvlm: CalibratedLVLM) -> ChatGenerationChunk | None:
+    """A piece of an answer; None if there is nothing in it to hand on."""
+    words = call.words_of(piece, lvlm.prefix)
+    answer = piece.answer
+    if answer is None:
+        if not words and not piece.logprobs:
+            return None
+        metadata = _logprobs(piece.logprobs or None)
+        return ChatGenerationChunk(message=AIMessageChunk(content=words, response_metadata=metadata))
+    read, calls = call.read(answer, lvlm.prefix)
+    message = AIMessageChunk(
+        content=read if call.is_held else words,
+        tool_call_chunks=[
+            tool_call_chunk(
+                name=one.name,
+                args=json.dumps(dict(one.arguments), ensure_ascii=False),
+                id=_new_id(),
+                index=place,
+            )
+            for place, one in enumerate(calls)
+        ],
+        response_metadata={**_metadata(answer, calls, lvlm, 0), **_logprobs(piece.logprobs or None)},
+        usage_metadata=_usage(answer),
+        chunk_position="last",
+    )
+    return ChatGenerationChunk(message=cast("AIMessageChunk", with_verdicts(message, answer.verdicts)))
+
+
+def _new_id() -> str:
+    # Nine letters or digits are all that some chat templates take back.
+    return uuid4().hex[:9]
+
+
+def _usage(answer: Answer) -> UsageMetadata:
+    usage = answer.usage
+    return UsageMetadata(
+        input_tokens=usage.prompt_tokens, output_tokens=usage.completion_tokens, total_tokens=usage.total_tokens
+    )
+
+
+def _metadata(answer: Answer, calls: Sequence[ToolCall], lvlm: CalibratedLVLM, row: int) -> dict[str, Any]:
+    reason: str = FINISH_REASON if answer.finish_reason == "refusal" else answer.finish_reason
+    config = lvlm.calibration
+    return {
+        "model_name": lvlm.name,
+        "finish_reason": "tool_calls" if calls and reason == "stop" else reason,
+        **({} if config is None or answer.calibration is None else {CALIBRATION_KEY: _summary(answer, config, row)}),
+    }
+
+
+def _summary(answer: Answer, config: CalibrationConfig, row: int) -> dict[str, Any]:
+    """What calibration did to one answer; shares of attention by layer if they were measured."""
+    report = answer.calibration
+    if report is None:
+        return {}
+    measured = {"gammas": report.gamma, "shares_before": report.before, "shares_after": report.after}
+    return {
+        "gamma": config.gamma,
+        **({} if config.target is None else {"target": config.target}),
+        "layers": list(report.layers),
+        **{
+            name: {str(layer): values[row] for layer, values in by_layer.items()}
+            for name, by_layer in measured.items()
+            if by_layer
+        },
+    }
+
+
+def _logprobs(tokens: Sequence[TokenLogprob] | None) -> dict[str, Any]:
+    """As OpenAI writes them; nothing if they were not asked for."""
+    if tokens is None:
+        return {}
+    content = [
+        {
+            "token": token.token,
+            "logprob": token.logprob,
+            "top_logprobs": [{"token": text, "logprob": value} for text, value in token.top],
+        }
+        for token in tokens
+    ]
+    return {"logprobs": {"content": content}}

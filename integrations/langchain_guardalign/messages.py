@@ -1,0 +1,81 @@
+"""What a chat model's input is made of, and back: messages from inputs, their sources, inputs from messages."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Final
+
+from langchain_core.language_models import LanguageModelInput
+from langchain_core.messages import (
+    AIMessage,
+    BaseMessage,
+    ChatMessage,
+    FunctionMessage,
+    SystemMessage,
+    ToolMessage,
+    convert_to_messages,
+)
+from langchain_core.prompt_values import ChatPromptValue, PromptValue
+
+from guardalign_guardrails import Source
+from guardalign_guardrails.content.chat import Role
+from guardalign_guardrails.content.chat import sources as sources_of
+
+_ROLES: Final[dict[str, Role]] = {"assistant": "assistant", "system": "system", "developer": "system", "tool": "tool"}
+
+
+def messages_of(value: LanguageModelInput) -> list[BaseMessage]:
+    """The messages a chat model would make of an input; none for plain text, which holds no image.
+
+    Raises:
+        TypeError: The input is not of a type that chat models take.
+        ValueError: An element cannot be read as a message.
+    """
+    if isinstance(value, str):
+        return []
+    if isinstance(value, PromptValue):
+        return value.to_messages()
+    if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray | memoryview):
+        raise TypeError(f"A guard takes a string, a prompt value or a list of messages, not {type(value).__name__}.")
+    try:
+        return convert_to_messages(value)
+    except Exception as error:  # noqa: BLE001  whatever it is, its text quotes the message
+        kind = type(error).__name__
+    raise ValueError(f"The input cannot be read as chat messages ({kind}); pass messages or (role, content) pairs.")
+
+
+def like(value: Any, before: Sequence[BaseMessage], after: Sequence[BaseMessage]) -> Any:
+    """``after`` as what the input was; the input itself if no message changed.
+
+    Args:
+        value: The input.
+        before: Its messages.
+        after: Messages in their place, perhaps with new ones in front.
+    """
+    if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
+        return value
+    if isinstance(value, ChatPromptValue):
+        return value.model_copy(update={"messages": list(after)})
+    if isinstance(value, PromptValue):
+        return ChatPromptValue(messages=list(after))
+    # What did not change stays as it was written, be it a tuple or a dict.
+    added = len(after) - len(before)
+    kept = [old if new is message else new for old, message, new in zip(value, before, after[added:], strict=True)]
+    elements: list[Any] = [*after[:added], *kept]
+    return tuple(elements) if isinstance(value, tuple) else elements
+
+
+def sources(messages: Sequence[BaseMessage]) -> list[Source]:
+    """Where the content of each message came from; see `guardalign_guardrails.content.chat.sources`."""
+    return sources_of([role(message) for message in messages])
+
+
+def role(message: BaseMessage) -> Role:
+    """Who says a message. Only what is known to be a system message is one: its images are looked at most mildly."""
+    if isinstance(message, ToolMessage | FunctionMessage):
+        return "tool"
+    if isinstance(message, ChatMessage):
+        return _ROLES.get(message.role, "user")
+    if isinstance(message, AIMessage):
+        return "assistant"
+    return "system" if isinstance(message, SystemMessage) else "user"

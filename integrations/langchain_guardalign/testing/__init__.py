@@ -1,0 +1,1 @@
+"""Contracts for integrations that others write, with the recorders they need."""

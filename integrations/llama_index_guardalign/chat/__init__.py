@@ -1,0 +1,1 @@
+"""LLMs and tools with a guard in front."""

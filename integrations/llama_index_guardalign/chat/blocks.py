@@ -1,0 +1,219 @@
+"""LlamaIndex's content blocks as plain data that the core reads, and back.
+
+What is read is what is sent: a block that leads elsewhere (a file, a stream, several places at once) can be put back
+with the very bytes that were read, so that nobody opens the place a second time and finds something else.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import mimetypes
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from llama_index.core.base.llms.types import (
+    AudioBlock,
+    BaseContentBlock,
+    BaseRecursiveContentBlock,
+    CachePoint,
+    DocumentBlock,
+    ImageBlock,
+    TextBlock,
+    ThinkingBlock,
+    ToolCallBlock,
+    VideoBlock,
+)
+from PIL import Image
+
+from guardalign_guardrails.content.payload import read_data_url, to_base64
+from guardalign_guardrails.images.containers import sniff
+from llama_index_guardalign.nodes.files import bytes_of
+
+Plain = dict[str, Any]
+
+_UNREADABLE: Final[Mapping[str, Any]] = {"type": "image", "path": ""}
+_WORDS: Final = ("text/", "application/json", "application/yaml")
+_BASE64_GROWTH: Final = 2
+
+
+def plain_of(blocks: Sequence[BaseContentBlock], max_bytes: int) -> list[Plain]:
+    """Blocks as plain data, one for one; local files are read, nothing is fetched.
+
+    Args:
+        blocks: Of a message, a tool's output or another block.
+        max_bytes: Most bytes of a file to read.
+    """
+    return [_plain(block, max_bytes) for block in blocks]
+
+
+def restored(
+    blocks: Sequence[BaseContentBlock], before: Sequence[Any], after: Sequence[Any], *, is_pinned: bool
+) -> list[BaseContentBlock]:
+    """Blocks with what changed in their plain data; the very same objects where nothing did.
+
+    Args:
+        blocks: As they came.
+        before: Their plain data.
+        after: The same, with other blocks in place of some.
+        is_pinned: Whether an image that leads elsewhere becomes the bytes that were read of it.
+    """
+    return [
+        _restored(block, old, new, is_pinned=is_pinned) for block, old, new in zip(blocks, before, after, strict=True)
+    ]
+
+
+def without_media(block: BaseContentBlock, text: str) -> BaseContentBlock:
+    """A block with words in place of every image, file and recording in it; itself if there is none."""
+    if isinstance(block, ImageBlock | AudioBlock | VideoBlock | DocumentBlock):
+        return TextBlock(text=text)
+    if isinstance(block, BaseRecursiveContentBlock):
+        return _with_nested(block, [without_media(inner, text) for inner in block.nested_blocks])
+    return block
+
+
+def _plain(block: BaseContentBlock, max_bytes: int) -> Plain:
+    if isinstance(block, TextBlock):
+        return {"type": "text", "text": block.text}
+    if isinstance(block, ImageBlock):
+        return _image(block, max_bytes)
+    if isinstance(block, DocumentBlock):
+        return _document(block, max_bytes)
+    if isinstance(block, BaseRecursiveContentBlock):
+        return {"type": "nested", "content": plain_of(block.nested_blocks, max_bytes)}
+    if isinstance(block, ThinkingBlock):
+        return {"type": "thinking", "thinking": block.content or ""}
+    if isinstance(block, ToolCallBlock):
+        return {"type": "tool_call", "name": block.tool_name}
+    if isinstance(block, CachePoint):
+        return {"type": "text", "text": ""}
+    # Audio, video, and blocks that do not exist yet: a finding, since nobody can look at them.
+    return {"type": "media_of_another_kind"}
+
+
+def _image(block: ImageBlock, max_bytes: int) -> Plain:
+    # In the order in which LlamaIndex resolves them.
+    if block.image is not None:
+        return {"type": "image", "image": _read(block.image, max_bytes)}
+    if block.path is not None:
+        return _file(block.path, max_bytes)
+    if block.url is not None:
+        return {"type": "image_url", "image_url": {"url": str(block.url)}}
+    return {"type": "image"}
+
+
+def _file(path: Path, max_bytes: int) -> Plain:
+    data = bytes_of(path, max_bytes)
+    return dict(_UNREADABLE) if data is None else {"type": "image", "image": data}
+
+
+def _document(block: DocumentBlock, max_bytes: int) -> Plain:
+    if block.data is None and block.path is None:
+        return {"type": "file", "url": block.url, "mime_type": block.document_mimetype or ""}
+    data = _read(block.data, max_bytes) if block.data is not None else bytes_of(block.path or "", max_bytes)
+    if data is None:
+        return dict(_UNREADABLE)
+    mime = _mime_of(block)
+    words = _words(data, mime)
+    if words is not None:
+        return {"type": "text", "text": words}
+    return {"type": "file", "base64": to_base64(data), "mime_type": mime}
+
+
+def _mime_of(block: DocumentBlock) -> str:
+    return block.document_mimetype or mimetypes.guess_type(str(block.path or block.title or ""))[0] or ""
+
+
+def _words(data: bytes, mime: str) -> str | None:
+    """The text of a file that says it is text, and is."""
+    if not mime.startswith(_WORDS) or sniff(data) is not None or b"\0" in data:
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _read(value: bytes | io.IOBase, max_bytes: int) -> bytes:
+    """What LlamaIndex would send for a block's bytes: they are base64 once validated, but may be put in later."""
+    if isinstance(value, io.IOBase):
+        return _read_stream(value, max_bytes)
+    if len(value) > _BASE64_GROWTH * max_bytes:
+        return value
+    try:
+        return base64.b64decode(value, validate=True)
+    except binascii.Error:
+        return value
+
+
+def _read_stream(stream: io.IOBase, max_bytes: int) -> bytes:
+    """What is in a stream, which is left at its start as LlamaIndex does; nothing if it cannot be read twice."""
+    try:
+        stream.seek(0)
+        data = stream.read(max_bytes + 1)
+        stream.seek(0)
+    except (OSError, ValueError):
+        return b""
+    return data if isinstance(data, bytes) else b""
+
+
+def _restored(block: BaseContentBlock, before: Any, after: Any, *, is_pinned: bool) -> BaseContentBlock:
+    if isinstance(block, BaseRecursiveContentBlock):
+        old, new = before["content"], after["content"]
+        return _with_nested(block, restored(block.nested_blocks, old, new, is_pinned=is_pinned))
+    if after is not before:
+        return _written(block, after)
+    if is_pinned and isinstance(block, ImageBlock | DocumentBlock) and _leads_elsewhere(block):
+        data = _data(before)
+        return block if data is None else _holding(block, data)
+    return block
+
+
+def _with_nested(block: BaseRecursiveContentBlock, nested: Sequence[BaseContentBlock]) -> BaseRecursiveContentBlock:
+    if all(new is old for new, old in zip(nested, block.nested_blocks, strict=True)):
+        return block
+    name = block.nested_blocks_field_name()
+    is_list = isinstance(getattr(block, name), list)
+    return block.model_copy(update={name: list(nested) if is_list else nested[0]})
+
+
+def _written(block: BaseContentBlock, plain: Mapping[str, Any]) -> BaseContentBlock:
+    if plain.get("type") == "text":
+        return TextBlock(text=str(plain.get("text", "")))
+    data = _data(plain)
+    if data is None or not isinstance(block, ImageBlock | DocumentBlock):
+        raise TypeError(f"A {type(block).__name__} cannot hold what took its place.")
+    return _holding(block, data)
+
+
+def _data(plain: Mapping[str, Any]) -> bytes | None:
+    """The bytes in a plain block, if they are in there."""
+    if isinstance(plain.get("image"), bytes):
+        return bytes(plain["image"])
+    url = plain["image_url"]["url"] if plain.get("type") == "image_url" else plain.get("url")
+    if isinstance(url, str):
+        data = read_data_url(url, len(url))
+        return data if isinstance(data, bytes) else None
+    if isinstance(plain.get("base64"), str):
+        return base64.b64decode(plain["base64"])
+    return str(plain["text"]).encode() if plain.get("type") == "text" else None
+
+
+def _leads_elsewhere(block: ImageBlock | DocumentBlock) -> bool:
+    own = block.image if isinstance(block, ImageBlock) else block.data
+    url = None if block.url is None else str(block.url)
+    is_inline = own is None and block.path is None and url is not None and url[:5].lower() == "data:"
+    return not is_inline and (block.path is not None or url is not None or isinstance(own, io.IOBase))
+
+
+def _holding(block: ImageBlock | DocumentBlock, data: bytes) -> BaseContentBlock:
+    """The block with these bytes, and nothing else that leads to an image."""
+    mime = Image.MIME.get(sniff(data) or "")
+    own: dict[str, Any] = {"path": None, "url": None}
+    if isinstance(block, ImageBlock):
+        own |= {"image": base64.b64encode(data), "image_mimetype": mime or block.image_mimetype}
+    else:
+        own |= {"data": base64.b64encode(data), "document_mimetype": mime or _mime_of(block) or None}
+    return block.model_copy(update=own)

@@ -1,0 +1,1 @@
+"""Filters for nodes with images, and what uses them."""

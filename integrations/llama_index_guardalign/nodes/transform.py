@@ -1,0 +1,144 @@
+"""A filter in front of a store, as a step of an ingestion pipeline.
+
+A pipeline remembers a document before its transformations run. One that raises loses the document: the next run takes
+it for done. And its cache knows nodes by their words, so that to it all nodes without words are one. Both are met here.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+from uuid import uuid4
+
+from llama_index.core.schema import BaseNode, TransformComponent
+from pydantic import Field
+from typing_extensions import Self
+
+from guardalign_guardrails import Source, UnsafeContentError
+from guardalign_guardrails.errors import SettingsError
+from llama_index_guardalign.guard_settings import GuardField, GuardSettings, StoredPath
+from llama_index_guardalign.nodes.filter import NodeFilter, Quarantine, Withholding, afilter_nodes, filter_nodes
+from llama_index_guardalign.nodes.images import find_images
+from llama_index_guardalign.spans import not_spanned
+
+logger = logging.getLogger(__name__)
+
+_RUN: Final = "run"
+
+
+class ImageGuardTransform(TransformComponent):
+    """Checks the images of nodes before they are stored; those of one call together.
+
+    What becomes of an image is as in `ImageGuardPostprocessor`. Every node with an image gets the records
+    ``metadata["guardalign"]`` and ``metadata["guardalign_action"]``, kept out of prompts and embeddings. Use it first,
+    or right behind a parser that makes image nodes.
+
+    It never raises unless told to: a pipeline takes a document whose transformation raised for ingested. Call
+    `prepare` before the run, so that a missing encoder or profile shows while there is nothing to lose.
+
+    Attributes:
+        guard: Settings, a ready `Guard` or a `Policy`.
+        source: Where the images came from, for the policy.
+        on_violation: ``drop`` leaves a node with a withheld image out, ``redact`` puts a notice in the image's
+            place and keeps the rest, ``raise`` raises `UnsafeContentError` once all nodes are checked.
+        on_failure: What follows if the guard cannot work, a masked file cannot be written or ``quarantine`` raises:
+            ``drop`` leaves all nodes with images out and logs an error, ``raise`` passes the error on.
+        quarantine: Called with the original of every node that is withheld, and its verdicts; no verdicts after a
+            failure. Not dumped; a function of a module, if the pipeline works in several processes.
+        masked_dir: Folder for masked images of `Node` and `Document`, whose bytes LlamaIndex does not store. The
+            original file is never changed.
+        is_cacheable: Whether a pipeline's cache may answer for it. Only if all nodes have words or metadata that tell
+            them apart, as those of a `GuardedReader` have.
+    """
+
+    guard: GuardField = Field(default_factory=GuardSettings)
+    source: Source = "retrieved"
+    on_violation: Withholding = "drop"
+    on_failure: Literal["drop", "raise"] = "drop"
+    quarantine: Quarantine | None = Field(default=None, exclude=True, repr=False)
+    masked_dir: StoredPath | None = None
+    is_cacheable: bool = False
+
+    @classmethod
+    def class_name(cls) -> str:
+        """The class's name in dumps."""
+        return "ImageGuardTransform"
+
+    def prepare(self) -> None:
+        """Load what the guard needs; see `GuardSettings.prepare`."""
+        self.guard.prepare()
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:
+        """The settings; with something that is never the same, unless it is cacheable: a cache's key is made of it."""
+        data = super().to_dict(**kwargs)
+        return data if self.is_cacheable else {**data, _RUN: uuid4().hex}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:
+        """From what `to_dict` made."""
+        return super().from_dict({key: value for key, value in data.items() if key != _RUN}, **kwargs)
+
+    @not_spanned
+    def __call__(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Check nodes.
+
+        Raises:
+            UnsafeContentError: An image is withheld and ``on_violation`` is ``raise``.
+            GuardAlignError: The guard cannot work and ``on_failure`` is ``raise``.
+        """
+        try:
+            return filter_nodes(self._filter(), nodes).passed
+        except Exception as error:  # noqa: BLE001  whatever it is, a pipeline that sees it loses documents
+            return self._after(error, nodes)
+
+    async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
+        """Check nodes without blocking the event loop."""
+        try:
+            return (await afilter_nodes(self._filter(), nodes)).passed
+        except Exception as error:  # noqa: BLE001  whatever it is, a pipeline that sees it loses documents
+            return self._after(error, nodes)
+
+    def __getstate__(self) -> dict[str, Any]:
+        try:
+            pickle.dumps(self.quarantine)
+        except Exception as error:
+            # LlamaIndex would leave it out, and what is withheld would be lost.
+            raise SettingsError(
+                "A quarantine that goes to another process has to be a function of a module."
+            ) from error
+        return super().__getstate__()
+
+    def _filter(self) -> NodeFilter:
+        return NodeFilter(
+            self.class_name(),
+            self.guard.guard,
+            self.source,
+            self.on_violation,
+            self.masked_dir,
+            self.quarantine,
+            is_for_storage=True,
+        )
+
+    def _after(self, error: Exception, nodes: Sequence[BaseNode]) -> list[BaseNode]:
+        """What passes after a failure, within its ``except`` clause."""
+        if self.on_failure == "raise" or (self.on_violation == "raise" and isinstance(error, UnsafeContentError)):
+            raise error
+        kind = type(error).__name__
+        passed = []
+        for node in nodes:
+            if find_images(node):
+                self._put_away(node)
+            else:
+                passed.append(node)
+        logger.error("The image guard failed (%s); %d nodes with images are left out", kind, len(nodes) - len(passed))
+        return passed
+
+    def _put_away(self, node: BaseNode) -> None:
+        if self.quarantine is None:
+            return
+        try:
+            self.quarantine(node, ())
+        except Exception as error:  # noqa: BLE001  an app's own function
+            logger.error("The quarantine failed (%s)", type(error).__name__)

@@ -1,0 +1,94 @@
+"""An HTTP client that sends only what a filter lets through.
+
+This is where the SDK hands over finished bytes, whichever of its methods was called, so nothing of it can go around the
+request_filter by accident. What sends is the client that is wrapped; its settings, connections and life are its own.
+"""
+
+from __future__ import annotations
+
+import datetime
+from functools import lru_cache
+from importlib import import_module
+from typing import Any
+
+from openai_guardalign.refusals import Answer
+from openai_guardalign.request_filter import RequestFilter
+
+
+def guarded_http(inner: Any, request_filter: RequestFilter) -> Any:
+    """An HTTP client of the same kind as ``inner``, which it sends by, with a filter in front.
+
+    Args:
+        inner: A ``Client`` or ``AsyncClient`` of httpx or httpx2.
+        request_filter: What decides.
+    """
+    return _kind(_base(type(inner)))(inner, request_filter)
+
+
+class _Guarded:
+    """What the sync and the async client share; mixed into a client class, by which the SDK knows an HTTP client."""
+
+    def __init__(self, inner: Any, request_filter: RequestFilter) -> None:
+        self._inner, self._filter = inner, request_filter
+        self._httpx = import_module(_base(type(inner)).__module__.partition(".")[0])
+        is_async = isinstance(inner, self._httpx.AsyncClient)
+        # It sends nothing itself, and a transport of its own would load certificates.
+        transport = self._httpx.AsyncBaseTransport() if is_async else self._httpx.BaseTransport()
+        options: dict[str, Any] = {"transport": transport, "timeout": inner.timeout, "trust_env": False}
+        super().__init__(**options)
+
+    @property
+    def is_closed(self) -> bool:
+        return bool(self._inner.is_closed)
+
+    @property
+    def event_hooks(self) -> Any:
+        return self._inner.event_hooks
+
+    @event_hooks.setter
+    def event_hooks(self, hooks: Any) -> None:
+        self._inner.event_hooks = hooks
+
+    def build_request(self, *args: Any, **options: Any) -> Any:
+        return self._inner.build_request(*args, **options)
+
+    def _response(self, answer: Answer, request: Any) -> Any:
+        headers = {"content-type": answer.media_type}
+        response = self._httpx.Response(200, headers=headers, content=answer.data, request=request)
+        response.elapsed = datetime.timedelta(0)
+        return response
+
+
+class _GuardedClient(_Guarded):
+    def send(self, request: Any, **options: Any) -> Any:
+        passed = self._filter.passed(request)
+        return self._response(passed, request) if isinstance(passed, Answer) else self._inner.send(passed, **options)
+
+    def close(self) -> None:
+        self._inner.close()
+
+
+class _GuardedAsyncClient(_Guarded):
+    async def send(self, request: Any, **options: Any) -> Any:
+        passed = await self._filter.apassed(request)
+        if isinstance(passed, Answer):
+            return self._response(passed, request)
+        return await self._inner.send(passed, **options)
+
+    async def aclose(self) -> None:
+        await self._inner.aclose()
+
+
+def _base(kind: type) -> type:
+    """The client class of httpx or httpx2 that a class derives from."""
+    is_base = ((each.__module__.partition(".")[0] in ("httpx", "httpx2")) for each in kind.__mro__)
+    found = next((each for each, fits in zip(kind.__mro__, is_base, strict=True) if fits), None)
+    if found is None:
+        raise TypeError(f"A guarded client sends by httpx or httpx2, not by a {kind.__name__}.")
+    return found
+
+
+@lru_cache(maxsize=4)
+def _kind(base: type) -> type:
+    mixin = _GuardedAsyncClient if base.__name__ == "AsyncClient" else _GuardedClient
+    return type(f"Guarded{base.__name__}", (mixin, base), {})

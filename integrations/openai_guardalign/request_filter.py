@@ -1,0 +1,177 @@
+"""Decides on one HTTP request of an OpenAI client: what of it is sent, or what answers in the API's place.
+
+The bytes that are sent are the bytes that were checked, however the SDK came by them. Knows the few members that
+requests of httpx and httpx2 share; what it does not read is sent as it is.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from guardalign_guardrails import Guard, GuardAlignError, UnsafeContentError, Verdict
+from guardalign_guardrails.content.bodies import BodyRules, ScreenedBody, ascreen_body, screen_body
+from guardalign_guardrails.content.body_parts import Body, Form
+from guardalign_guardrails.verdict import event_of
+from openai_guardalign.refusals import continued, refusal
+
+OnVerdicts = Callable[[tuple[Verdict, ...]], None]
+"""Told the findings of one request, in reading order, before it is sent."""
+
+_FORMS: Final[Mapping[Form, re.Pattern[str]]] = {
+    "chat": re.compile(r"/chat/completions$"),
+    "responses": re.compile(r"/responses(/input_tokens|/compact)?$"),
+    "other": re.compile(
+        r"/(agents/sessions(/[^/]+/events)?|conversations(/[^/]+/items)?|decisions|images/generations"
+        r"|threads(/runs|/[^/]+/(messages|runs))?)$"
+    ),
+}
+_ANSWERED: Final = re.compile(r"/(chat/completions|responses)$")
+# They take images in forms that are not read here.
+_UNREAD: Final = re.compile(r"/(images/(edits|variations)|videos|videos/[^/]+)$")
+# A file in a form, and the fields of forms and of JSON.
+_MARKS: Final = (b'filename="', b'name="image', b'name="input_reference', b'"image', b'"input_reference')
+_DEPLOYMENT: Final = re.compile(r"(?<=/deployments/)[^/]+")
+_HELPER: Final = "x-stainless-helper-method"
+_ATTEMPT: Final = "x-stainless-retry-count"
+
+
+@dataclass(frozen=True)
+class RequestFilter:
+    """What stands between a client and the API.
+
+    Attributes:
+        guard: What checks.
+        rules: What its findings mean.
+        route_to: Name of the model for requests whose severest action is ``route``; None if there is none.
+        on_verdicts: Told what was found; None for nobody.
+    """
+
+    guard: Guard
+    rules: BodyRules
+    route_to: str | None
+    on_verdicts: OnVerdicts | None
+
+    def passed(self, request: Any) -> Any:
+        """What is to be done about a request.
+
+        Args:
+            request: Of httpx or httpx2.
+
+        Returns:
+            A request to send, the very same object if nothing is to change; or an `Answer` in the API's place.
+
+        Raises:
+            UnsafeContentError: An image was blocked, and ``on_violation`` is ``raise`` or a refusal has no form there.
+            GuardAlignError: The guard cannot work: no encoder, no profile.
+        """
+        form = _form(request)
+        if form is None:
+            return request
+        request.read()
+        body = self._read(request)
+        if isinstance(body, Verdict):
+            return self._unread(request, body)
+        screened = screen_body(self.guard, body, form, self.rules)
+        self._tell(request, screened.verdicts)
+        return self._outcome(request, body, screened, form)
+
+    async def apassed(self, request: Any) -> Any:
+        """`passed` without blocking the event loop."""
+        form = _form(request)
+        if form is None:
+            return request
+        await request.aread()
+        body = await asyncio.to_thread(self._read, request)
+        if isinstance(body, Verdict):
+            return self._unread(request, body)
+        screened = await ascreen_body(self.guard, body, form, self.rules)
+        self._tell(request, screened.verdicts)
+        return await asyncio.to_thread(self._outcome, request, body, screened, form)
+
+    def _read(self, request: Any) -> Body | Verdict:
+        """The body of a request, empty if it holds no image; a verdict if it cannot be read."""
+        if _UNREAD.search(_path(request)):
+            return self.guard.uninspectable("unsupported_endpoint").verdict if _has_image(request) else {}
+        try:
+            body = json.loads(request.content, object_pairs_hook=_unique)
+        except (ValueError, RecursionError):
+            body = None
+        return body if isinstance(body, dict) else self.guard.uninspectable("malformed").verdict
+
+    def _unread(self, request: Any, verdict: Verdict) -> Any:
+        """The request, if the policy lets pass what cannot be opened; a mask cannot be drawn there."""
+        self._tell(request, (verdict,))
+        if verdict.action in ("mask", "route", "block"):
+            raise UnsafeContentError(verdict)
+        return request
+
+    def _tell(self, request: Any, verdicts: tuple[Verdict, ...]) -> None:
+        if verdicts and self.on_verdicts is not None and request.headers.get(_ATTEMPT, "0") == "0":
+            self.on_verdicts(verdicts)
+
+    def _outcome(self, request: Any, before: Body, screened: ScreenedBody, form: Form) -> Any:
+        decision, body = screened.decision, continued(screened.body)
+        if decision.violation is not None and decision.handled_by in ("refusal", "error"):
+            if decision.handled_by == "error" or not _ANSWERED.search(_path(request)):
+                raise UnsafeContentError(decision.violation)
+            text, record = self.guard.policy.refusal, event_of(screened.verdicts)
+            return refusal(body, form, text, record, is_parsed=_HELPER in request.headers)
+        model = self.route_to if decision.handled_by == "route" and "model" in body else None
+        if model is not None:
+            body = {**body, "model": model}
+        return request if body is before else _rewritten(request, body, model)
+
+
+def _form(request: Any) -> Form | None:
+    """The form of a request that may bring images; None for one that is none of our business."""
+    if request.method != "POST":
+        return None
+    path = _path(request)
+    form = next((form for form, pattern in _FORMS.items() if pattern.search(path)), None)
+    return "other" if form is None and _UNREAD.search(path) else form
+
+
+def _path(request: Any) -> str:
+    """The path as servers take it that do not mind how it is written."""
+    return str(request.url.path).rstrip("/").lower()
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, which says each thing once: of two that have one name, a server may take the other."""
+    new = dict(pairs)
+    if len(new) < len(pairs):
+        raise ValueError("an object with two values of one name")
+    return new
+
+
+def _has_image(request: Any) -> bool:
+    """Whether a request to an endpoint that is not read here brings an image, or says where one is."""
+    return any(mark in request.content for mark in _MARKS)
+
+
+def _rewritten(request: Any, body: Body, model: str | None) -> Any:
+    """The same request with another body."""
+    headers = [(key, value) for key, value in request.headers.multi_items() if key.lower() != "content-length"]
+    if request.headers.get("authorization", "").startswith("AWS4-"):
+        raise GuardAlignError(
+            "The request is signed and must be changed, which would break the signature; give the client an API key "
+            "instead of AWS credentials."
+        )
+    url = request.url
+    if model is not None:
+        url = url.copy_with(path=_DEPLOYMENT.sub(lambda _: model, url.path))
+    return type(request)(request.method, url, headers=headers, content=_encoded(body), extensions=request.extensions)
+
+
+def _encoded(body: Body) -> bytes:
+    """JSON as the SDK writes it, so that what did not change is the same to the byte."""
+    try:
+        return json.dumps(body, ensure_ascii=False, separators=(",", ":"), allow_nan=False).encode()
+    except UnicodeEncodeError:
+        # Half a character, which only an escape can be; the error would hold the whole body.
+        return json.dumps(body, separators=(",", ":"), allow_nan=False).encode()
