@@ -6,10 +6,9 @@ pixels, data URLs or prompt text; what a program needs to act on is an attribute
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from guardalign_guardrails.verdict import Verdict
+from guardalign_guardrails.verdict import Verdict
 
 
 class GuardAlignError(Exception):
@@ -22,6 +21,38 @@ class PolicyError(GuardAlignError):
 
 class SettingsError(GuardAlignError):
     """An integration is set up in a way that cannot work, or would leave something unguarded."""
+
+
+class NotPicklable(GuardAlignError):
+    """A guard, or a component that holds one, was given something that cannot be pickled.
+
+    Attributes:
+        member: What it was given, such as ``encoder``.
+    """
+
+    def __init__(self, member: str, kind: str) -> None:
+        super().__init__(
+            f"The {member} ({kind}) cannot be pickled, so nothing that holds it can be sent to another process; give "
+            "it by name or path, or make the guard in the process that uses it."
+        )
+        self.member, self.kind = member, kind
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.member, self.kind)
+
+
+class ForkedProcessError(GuardAlignError):
+    """PyTorch worked in the parent of this process before the fork and would hang in it."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This process was forked after its parent had used a guard or a local model, and PyTorch would hang in it. "
+            "Use them first after the fork (gunicorn: without --preload, or in post_fork; Celery: in "
+            "worker_process_init), or start processes with multiprocessing's 'spawn'."
+        )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), ()
 
 
 class EncoderUnavailable(GuardAlignError):
@@ -64,6 +95,9 @@ class ContextOverflow(PromptError):
         self.prompt_tokens = prompt_tokens
         self.context_window = context_window
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.prompt_tokens, self.context_window)
+
 
 class EvaluationError(GuardAlignError):
     """An evaluation cannot be run as asked: its prompts, settings or files are not what they should be."""
@@ -80,6 +114,9 @@ class ImageDecodeError(GuardAlignError):
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(message)
         self.reason = reason
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, str(self))
 
 
 class FetchUnavailable(GuardAlignError):
@@ -99,17 +136,25 @@ class FetchRefused(GuardAlignError):
         super().__init__(message)
         self.reason = reason
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.reason, str(self))
+
 
 class UnsafeContentError(GuardAlignError):
-    """The policy blocked an image and the caller asked for an exception.
+    """The policy lets nothing pass in the place of an image: it is unsafe, or it could not be checked.
 
     Attributes:
         verdict: What was found and done; safe to log.
     """
 
     def __init__(self, verdict: Verdict) -> None:
-        super().__init__(
-            f"Blocked an image (digest {verdict.digest[:12]}, source {verdict.source}): "
-            f"{verdict.category or verdict.uninspectable or 'failure'}; see .verdict for what was found."
-        )
+        where = f"(digest {verdict.digest[:12] or 'unknown'}, source {verdict.source})"
+        if verdict.finding == "unchecked":
+            what = f"Could not check content {where}: {verdict.uninspectable or verdict.failure}"
+        else:
+            what = f"Blocked an image {where}: {verdict.category}"
+        super().__init__(f"{what}; see .verdict for what was found.")
         self.verdict = verdict
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.verdict,)

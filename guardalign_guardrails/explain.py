@@ -90,7 +90,7 @@ def explanation(guard: Guard, image: ImageSource, source: Source = "user", *, co
         ProfileMissing: No calibration profile fits and the policy needs one.
     """
     decoded = decode(image, guard.limits)
-    verdict = guard.check(image, source).verdict
+    verdict = guard.check(image, source=source).verdict
     seen = judged_view(decoded, verdict)
     pairs = guard.detector.pairs(seen, count) if verdict.score is not None else []
     pil_image = heat_map(seen, verdict, heat_scale(guard.policy, guard.profile, source))
@@ -112,8 +112,6 @@ def heat_scale(policy: Policy, profile: Profile | None, source: Source) -> HeatS
     """
     if policy.scoring.method == "joint":
         return SHARE
-    if policy.scoring.method == "paper":
-        return HeatScale(high=-policy.scoring.paper_tau)
     levels = []
     for category in policy.categories:
         thresholds = policy.thresholds_for(category, source)

@@ -7,14 +7,18 @@ shown. The sanitised image travels beside it, never inside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
 from guardalign_guardrails.actions import Action, Source, severest
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the image as displayed (EXIF orientation applied)."""
+
+
+Finding = Literal["none", "unsafe", "unchecked"]
+"""What a check came to: nothing to act on, something unsafe, or that the image could not be checked."""
 
 
 class _Record(BaseModel):
@@ -93,8 +97,8 @@ class Verdict(_Record):
         timings: Milliseconds by stage.
         is_cached: Whether the scores came from the verdict cache.
         encoder: Encoder name.
-        policy: Policy fingerprint.
-        profile: Calibration profile's name, or None.
+        policy_fingerprint: Digest of the policy that decided.
+        profile: Reference profile's name, or None.
     """
 
     digest: str
@@ -115,13 +119,27 @@ class Verdict(_Record):
     timings: dict[str, float] = Field(default_factory=dict)
     is_cached: bool = False
     encoder: str | None = None
-    policy: str | None = None
+    policy_fingerprint: str | None = None
     profile: str | None = None
 
+    @model_validator(mode="before")
+    @classmethod
+    def _finding_is_derived(cls, data: Any) -> Any:
+        """Drop ``finding`` from a dumped verdict: it follows from the other fields."""
+        return {k: v for k, v in data.items() if k != "finding"} if isinstance(data, dict) else data
+
+    @computed_field  # type: ignore[prop-decorator]
     @property
-    def is_safe(self) -> bool:
-        """Whether the image may pass unchanged (``allow`` or ``flag``)."""
-        return self.action in ("allow", "flag")
+    def finding(self) -> Finding:
+        """``unchecked`` if the image could not be opened or scored, else ``unsafe`` if the policy wants an action."""
+        if self.uninspectable is not None or self.failure is not None:
+            return "unchecked"
+        return "none" if self.proposed == "allow" else "unsafe"
+
+    @property
+    def is_blocked(self) -> bool:
+        """Whether nothing may pass in the image's place (``route``, ``block``); never in monitor mode."""
+        return self.action in ("route", "block")
 
     def summary(self) -> dict[str, object]:
         """The verdict without its regions: small enough for an event or a message's metadata."""

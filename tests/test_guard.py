@@ -18,6 +18,7 @@ from PIL import Image
 
 from guardalign_guardrails import Guard, Policy, ProfileMissing, Verdict
 from guardalign_guardrails.detection.reference import make_profile
+from guardalign_guardrails.guarding.guard import uninspectable
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.policy import SourceRule
 from guardalign_guardrails.testing.colours import COLOURS, ColourEncoder, colour_guard, colour_policy, painted
@@ -44,7 +45,7 @@ def test_the_severest_category_decides(tmp_path):
 def test_a_mask_covers_the_unsafe_square_and_nothing_else(tmp_path):
     image = painted("white", "red")
     checked = colour_guard(tmp_path).check(png(image))
-    before, after = np.asarray(image), np.asarray(checked.image)
+    before, after = np.asarray(image), np.asarray(Image.open(io.BytesIO(checked.output)))
     is_red = (before == COLOURS["red"]).all(-1)
     assert (after[is_red] == 0).all()
     assert (after[~is_red] == before[~is_red]).all()
@@ -52,12 +53,6 @@ def test_a_mask_covers_the_unsafe_square_and_nothing_else(tmp_path):
     assert checked.verdict.after_masking.is_clean
     assert checked.verdict.after_masking.coverage == pytest.approx(1 / 16)
     assert [region.is_masked for region in checked.verdict.regions].count(True) == 1
-
-
-def test_only_a_mask_comes_with_an_image(tmp_path):
-    guard = colour_guard(tmp_path)
-    for colours in ((), ("magenta",), ("green",), ("yellow",), ("blue",)):
-        assert guard.check(painted(*colours)).image is None
 
 
 def test_the_hottest_region_is_where_the_unsafe_square_is(tmp_path):
@@ -73,7 +68,7 @@ def test_an_image_that_a_mask_cannot_clean_is_escalated(tmp_path):
     red_fill = {"masking": {"feather": 0.0, "colour": [255, 0, 0], "escalate_to": "route"}}
     checked = colour_guard(tmp_path, **red_fill).check(painted("red"))
     assert checked.verdict.action == "route"
-    assert checked.image is None
+    assert checked.is_blocked
     assert not checked.verdict.after_masking.is_clean
     assert "unsafe still" in checked.verdict.reasons[-1]
 
@@ -86,15 +81,17 @@ def test_a_mask_that_would_cover_too_much_is_escalated(tmp_path):
 
 
 def test_monitor_mode_reports_and_lets_pass(tmp_path):
-    checked = colour_guard(tmp_path, mode="monitor").check(painted("blue"))
-    assert (checked.verdict.action, checked.verdict.proposed, checked.image) == ("allow", "block", None)
+    data = png(painted("blue"))
+    checked = colour_guard(tmp_path, mode="monitor").check(data)
+    assert (checked.verdict.action, checked.verdict.proposed, checked.is_blocked) == ("allow", "block", False)
+    assert checked.output == data
 
 
 def test_source_rules_cap_and_raise(tmp_path):
     guard = colour_guard(tmp_path, sources={"history": SourceRule(at_most="flag"), "tool": SourceRule(at_least="mask")})
-    assert guard.check(painted("blue"), "history").verdict.action == "flag"
-    assert guard.check(painted("magenta"), "tool").verdict.action == "mask"
-    assert guard.check(painted("magenta"), "user").verdict.action == "flag"
+    assert guard.check(painted("blue"), source="history").verdict.action == "flag"
+    assert guard.check(painted("magenta"), source="tool").verdict.action == "mask"
+    assert guard.check(painted("magenta"), source="user").verdict.action == "flag"
 
 
 def test_a_batch_is_one_encoder_call_and_keeps_its_order(tmp_path):
@@ -108,7 +105,7 @@ def test_a_batch_is_one_encoder_call_and_keeps_its_order(tmp_path):
 def test_many_images_come_back_in_order_with_their_own_sources(tmp_path):
     guard = colour_guard(tmp_path, sources={"tool": SourceRule(at_least="route")})
     sources = ["tool" if index % 3 == 0 else "user" for index in range(40)]
-    checked = guard.check_batch([painted("magenta", shade=index) for index in range(40)], sources)
+    checked = guard.check_batch([painted("magenta", shade=index) for index in range(40)], source=sources)
     assert [result.verdict.action for result in checked] == ["route" if s == "tool" else "flag" for s in sources]
 
 
@@ -120,7 +117,10 @@ def test_the_same_pixels_are_scored_once_whatever_file_they_come_in(tmp_path):
     again = guard.check_batch([np.asarray(image), image, png(image)])
     assert len(guard.detector.encoder.calls) == calls
     assert all(checked.verdict.is_cached for checked in again)
-    assert all(checked.image.tobytes() == first.image.tobytes() for checked in again)
+    masked = np.asarray(Image.open(io.BytesIO(first.output)))
+    assert (again[0].output == masked).all()
+    assert (np.asarray(again[1].output) == masked).all()
+    assert again[2].output == first.output
     assert {checked.verdict.digest for checked in again} == {first.verdict.digest}
 
 
@@ -151,7 +151,7 @@ def test_an_unsafe_last_frame_of_an_animation_is_found_and_masked_as_a_still(tmp
     checked = colour_guard(tmp_path).check(buffer.getvalue())
     assert checked.verdict.action == "mask"
     assert checked.verdict.view.startswith("frame 10")
-    assert getattr(checked.image, "n_frames", 1) == 1
+    assert getattr(Image.open(io.BytesIO(checked.output)), "n_frames", 1) == 1
 
 
 @pytest.mark.parametrize(
@@ -165,9 +165,11 @@ def test_an_image_that_cannot_be_opened_is_a_finding_and_the_policy_decides(tmp_
     assert checked.verdict.action == rule
     assert checked.verdict.uninspectable == reason
     assert checked.verdict.score is None
-    assert (checked.image is not None) == (rule == "mask")
+    assert (checked.is_blocked, checked.verdict.finding) == (rule == "block", "unchecked")
     if rule == "mask":
-        assert checked.image.getextrema() == ((0, 0), (0, 0), (0, 0))
+        assert Image.open(io.BytesIO(checked.output)).getextrema() == ((0, 0), (0, 0), (0, 0))
+    elif rule == "allow" and data:
+        assert checked.output == data
 
 
 def test_an_unreadable_file_has_the_digest_of_its_bytes(tmp_path):
@@ -179,10 +181,11 @@ def test_an_unreadable_file_has_the_digest_of_its_bytes(tmp_path):
 
 
 def test_media_whose_pixels_cannot_be_had_follow_the_same_rule(tmp_path):
-    blocked = colour_guard(tmp_path).uninspectable("remote_reference", "tool")
-    assert (blocked.verdict.action, blocked.verdict.uninspectable, blocked.image) == ("block", "remote_reference", None)
-    masked = colour_guard(tmp_path, failure={"uninspectable": "mask"}).uninspectable("remote_reference")
-    assert masked.image.getextrema() == ((0, 0), (0, 0), (0, 0))
+    blocked = uninspectable(colour_guard(tmp_path), "remote_reference", "tool")
+    assert (blocked.verdict.action, blocked.verdict.uninspectable) == ("block", "remote_reference")
+    assert blocked.is_blocked
+    masked = uninspectable(colour_guard(tmp_path, failure={"uninspectable": "mask"}), "remote_reference")
+    assert Image.open(io.BytesIO(masked.output)).getextrema() == ((0, 0), (0, 0), (0, 0))
 
 
 def test_reading_a_policy_does_not_load_torch():
@@ -232,9 +235,9 @@ def test_scores_of_a_masked_image_that_are_not_numbers_are_a_failure_too(tmp_pat
 def test_an_image_seen_as_a_users_is_known_when_it_comes_back_as_history(tmp_path):
     guard = colour_guard(tmp_path, sources={"tool": {"at_least": "mask"}})
     guard.check(painted("green"))
-    again = guard.check(painted("green"), "history").verdict
+    again = guard.check(painted("green"), source="history").verdict
     assert (again.is_cached, again.source, again.action) == (True, "history", "prefix")
-    other = guard.check(painted("green"), "tool").verdict
+    other = guard.check(painted("green"), source="tool").verdict
     assert not other.is_cached, "another rule, another outcome"
 
 
@@ -242,7 +245,7 @@ def test_bytes_seen_before_are_not_even_decoded_again(tmp_path, monkeypatch):
     guard, data = colour_guard(tmp_path), encode_png(painted("green"))
     first = guard.check(data).verdict
     monkeypatch.setattr("guardalign_guardrails.guarding.guard.decode", lambda *_: pytest.fail("decoded again"))
-    again, other = guard.check_batch([data, data], ["history", "user"])
+    again, other = guard.check_batch([data, data], source=["history", "user"])
     fleeting = {"timings", "is_cached", "source"}
     assert again.verdict.model_dump(exclude=fleeting) == first.model_dump(exclude=fleeting)
     assert (again.verdict.source, other.verdict.source, again.verdict.is_cached) == ("history", "user", True)
@@ -250,9 +253,9 @@ def test_bytes_seen_before_are_not_even_decoded_again(tmp_path, monkeypatch):
 
 def test_a_masked_image_that_comes_back_costs_no_encoder_pass(tmp_path):
     guard = colour_guard(tmp_path)
-    masked = guard.check(painted("red")).image
+    masked = guard.check(png(painted("red"))).output
     passes = len(guard.detector.encoder.calls)
-    again = guard.check(encode_png(masked), "history").verdict
+    again = guard.check(masked, source="history").verdict
     assert (again.is_cached, again.action) == (True, "allow")
     assert len(guard.detector.encoder.calls) == passes
 
@@ -299,7 +302,7 @@ def test_the_async_twins_give_the_same_verdicts(tmp_path):
     async def run():
         guard = colour_guard(tmp_path)
         one = await guard.acheck(painted("red"))
-        many = await guard.acheck_batch([painted("red"), painted("blue")], ["user", "tool"])
+        many = await guard.acheck_batch([painted("red"), painted("blue")], source=["user", "tool"])
         return one, many
 
     one, many = asyncio.run(run())
@@ -334,7 +337,7 @@ def test_a_verdict_is_json_and_survives_it(tmp_path):
 
 def test_sources_must_match_images(tmp_path):
     with pytest.raises(ValueError, match="2 images need as many sources"):
-        colour_guard(tmp_path).check_batch([painted(), painted()], ["user"])
+        colour_guard(tmp_path).check_batch([painted(), painted()], source=["user"])
 
 
 def test_no_images_are_no_work(tmp_path):

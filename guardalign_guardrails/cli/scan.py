@@ -6,14 +6,16 @@ Memory holds one chunk of images, however many there are.
 from __future__ import annotations
 
 import contextlib
+import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
+from PIL import Image
 
 from guardalign_guardrails.actions import Source
 from guardalign_guardrails.cli.console import printable, progress, report
@@ -32,7 +34,7 @@ from guardalign_guardrails.errors import ImageDecodeError
 from guardalign_guardrails.verdict import Verdict
 
 if TYPE_CHECKING:
-    from guardalign_guardrails.guarding.guard import CheckResult, Guard
+    from guardalign_guardrails import CheckResult, Guard
 
 Show = Callable[[str, Verdict], None]
 
@@ -94,7 +96,7 @@ def _checked(
     size = 1 if guard.policy.failure.timeout_s else _AT_ONCE
     remaining = iter(found)
     while chunk := list(islice(remaining, size)):
-        results = guard.check_batch([Path(item.path) for item in chunk], source)
+        results = guard.check_batch([Path(item.path) for item in chunk], source=source)
         for item, checked in zip(chunk, results, strict=True):
             yield item, checked
             advance(1)
@@ -106,8 +108,8 @@ def _save(guard: Guard, output: OutputFolder, item: Found, checked: CheckResult,
     from guardalign_guardrails.images import decode
 
     verdict = checked.verdict
-    if checked.image is not None:
-        output.save(checked.image, item.place, "masked")
+    if verdict.action == "mask":
+        output.save(Image.open(io.BytesIO(cast("bytes", checked.output))), item.place, "masked")
     if verdict.score is None:
         return
     try:

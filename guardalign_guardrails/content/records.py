@@ -11,8 +11,8 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from guardalign_guardrails import Verdict
 from guardalign_guardrails.actions import LADDER, severest
+from guardalign_guardrails.verdict import Verdict
 
 RECORD_KEY: Final = "guardalign"
 """Metadata field with the records of a document's images: a JSON list."""
@@ -21,7 +21,7 @@ ACTION_KEY: Final = "guardalign_action"
 """Metadata field with the severest action among them."""
 
 _ID_LENGTH: Final = 24
-_POLICY_LENGTH: Final = 16
+_FINGERPRINT_LENGTH: Final = 16
 
 
 def verdict_id(verdict: Verdict) -> str:
@@ -29,7 +29,7 @@ def verdict_id(verdict: Verdict) -> str:
     parts = (
         verdict.digest,
         verdict.source,
-        verdict.policy,
+        verdict.policy_fingerprint,
         verdict.profile,
         verdict.encoder,
         verdict.uninspectable,
@@ -71,7 +71,7 @@ def _record(name: str, verdict: Verdict) -> dict[str, Any]:
         "proposed": verdict.proposed if verdict.proposed != verdict.action else None,
         "category": verdict.category if verdict.proposed != "allow" else None,
         "reason": verdict.uninspectable or verdict.failure,
-        "policy": (verdict.policy or "")[:_POLICY_LENGTH],
+        "policy_fingerprint": (verdict.policy_fingerprint or "")[:_FINGERPRINT_LENGTH],
         "encoder": verdict.encoder,
     }
     return {key: value for key, value in record.items() if value is not None}

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
 from PIL import Image
 
 from guardalign_guardrails.actions import Source
@@ -18,13 +19,17 @@ from guardalign_guardrails.content.payload import Ambiguous, Payload, Remote
 from guardalign_guardrails.content.rewrite import block_at, text_in_place_of, with_blocks
 from guardalign_guardrails.content.walk import Slot, find, find_loose
 from guardalign_guardrails.errors import FetchRefused
-from guardalign_guardrails.guarding.guard import CheckResult, Guard
+from guardalign_guardrails.guarding.guard import Guard, uninspectable
+from guardalign_guardrails.guarding.result import CheckResult
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.images.containers import sniff
 from guardalign_guardrails.verdict import Verdict
 
 NOTICE: Final = "[image removed by the safety policy]"
-"""What a model reads where an image was blocked."""
+"""What a model reads where an unsafe image was."""
+
+UNCHECKED_NOTICE: Final = "[content removed: the safety policy could not check it]"
+"""What a model reads where something was that could not be checked."""
 
 OMITTED: Final = "[image omitted from the trace]"
 """What a trace shows in place of an image."""
@@ -58,10 +63,12 @@ class Screened:
     Attributes:
         content: The sanitised content; the very same object if nothing changed.
         verdicts: One for each place that stands for an image or other media, in reading order.
+        withheld: Those of them in whose place a notice, or a black image, stands now.
     """
 
     content: Any = field(repr=False)
     verdicts: tuple[Verdict, ...] = ()
+    withheld: tuple[Verdict, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,11 @@ async def ascreen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     return await asyncio.to_thread(_screened, guard, turns, slots)
 
 
+def notice_for(verdict: Verdict) -> str:
+    """What a model reads in the place of what is withheld."""
+    return UNCHECKED_NOTICE if verdict.finding == "unchecked" else NOTICE
+
+
 def without_images(content: Any, text: str = OMITTED) -> Any:
     """Content as it may be traced: every image, looked at or not, is a few words; itself if there is none."""
     return with_blocks(
@@ -116,7 +128,8 @@ def _screened(guard: Guard, turns: Sequence[Turn], slots: Sequence[Sequence[Slot
     if not any(slots):
         return [Screened(turn.content) for turn in turns]
     places = _open(guard, turns, slots)
-    checked = guard.check_batch(*_images(places))
+    images, sources = _images(places)
+    checked = guard.check_batch(images, source=sources)
     return _close(guard, turns, places, checked)
 
 
@@ -155,38 +168,50 @@ def _close(
     results = iter(checked)
     blocks: list[dict[tuple[Any, ...], object]] = [{} for _ in turns]
     verdicts: list[list[Verdict]] = [[] for _ in turns]
+    withheld: list[list[Verdict]] = [[] for _ in turns]
     for place, result in zip(places, _in_order(guard, places, results), strict=True):
         verdicts[place.turn].append(result.verdict)
+        if _is_withheld(place, result):
+            withheld[place.turn].append(result.verdict)
         old = block_at(turns[place.turn].content, place.slot.path)
         new = _replacement(old, place, result, is_enforced=guard.policy.mode == "enforce")
         if new is not None:
             blocks[place.turn][place.slot.path] = new
     return [
-        Screened(with_blocks(turn.content, new), tuple(own))
-        for turn, new, own in zip(turns, blocks, verdicts, strict=True)
+        Screened(with_blocks(turn.content, new), tuple(own), tuple(out))
+        for turn, new, own, out in zip(turns, blocks, verdicts, withheld, strict=True)
     ]
 
 
 def _in_order(guard: Guard, places: Sequence[_Place], results: Iterator[CheckResult]) -> Iterator[CheckResult]:
     for place in places:
         if isinstance(place.payload, str):
-            yield guard.uninspectable(place.payload, place.source)
+            yield uninspectable(guard, place.payload, place.source)
         else:
             yield next(results)
 
 
 def _replacement(block: Any, place: _Place, result: CheckResult, *, is_enforced: bool) -> object:
     """What takes a block's place; None if it stays."""
-    verdict, write = result.verdict, place.slot.reading.write
-    if verdict.action in ("route", "block") or (verdict.action == "mask" and (write is None or result.image is None)):
+    write = place.slot.reading.write
+    if _is_withheld(place, result):
         if write is not None and not place.slot.reading.takes_text:
             return write(encode_png(Image.new("RGB", _BLACK)), "image/png")
-        return text_in_place_of(block, NOTICE)
+        return text_in_place_of(block, notice_for(result.verdict))
     if write is None:
         return None
-    if verdict.action == "mask" and result.image is not None:
-        return write(encode_png(result.image), "image/png")
-    if place.is_open and isinstance(place.payload, bytes) and is_enforced:
-        mime = Image.MIME.get(sniff(place.payload) or "")
-        return write(place.payload, mime) if mime else None
+    if result.verdict.action == "mask":
+        return write(_encoded(result), result.mime_type)
+    if place.is_open and isinstance(place.payload, bytes) and is_enforced and sniff(place.payload) is not None:
+        return write(_encoded(result), result.mime_type)
     return None
+
+
+def _is_withheld(place: _Place, result: CheckResult) -> bool:
+    """Whether nothing of an image is passed on: it is blocked, or cannot be masked where it stands."""
+    return result.is_blocked or (result.verdict.action == "mask" and place.slot.reading.write is None)
+
+
+def _encoded(result: CheckResult) -> bytes:
+    output = result.output
+    return output if isinstance(output, bytes) else encode_png(Image.fromarray(np.asarray(output)))

@@ -213,7 +213,7 @@ class CalibratedLVLM:
             "calibration": None if self.calibration is None else self.calibration.model_dump(mode="json"),
             "prefix": self.prefix.model_dump(mode="json"),
             "on_violation": self.on_violation,
-            "policy": None if guard is None else guard.policy.fingerprint,
+            "policy_fingerprint": None if guard is None else guard.policy.fingerprint,
             "encoder": None if guard is None else guard.detector.encoder.name,
         }
 

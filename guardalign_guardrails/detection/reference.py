@@ -154,7 +154,7 @@ def find_profile(key: ProfileKey, *, encoder_name: str) -> Profile:
         ProfileError: There is one and it cannot be read.
     """
     file_name = profile_file_name(key)
-    shipped: Any = resources.files("guardalign_guardrails").joinpath("profiles")
+    shipped: Any = resources.files("guardalign_guardrails.detection").joinpath("profiles")
     for folder in (user_profiles(), Path(str(shipped))):
         if (folder / file_name).is_file():
             return Profile.load(folder / file_name)

@@ -19,7 +19,7 @@ from guardalign_guardrails.detection.reference import Profile
 from guardalign_guardrails.detection.scoring import ScoreMap
 from guardalign_guardrails.guarding.decide import ImageDecision, decide, mask_thresholds
 from guardalign_guardrails.guarding.outcome import Outcome, in_pixels
-from guardalign_guardrails.images import DecodedImage, ImageLimits, coverage, decode, mask_regions
+from guardalign_guardrails.images import STILL_VIEW, DecodedImage, coverage, mask_regions, still_digest
 from guardalign_guardrails.policy import Masking, Policy
 from guardalign_guardrails.verdict import AfterMasking, Box
 
@@ -101,16 +101,16 @@ def _masked(
         is_clean=is_clean,
     )
     if is_clean:
-        known = None if again is None else _known(drawn, maps[0], again)
-        return replace(outcome, masks=tuple(boxes), after=after, follow_up=known)
+        known = None if again is None else (still_digest(drawn), _known(maps[0], again))
+        return replace(
+            outcome, masks=tuple(boxes), after=after, drawn=None if again is None else drawn, follow_up=known
+        )
     is_too_much = covered > rules.max_coverage
     why = "the mask would cover too much" if is_too_much else "the masked image is unsafe still"
     reasons = (*outcome.reasons, f"{why}, so it becomes {rules.escalate_to}")
     return replace(outcome, proposed=rules.escalate_to, masks=tuple(boxes), after=after, reasons=reasons)
 
 
-def _known(drawn: Image.Image, score_map: ScoreMap, decision: ImageDecision) -> tuple[str, Outcome]:
-    # It is as large as the image it was made from, which was let through under limits of the guard's.
-    masked = decode(drawn, ImageLimits(max_pixels=drawn.width * drawn.height))
-    outcome = Outcome(score_map, masked.views[0].name, decision, decision.action, reasons=decision.reasons)
-    return masked.digest, outcome
+def _known(score_map: ScoreMap, decision: ImageDecision) -> Outcome:
+    """What is known of a masked image, which is an opaque still."""
+    return Outcome(score_map, STILL_VIEW, decision, decision.action, reasons=decision.reasons)

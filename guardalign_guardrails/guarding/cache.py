@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 V = TypeVar("V")
 
@@ -47,6 +47,10 @@ class VerdictCache(Generic[V]):
             self._entries.move_to_end(key)
             while len(self._entries) > self._max_entries:
                 self._entries.popitem(last=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # What is known of images stays in the process that found it.
+        return type(self), (self._max_entries,)
 
     def __len__(self) -> int:
         return len(self._entries)

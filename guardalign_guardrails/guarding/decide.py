@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from guardalign_guardrails.actions import Action, Source, is_at_least_mask, severest
 from guardalign_guardrails.detection.reference import Profile
-from guardalign_guardrails.policy import Policy, SourceRule, Thresholds
+from guardalign_guardrails.policy import Policy, SourceRule
 from guardalign_guardrails.verdict import CategoryFinding
 
 _NEVER = float("inf")
@@ -39,8 +39,7 @@ def decide(scores: Sequence[float], policy: Policy, profile: Profile | None, sou
 
     Args:
         scores: Image-level score of each category, in the policy's order.
-        policy: Thresholds and rules. Under ``scoring: paper`` its thresholds are not asked: an image with a region
-            whose raw cost is at most tau is masked (GuardAlign eqs. 10-11).
+        policy: Thresholds and rules.
         profile: Calibration; required by thresholds of kind ``false_positive_rate``.
         source: Where the image came from.
 
@@ -50,7 +49,7 @@ def decide(scores: Sequence[float], policy: Policy, profile: Profile | None, sou
     categories = {}
     for name, score in zip(policy.categories, scores, strict=True):
         p_value = profile.p_value(score) if profile else None
-        action = _action(policy, policy.thresholds_for(name, source), score, p_value)
+        action = policy.thresholds_for(name, source).action_for(score, p_value)
         categories[name] = CategoryFinding(score=score, p_value=p_value, action=action)
     best = max(categories, key=lambda name: categories[name].score)
     due = severest(*(finding.action for finding in categories.values()))
@@ -69,8 +68,6 @@ def mask_thresholds(policy: Policy, profile: Profile | None, source: Source) -> 
 
     It is the score at which the mildest action comes due that, within the source's limits, is ``mask`` or severer.
     """
-    if policy.scoring.method == "paper":
-        return [-policy.scoring.paper_tau] * len(policy.categories)
     rule = policy.sources.get(source, SourceRule())
     levels = []
     for name in policy.categories:
@@ -83,12 +80,6 @@ def mask_thresholds(policy: Policy, profile: Profile | None, source: Source) -> 
         else:
             levels.append(_score_at(profile, values[0]))
     return levels
-
-
-def _action(policy: Policy, thresholds: Thresholds, score: float, p_value: float | None) -> Action:
-    if policy.scoring.method == "paper":
-        return "mask" if score >= -policy.scoring.paper_tau else "allow"
-    return thresholds.action_for(score, p_value)
 
 
 def _score_at(profile: Profile | None, rate: float) -> float:

@@ -5,15 +5,14 @@ The guard works with outcomes, which hold tensors and are kept in the verdict ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
-from guardalign_guardrails.actions import Action, FailureAction
+from PIL import Image
+
+from guardalign_guardrails.actions import Action, FailureAction, Mode
 from guardalign_guardrails.detection.scoring import ScoreMap
 from guardalign_guardrails.guarding.decide import ImageDecision
 from guardalign_guardrails.verdict import AfterMasking, Box, RegionFinding, Verdict
-
-Mode = Literal["enforce", "monitor"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +28,7 @@ class Outcome:
         after: What the masked image scored.
         reasons: How it came about.
         timings: Milliseconds by stage.
+        drawn: The masked image; None if nothing was masked, or if it was not drawn.
         follow_up: Digest of the masked image and what is known of it; None if nothing was masked and scored again.
     """
 
@@ -40,7 +40,12 @@ class Outcome:
     after: AfterMasking | None = None
     reasons: tuple[str, ...] = ()
     timings: tuple[tuple[str, float], ...] = ()
+    drawn: Image.Image | None = None
     follow_up: tuple[str, Outcome] | None = None
+
+    def to_keep(self) -> Outcome:
+        """The outcome without what belongs to this one check: a cache holds no pixels, and each image once."""
+        return self if self.drawn is None and self.follow_up is None else replace(self, drawn=None, follow_up=None)
 
 
 @dataclass(frozen=True)

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from guardalign_guardrails.images.decode import DecodedImage, ImageSource, View, decode
+from guardalign_guardrails.images.decode import (
+    STILL_VIEW,
+    DecodedImage,
+    ImageSource,
+    View,
+    decode,
+    freeze,
+    still_digest,
+)
 from guardalign_guardrails.images.files import keep_png, read_file
 from guardalign_guardrails.images.limits import ImageLimits
 from guardalign_guardrails.images.mask import Box, Fill, coverage, encode_png, mask_regions
 from guardalign_guardrails.images.overlay import OverlayRegion, draw_overlay
 
 __all__ = [
+    "STILL_VIEW",
     "Box",
     "DecodedImage",
     "Fill",
@@ -20,7 +29,9 @@ __all__ = [
     "decode",
     "draw_overlay",
     "encode_png",
+    "freeze",
     "keep_png",
     "mask_regions",
     "read_file",
+    "still_digest",
 ]

@@ -22,7 +22,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageOps
 
 from guardalign_guardrails.errors import ImageDecodeError
 from guardalign_guardrails.images.containers import Container, inspect
@@ -51,6 +51,7 @@ _SCORED_PIXELS: Final = 4_000_000
 # A decoder of animations holds several canvases besides our views.
 _CANVAS_SHARE: Final = 4
 _CANVAS_FLOOR: Final = 10_000_000
+_MOST_CHANNELS: Final = 4
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,6 +73,10 @@ class View:
     def name(self) -> str:
         """What a verdict calls this view."""
         return f"frame {self.frame}, {self.backdrop}"
+
+
+STILL_VIEW: Final = "frame 0, plain"
+"""The name of an opaque still's only view."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +131,59 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded
     raise failure
 
 
+def freeze(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> bytes | Image.Image | NDArray[Any]:
+    """What `decode` would look at, as an object that nobody else can change: read once, so that a check of it holds.
+
+    Args:
+        source: See `decode`.
+        limits: What the image may cost; what is over them is not copied.
+
+    Returns:
+        The bytes of bytes-likes and files; a copy of a PIL image's current frame, turned as its EXIF orientation asks;
+        a copy of an array.
+
+    Raises:
+        ImageDecodeError: There is nothing to look at.
+    """
+    try:
+        with _quiet():
+            return _frozen(source, limits)
+    except ImageDecodeError:
+        raise
+    except Exception as error:  # noqa: BLE001 - as in `decode`
+        failure = _as_refusal(error)
+    raise failure
+
+
+def still_digest(image: Image.Image) -> str:
+    """The digest that `decode` gives an opaque RGB image, without decoding it."""
+    return hashlib.sha256(struct.pack(">I", 0) + fingerprint(image)).hexdigest()
+
+
+def _frozen(source: ImageSource, limits: ImageLimits) -> bytes | Image.Image | NDArray[Any]:
+    if isinstance(source, Image.Image):
+        check_size(source.width, source.height, limits)
+        source.load()
+        try:
+            return ImageOps.exif_transpose(source)
+        except Exception:  # noqa: BLE001 - EXIF that cannot be read says nothing about the pixels
+            return source.copy()
+    if isinstance(source, np.ndarray):
+        # One that is too large is refused before it is copied.
+        return source if source.size > _MOST_CHANNELS * limits.max_pixels else source.copy()
+    if isinstance(source, pathlib.Path):
+        return read_file(source, limits.max_bytes)
+    if isinstance(source, bytes | bytearray | memoryview):
+        check_bytes(source.nbytes if isinstance(source, memoryview) else len(source), limits.max_bytes)
+        return bytes(source)
+    raise _wrong_type(source)
+
+
+def _wrong_type(source: object) -> ImageDecodeError:
+    hint = " A str is never read as a path: pass pathlib.Path(...) or bytes." if isinstance(source, str) else ""
+    return refusal("wrong_type", f"Pass bytes, a pathlib.Path, a PIL image or a numpy array.{hint}")
+
+
 def _decode(source: ImageSource, limits: ImageLimits) -> DecodedImage:
     if isinstance(source, Image.Image):
         return _decode_pil(source, limits)
@@ -140,8 +198,7 @@ def _decode(source: ImageSource, limits: ImageLimits) -> DecodedImage:
         check_bytes(size, limits.max_bytes)
         data = bytes(source)
     else:
-        hint = " A str is never read as a path: pass pathlib.Path(...) or bytes." if isinstance(source, str) else ""
-        raise refusal("wrong_type", f"Pass bytes, a pathlib.Path, a PIL image or a numpy array.{hint}")
+        raise _wrong_type(source)
     container = inspect(data, limits)
     # The caller's copy aside, only the cleaned bytes are kept while decoding.
     del data, source

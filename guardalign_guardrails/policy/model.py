@@ -24,12 +24,14 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from typing_extensions import Self
 
 from guardalign_guardrails.actions import LADDER, SOURCES, Action, FailureAction, Source, severest
 from guardalign_guardrails.errors import PolicyError
 from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
 from guardalign_guardrails.policy.fetch import FetchRules
 from guardalign_guardrails.policy.file import hint, parse
+from guardalign_guardrails.verdict import Verdict
 
 
 def _freeze(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -38,6 +40,13 @@ def _freeze(value: Mapping[str, Any]) -> Mapping[str, Any]:
 
 class _Frozen(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The read-only mappings cannot be pickled as they are.
+        return type(self).model_validate, (self.model_dump(mode="json"),)
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return self
 
 
 class Thresholds(_Frozen):
@@ -230,7 +239,8 @@ class Policy(_Frozen):
         prefix: Safety prefix that the actions ``prefix`` and ``mask`` give to the model.
         prefix_when: ``finding`` gives the prefix with these actions only, ``image`` whenever an image is in the chat,
             ``always`` to text-only chats too.
-        refusal: Answer of components that refuse instead of a model.
+        refusal: Answer of components that refuse instead of a model, because of an unsafe image.
+        refusal_unchecked: The same because of something that could not be checked.
         templates: Sentences with one ``{}`` into which concepts are written.
         categories: Unsafe categories by key.
         benign: Anchors of harmless content.
@@ -252,6 +262,7 @@ class Policy(_Frozen):
     prefix: str = "As an AI assistant, "
     prefix_when: Literal["finding", "image", "always"] = "finding"
     refusal: str = "I can't help with this: an image in it was blocked by the safety policy."
+    refusal_unchecked: str = "I can't help with this: something in it could not be checked by the safety policy."
     templates: tuple[str, ...] = ("{}", "a photo of {}")
     categories: Annotated[
         Mapping[str, Category], AfterValidator(_freeze), PlainSerializer(dict, return_type=dict[str, Any])
@@ -288,11 +299,21 @@ class Policy(_Frozen):
         return self
 
     def thresholds_for(self, category: str, source: Source) -> Thresholds:
-        """The thresholds that count for one category and source."""
+        """The thresholds that count for one category and source.
+
+        Under ``scoring: paper`` the policy's own are not asked: a region whose raw cost is at most tau is masked
+        (GuardAlign eqs. 10-11).
+        """
+        if self.scoring.method == "paper":
+            return Thresholds(kind="score", mask=-self.scoring.paper_tau)
         rule = self.sources.get(source, SourceRule())
         return (
             rule.categories.get(category) or self.categories[category].thresholds or rule.thresholds or self.thresholds
         )
+
+    def refusal_for(self, verdict: Verdict) -> str:
+        """The answer in a model's place, given the verdict that keeps it from answering."""
+        return self.refusal_unchecked if verdict.finding == "unchecked" else self.refusal
 
     @property
     def needs_profile(self) -> bool:
@@ -334,7 +355,7 @@ class Policy(_Frozen):
     @classmethod
     def default(cls) -> Policy:
         """The policy that ships with the package."""
-        return cls.from_yaml(resources.files("guardalign_guardrails").joinpath("policy/default.yaml").read_text())
+        return cls.from_yaml(resources.files("guardalign_guardrails.policy").joinpath("default.yaml").read_text())
 
     @classmethod
     def load(cls, path: Path | str) -> Policy:

@@ -21,7 +21,7 @@ from typing_extensions import Self
 
 from guardalign_guardrails import Guard, Policy, UnsafeContentError
 from guardalign_guardrails.content.chat import Placement, first_violation
-from guardalign_guardrails.guarding.settings import guard_for
+from guardalign_guardrails.guarding.settings import GuardSettings
 from langchain_guardalign.events import aannounce, announce
 from langchain_guardalign.screening import GuardReport, ascreen, screen, unpack, without_images
 
@@ -124,7 +124,10 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
             return self.guard
         if self._made is None:
             policy = self.policy or Policy.default()
-            self._made = guard_for(policy.to_json(), self.encoder, self.profile, self.cache_dir)
+            settings = GuardSettings(
+                policy=policy, encoder=self.encoder, profile=self.profile, cache_dir=self.cache_dir
+            )
+            self._made = settings.guard
         return self._made
 
     @property

@@ -16,7 +16,7 @@ from guardalign_guardrails import Guard, Policy
 from guardalign_guardrails.content.bodies import BodyRules
 from guardalign_guardrails.content.chat import OnViolation, Placement
 from guardalign_guardrails.errors import SettingsError
-from guardalign_guardrails.guarding.settings import guard_for
+from guardalign_guardrails.guarding.settings import GuardSettings
 
 KEY: Final = "guardalign"
 """Where in a guardrail's ``litellm_params`` the settings are; beside them LiteLLM has keys of its own, with the same
@@ -84,7 +84,7 @@ class GuardrailSettings(BaseModel):
             GuardAlignError: The policy cannot be read, or the guard cannot work.
         """
         policy = Policy.default() if self.policy is None else Policy.load(self.policy)
-        guard = guard_for(policy.to_json(), self.encoder, self.profile, self.cache_dir)
+        guard = GuardSettings(policy=policy, encoder=self.encoder, profile=self.profile, cache_dir=self.cache_dir).guard
         guard.prepare()
         return guard
 

@@ -2,12 +2,12 @@
 
 from typing import TYPE_CHECKING, Any
 
+from guardalign_guardrails.guarding.settings import GuardSettings
 from llama_index_guardalign.chat.guarded_llm import GuardedLLM
 from llama_index_guardalign.chat.screening import ScreenedChat, ascreen_chat, screen_chat
 from llama_index_guardalign.chat.tool_guard import guard_tool
 from llama_index_guardalign.chat.workflow import CheckImages, ImagesBlocked, ImagesPassed, add_guard_step
 from llama_index_guardalign.events import GuardVerdictEvent
-from llama_index_guardalign.guard_settings import GuardSettings
 from llama_index_guardalign.nodes.postprocessor import ImageGuardPostprocessor
 from llama_index_guardalign.nodes.query_engine import GuardedQueryEngine
 from llama_index_guardalign.nodes.reader import GuardedReader

@@ -16,6 +16,7 @@ from typing import Any, Final
 from guardalign_guardrails import Guard, GuardAlignError, UnsafeContentError, Verdict
 from guardalign_guardrails.content.bodies import BodyRules, ScreenedBody, ascreen_body, screen_body
 from guardalign_guardrails.content.body_parts import Body, Form
+from guardalign_guardrails.guarding.guard import uninspectable
 from guardalign_guardrails.verdict import event_of
 from openai_guardalign.refusals import continued, refusal
 
@@ -96,12 +97,12 @@ class RequestFilter:
     def _read(self, request: Any) -> Body | Verdict:
         """The body of a request, empty if it holds no image; a verdict if it cannot be read."""
         if _UNREAD.search(_path(request)):
-            return self.guard.uninspectable("unsupported_endpoint").verdict if _has_image(request) else {}
+            return uninspectable(self.guard, "unsupported_endpoint").verdict if _has_image(request) else {}
         try:
             body = json.loads(request.content, object_pairs_hook=_unique)
         except (ValueError, RecursionError):
             body = None
-        return body if isinstance(body, dict) else self.guard.uninspectable("malformed").verdict
+        return body if isinstance(body, dict) else uninspectable(self.guard, "malformed").verdict
 
     def _unread(self, request: Any, verdict: Verdict) -> Any:
         """The request, if the policy lets pass what cannot be opened; a mask cannot be drawn there."""

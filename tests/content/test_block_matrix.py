@@ -9,7 +9,7 @@ from block_matrix import ELSEWHERE, READABLE, UNREADABLE
 
 from guardalign_guardrails.content.payload import Remote
 from guardalign_guardrails.content.rewrite import with_blocks
-from guardalign_guardrails.content.screen import NOTICE, OMITTED, Turn, screen, without_images
+from guardalign_guardrails.content.screen import OMITTED, UNCHECKED_NOTICE, Turn, screen, without_images
 from guardalign_guardrails.content.walk import find
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import CELL, colour_guard, painted
@@ -73,7 +73,7 @@ class TestWhatIsElsewhere:
         (result,) = screen(guard, [Turn([WORDS, block])])
         reason = expected if expected == "file_reference" else "remote_reference"
         assert [(v.action, v.uninspectable) for v in result.verdicts] == [("block", reason)]
-        assert NOTICE in repr(result.content)
+        assert UNCHECKED_NOTICE in repr(result.content)
         assert "example" not in repr(result)
 
     def test_can_be_replaced_by_an_image_with_no_other_locator_left(self, name):
@@ -88,4 +88,4 @@ class TestWhatIsElsewhere:
 def test_what_no_dialect_reads_is_reported_and_blocked(name, guard):
     (result,) = screen(guard, [Turn([WORDS, UNREADABLE[name]])])
     assert [(v.action, v.uninspectable) for v in result.verdicts] == [("block", "unsupported_block")]
-    assert NOTICE in repr(result.content)
+    assert UNCHECKED_NOTICE in repr(result.content)

@@ -23,7 +23,7 @@ class Watched(Guard):
     said: list[tuple[Any, ...]]
 
     def check_batch(self, images: Sequence[Any], source: Any = "user") -> Any:
-        results = super().check_batch(images, source)
+        results = super().check_batch(images, source=source)
         self.said += [_kept(result.verdict) for result in results]
         return results
 

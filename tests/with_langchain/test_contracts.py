@@ -187,7 +187,7 @@ class TestTheRunnableContract:
             ("LetsFailuresPass", "an_encoder_that_fails_blocks_unless_the_policy_says_otherwise", {}, "says block"),
             (
                 "LetsFailuresPass",
-                "a_image_that_cannot_be_looked_at_is_passed_on_only_if_the_policy_says_so",
+                "an_image_that_cannot_be_looked_at_is_passed_on_only_if_the_policy_says_so",
                 {},
                 "passed on unseen",
             ),
@@ -202,7 +202,7 @@ class TestTheRunnableContract:
             ("TracesImages", "no_pixel_is_told_to_anyone", {}, "tracers are told"),
             ("ForgetsASetting", "it_comes_back_from_its_dump", {}, "load does not give back"),
             ("MakesItsOwnGuard", "fields_can_be_set_per_call", {}, "another guard"),
-            ("ForgetsWhatItSaw", "a_image_seen_before_costs_no_encoder_pass", {}, "2 encoder passes"),
+            ("ForgetsWhatItSaw", "an_image_seen_before_costs_no_encoder_pass", {}, "2 encoder passes"),
         ],
     )
     def test_catches_a_guard_that(self, given, fault, test, case, words):
@@ -224,7 +224,7 @@ class TestTheMiddlewareContract:
         [
             ("SyncOnly", "sync_and_async_give_the_same", {"action": "mask"}, "invoke and ainvoke"),
             ("SyncOnly", "a_blocked_image_never_reaches_the_model", {"call": call_async}, "of the user"),
-            ("OnlyTheLastMessage", "a_image_of_an_earlier_turn_never_reaches_the_model", {}, "in the history"),
+            ("OnlyTheLastMessage", "an_image_of_an_earlier_turn_never_reaches_the_model", {}, "in the history"),
             (
                 "OnlyWhatPeopleSay",
                 "a_blocked_image_of_a_tool_never_reaches_the_model",
@@ -237,7 +237,7 @@ class TestTheMiddlewareContract:
                 {"block": image_block},
                 "can still be seen",
             ),
-            ("OnlyOnce", "a_image_of_a_tool_is_masked", {"result": "content"}, "can still be seen"),
+            ("OnlyOnce", "an_image_of_a_tool_is_masked", {"result": "content"}, "can still be seen"),
             (
                 "NewIds",
                 "a_changed_message_takes_the_place_of_the_original",

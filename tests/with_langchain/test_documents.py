@@ -518,7 +518,7 @@ class TestRecords:
     def test_a_record_says_what_was_found_by_what_and_holds_no_pixels(self, sift):
         (after,) = sift(doc(b64(painted("red"))))
         (record,) = records(after)
-        assert record.keys() == {"id", "digest", "source", "action", "category", "policy", "encoder"}
+        assert record.keys() == {"id", "digest", "source", "action", "category", "policy_fingerprint", "encoder"}
         assert (record["action"], record["category"], record["encoder"]) == ("mask", "red_things", "colour")
         assert len(after.metadata["guardalign"]) < 500
         assert all(isinstance(after.metadata[key], str) for key in ("guardalign", "guardalign_action"))

@@ -796,7 +796,7 @@ class TestWhatOthersRead:
 
     def test_a_cache_cannot_take_it_for_the_bare_model_or_for_another_policy(self, guarded, cache_dir):
         params = guarded._identifying_params
-        assert params["guardalign"]["policy"] == guarded.guard.active_guard.policy.fingerprint
+        assert params["guardalign"]["policy_fingerprint"] == guarded.guard.active_guard.policy.fingerprint
         assert params != guarded.model._identifying_params
         assert params != made(cache_dir, prefix="Mind.")._identifying_params
         assert guarded.asdict()["_type"] == "recording"

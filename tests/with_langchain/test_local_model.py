@@ -844,7 +844,7 @@ class TestIdentity:
         assert (told["model"], told["temperature"], told["seed"]) == ("smollm2", 0, 3)
         own = told["guardalign"]
         assert (own["calibration"]["target"], own["prefix"]["text"]) == (0.3, PREFIX)
-        assert (own["policy"], own["encoder"]) == (guard.policy.fingerprint, "colour")
+        assert (own["policy_fingerprint"], own["encoder"]) == (guard.policy.fingerprint, "colour")
         json.dumps(told)
         assert model.loaded is None
 

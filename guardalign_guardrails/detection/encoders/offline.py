@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections.abc import Sequence
+from functools import partial
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final
@@ -69,6 +70,10 @@ class OfflineEncoder:
         self._sentences: Any = None
         self._class_features: Tensor | None = None
         self._fingerprint: str | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        options: dict[str, Any] = {"dtype": self._dtype, "batch_size": self._batch_size, "cache_dir": self._cache_dir}
+        return partial(type(self), device=self._device, **options), ()
 
     @property
     def fingerprint(self) -> str:

@@ -88,6 +88,7 @@ class OpenClipEncoder(TwoTowerEncoder):
             EncoderUnavailable: If open_clip is not installed.
         """
         encoder = cls(name=name, batch_size=batch_size)
+        encoder._is_given = True
         encoder._ready = _wrap(model.eval(), tokenizer, mean, std, size, _scale(model))
         return encoder
 

@@ -73,6 +73,7 @@ class TransformersEncoder(TwoTowerEncoder):
             EncoderUnavailable: If the model is of another kind.
         """
         encoder = cls(name, name=name, batch_size=batch_size)
+        encoder._is_given = True
         encoder._ready = _wrap(name, model.eval(), tokenizer, image_processor, _scale(model))
         return encoder
 

@@ -117,6 +117,15 @@ class TwoTowerEncoder(ABC):
         self._loading = threading.Lock()
         # Hugging Face's fast tokenizers fail with "Already borrowed" when two threads use one at once.
         self._tokenizing = threading.Lock()
+        # Whether the model was handed over, and so cannot be loaded again.
+        self._is_given = False
+
+    def __getstate__(self) -> dict[str, Any]:
+        kept = {k: v for k, v in self.__dict__.items() if k not in ("_loading", "_tokenizing")}
+        return kept if self._is_given else {**kept, "_ready": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state, _loading=threading.Lock(), _tokenizing=threading.Lock())
 
     @abstractmethod
     def _load(self) -> Towers:

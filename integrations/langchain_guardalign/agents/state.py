@@ -99,7 +99,7 @@ def refused(rules: AgentRules, messages: Sequence[BaseMessage]) -> Verdict | Non
     if not messages or not isinstance(messages[-1], AIMessage):
         return None
     for entry in _records(messages[-1]):
-        if entry["action"] in ("block", "route") and (entry.get("policy"), entry.get("source")) == (
+        if entry["action"] in ("block", "route") and (entry.get("policy_fingerprint"), entry.get("source")) == (
             rules.fingerprint,
             "user",
         ):
@@ -132,7 +132,9 @@ def _actions(
     """What this guard does and, by the records, did about the images of some messages."""
     for message, own in zip(messages, by_message, strict=True):
         yield from (verdict.action for verdict in own)
-        yield from (entry["action"] for entry in _records(message) if entry.get("policy") == rules.fingerprint)
+        yield from (
+            entry["action"] for entry in _records(message) if entry.get("policy_fingerprint") == rules.fingerprint
+        )
 
 
 def _records(message: BaseMessage) -> list[dict[str, Any]]:

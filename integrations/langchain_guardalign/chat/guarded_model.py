@@ -125,7 +125,7 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         """The wrapped model's, and the guard: a cache must not mix guarded answers with unguarded ones."""
         guard = self.guard.active_guard
         own = {
-            "policy": guard.policy.fingerprint,
+            "policy_fingerprint": guard.policy.fingerprint,
             "encoder": guard.detector.encoder.name,
             "on_violation": self.on_violation,
             "placement": self.placement,

@@ -189,7 +189,7 @@ class LocalModel(BaseChatModel):
         own = {
             "calibration": None if self.calibration is None else self.calibration.model_dump(mode="json"),
             "prefix": self.prefix.model_dump(mode="json"),
-            "policy": None if guard is None else guard.policy.fingerprint,
+            "policy_fingerprint": None if guard is None else guard.policy.fingerprint,
             "encoder": None if guard is None else guard.detector.encoder.name,
             "on_violation": self.on_violation,
         }

@@ -28,11 +28,11 @@ from typing_extensions import Self
 from guardalign_guardrails import UnsafeContentError, Verdict
 from guardalign_guardrails.content.chat import OnViolation, Placement, decide_chat, is_prefix_due, prefixed
 from guardalign_guardrails.errors import SettingsError
+from guardalign_guardrails.guarding.settings import GuardField, GuardSettings
 from llama_index_guardalign.chat.messages import role_of, with_prefix, without_images
 from llama_index_guardalign.chat.refusal import Refusal, with_record
 from llama_index_guardalign.chat.screening import ScreenedChat, ascreen_chat, screen_chat
 from llama_index_guardalign.events import announce
-from llama_index_guardalign.guard_settings import GuardField, GuardSettings
 from llama_index_guardalign.spans import atraced, not_spanned, traced
 
 # Engines set them on the LLM they are given, and mean the one that is called.

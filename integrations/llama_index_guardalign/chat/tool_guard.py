@@ -12,12 +12,12 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.tools.function_tool import FunctionTool
 from llama_index.core.tools.types import AsyncBaseTool, BaseTool, ToolMetadata, ToolOutput
 
-from guardalign_guardrails import Guard, Policy, UnsafeContentError, Verdict
+from guardalign_guardrails import UnsafeContentError, Verdict
 from guardalign_guardrails.content.chat import first_violation
 from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
+from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from llama_index_guardalign.chat.blocks import plain_of, restored
 from llama_index_guardalign.events import announce
-from llama_index_guardalign.guard_settings import GuardSettings, settings_of
 from llama_index_guardalign.nodes.filter import FilteredNodes, NodeFilter, afilter_nodes, filter_nodes
 from llama_index_guardalign.nodes.leaves import mapped
 from llama_index_guardalign.spans import not_spanned
@@ -27,7 +27,7 @@ _COMPONENT: Final = "guard_tool"
 
 def guard_tool(
     tool: BaseTool,
-    guard: Guard | Policy | GuardSettings | None = None,
+    guard: GuardLike = None,
     *,
     on_violation: Literal["notice", "raise"] = "notice",
 ) -> AsyncBaseTool:
@@ -46,7 +46,7 @@ def guard_tool(
     Returns:
         The guarded tool. The other one is left as it is.
     """
-    node_filter = _ToolGate(settings_of(guard), on_violation)
+    node_filter = _ToolGate(GuardSettings.of(guard), on_violation)
     if isinstance(tool, FunctionTool):
         guarded = _GuardedFunctionTool.__new__(_GuardedFunctionTool)
         guarded.__dict__.update(tool.__dict__)

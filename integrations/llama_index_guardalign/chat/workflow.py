@@ -8,14 +8,14 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole
 from llama_index.core.workflow import Event, Workflow, step
 from pydantic import Field
 
-from guardalign_guardrails import Action, Guard, Policy
+from guardalign_guardrails import Action
 from guardalign_guardrails.actions import severest
 from guardalign_guardrails.content.chat import Placement, decide_chat
+from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from guardalign_guardrails.verdict import event_of
 from llama_index_guardalign.chat.messages import role_of, with_prefix
 from llama_index_guardalign.chat.screening import ascreen_chat
 from llama_index_guardalign.events import announce
-from llama_index_guardalign.guard_settings import GuardSettings, settings_of
 
 _COMPONENT = "add_guard_step"
 
@@ -62,7 +62,7 @@ class ImagesBlocked(Event):
 
 def add_guard_step(
     workflow: type[Workflow],
-    guard: Guard | Policy | GuardSettings | None = None,
+    guard: GuardLike = None,
     *,
     placement: Placement = "system",
     num_workers: int = 4,
@@ -75,7 +75,7 @@ def add_guard_step(
         placement: Where the prefix goes: ``system``, or ``user`` for models that know no system message.
         num_workers: Most checks at the same time.
     """
-    settings = settings_of(guard)
+    settings = GuardSettings.of(guard)
 
     @step(workflow=workflow, num_workers=num_workers)
     async def check_images(ev: CheckImages) -> ImagesPassed | ImagesBlocked:

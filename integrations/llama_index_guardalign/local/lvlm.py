@@ -35,9 +35,9 @@ from typing_extensions import Self
 from guardalign_guardrails.content.chat import OnViolation
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
+from guardalign_guardrails.guarding.settings import GuardSettings
 from llama_index_guardalign.chat.messages import chat_of, without_images
 from llama_index_guardalign.events import announce, announced_violations
-from llama_index_guardalign.guard_settings import GuardSettings
 from llama_index_guardalign.local.call_options import SETTING_NAMES, Order
 from llama_index_guardalign.local.responses import Growth, Step, chat_response, completion_response
 from llama_index_guardalign.local.structured import SchemaBoundLLM

@@ -10,7 +10,7 @@ from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle, TextNo
 from pydantic import Field
 
 from guardalign_guardrails import Source, UnsafeContentError
-from llama_index_guardalign.guard_settings import GuardField, GuardSettings, StoredPath
+from guardalign_guardrails.guarding.settings import GuardField, GuardSettings, StoredPath
 from llama_index_guardalign.nodes.filter import FilteredNodes, NodeFilter, Withholding, afilter_nodes, filter_nodes
 from llama_index_guardalign.spans import not_spanned
 

@@ -17,8 +17,8 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import BaseNode, NodeWithScore, QueryBundle
 
-from guardalign_guardrails import Guard, Policy, Source, UnsafeContentError
-from llama_index_guardalign.guard_settings import GuardSettings, settings_of
+from guardalign_guardrails import Source, UnsafeContentError
+from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from llama_index_guardalign.nodes.filter import NodeFilter, Withholding, afilter_nodes, filter_nodes
 from llama_index_guardalign.nodes.leaves import mapped
 from llama_index_guardalign.nodes.postprocessor import with_nodes
@@ -49,7 +49,7 @@ class GuardedQueryEngine(BaseQueryEngine):
     def __init__(
         self,
         query_engine: BaseQueryEngine,
-        guard: Guard | Policy | GuardSettings | None = None,
+        guard: GuardLike = None,
         *,
         source: Source = "retrieved",
         on_violation: Withholding = "drop",
@@ -58,7 +58,7 @@ class GuardedQueryEngine(BaseQueryEngine):
     ) -> None:
         super().__init__(callback_manager or query_engine.callback_manager)
         self._query_engine = query_engine
-        self._settings = settings_of(guard)
+        self._settings = GuardSettings.of(guard)
         self._source: Source = source
         self._on_violation: Withholding = on_violation
         self._masked_dir = masked_dir

@@ -12,7 +12,7 @@ from llama_index.core.schema import BaseComponent, Document
 from pydantic import Field, field_serializer
 
 from guardalign_guardrails import Source
-from llama_index_guardalign.guard_settings import GuardField, GuardSettings, StoredPath
+from guardalign_guardrails.guarding.settings import GuardField, GuardSettings, StoredPath
 from llama_index_guardalign.nodes.filter import (
     FilteredNodes,
     NodeFilter,

@@ -15,8 +15,8 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.prompts.mixin import PromptMixinType
 from llama_index.core.schema import NodeWithScore, QueryBundle, QueryType
 
-from guardalign_guardrails import Guard, Policy, Source, UnsafeContentError
-from llama_index_guardalign.guard_settings import GuardSettings, settings_of
+from guardalign_guardrails import Source, UnsafeContentError
+from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from llama_index_guardalign.nodes.filter import NodeFilter, Withholding, afilter_nodes, filter_nodes
 from llama_index_guardalign.nodes.postprocessor import with_nodes
 from llama_index_guardalign.nodes.query_image import CheckedQuery, acheck_query, check_query
@@ -40,7 +40,7 @@ class GuardedRetriever(MultiModalRetriever):
     def __init__(
         self,
         retriever: BaseRetriever,
-        guard: Guard | Policy | GuardSettings | None = None,
+        guard: GuardLike = None,
         *,
         source: Source = "retrieved",
         on_violation: Withholding = "drop",
@@ -49,7 +49,7 @@ class GuardedRetriever(MultiModalRetriever):
     ) -> None:
         super().__init__(callback_manager=callback_manager or getattr(retriever, "callback_manager", None))
         self._retriever = retriever
-        self._settings = settings_of(guard)
+        self._settings = GuardSettings.of(guard)
         self._source: Source = source
         self._on_violation: Withholding = on_violation
         self._masked_dir = masked_dir

@@ -18,7 +18,7 @@ from typing_extensions import Self
 
 from guardalign_guardrails import Source, UnsafeContentError
 from guardalign_guardrails.errors import SettingsError
-from llama_index_guardalign.guard_settings import GuardField, GuardSettings, StoredPath
+from guardalign_guardrails.guarding.settings import GuardField, GuardSettings, StoredPath
 from llama_index_guardalign.nodes.filter import NodeFilter, Quarantine, Withholding, afilter_nodes, filter_nodes
 from llama_index_guardalign.nodes.images import find_images
 from llama_index_guardalign.spans import not_spanned
