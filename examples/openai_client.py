@@ -12,6 +12,7 @@ import logging
 import mimetypes
 import os
 import warnings
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +24,16 @@ os.environ.setdefault("TQDM_DISABLE", "1")
 warnings.filterwarnings("ignore")
 logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
 
-import httpx2  # noqa: E402
 from demo_image import described  # noqa: E402
-from openai import OpenAI  # noqa: E402
+from openai import DefaultHttpxClient, OpenAI  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from guardalign_guardrails import Guard, Policy, Verdict  # noqa: E402
 from openai_guardalign import guard  # noqa: E402
 
 HERE = Path(__file__).parent
+# What the SDK sends by: httpx, from openai 3 on HTTPX.
+HTTPX = import_module(DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
 PREFIX_ONLY = "extends: default\nsources: {user: {at_most: prefix}}"
 IMAGES = ("cat.jpg", "coffee_and_pistol.jpg", "rifle.png")
 
@@ -40,10 +42,10 @@ def client() -> OpenAI:
     """OpenAI's client if there is a key, else one whose requests end in this file."""
     if os.environ.get("OPENAI_API_KEY"):
         return OpenAI()
-    return OpenAI(api_key="none", http_client=httpx2.Client(transport=httpx2.MockTransport(report)))
+    return OpenAI(api_key="none", http_client=HTTPX.Client(transport=HTTPX.MockTransport(report)))
 
 
-def report(request: httpx2.Request) -> httpx2.Response:
+def report(request: Any) -> Any:
     """Answer a request with what it brought."""
     body = json.loads(request.content)
     image = next(part["image_url"] for part in body["input"][0]["content"] if part["type"] == "input_image")
@@ -51,7 +53,7 @@ def report(request: httpx2.Request) -> httpx2.Response:
     words = f"I received an image of {seen}, told {body.get('instructions')!r}."
     content = [{"type": "output_text", "text": words}]
     message = {"type": "message", "id": "msg_1", "role": "assistant", "content": content}
-    return httpx2.Response(200, json={"id": "resp_1", "object": "response", "output": [message]})
+    return HTTPX.Response(200, json={"id": "resp_1", "object": "response", "output": [message]})
 
 
 def question(image: str) -> list[Any]:

@@ -9,7 +9,7 @@ from openai import AsyncOpenAI, OpenAI
 from guardalign_guardrails import Guard, Policy
 from guardalign_guardrails.content.bodies import BodyRules
 from guardalign_guardrails.content.chat import OnViolation, Placement
-from openai_guardalign.http import guarded_http
+from openai_guardalign.http import GuardFailure, guarded_http
 from openai_guardalign.request_filter import OnVerdicts, RequestFilter
 
 ClientT = TypeVar("ClientT", bound=OpenAI | AsyncOpenAI)
@@ -56,6 +56,7 @@ def guard(
 def _kept(client: ClientT, request_filter: RequestFilter) -> ClientT:
     """The client, of which every copy is guarded, also one with another HTTP client."""
     plain: Any = client.copy
+    ask: Any = client.request
     # Not an argument of the copy: one that chooses a region would lose it.
     client.websocket_base_url = _NO_SOCKETS
 
@@ -64,6 +65,22 @@ def _kept(client: ClientT, request_filter: RequestFilter) -> ClientT:
         fresh: ClientT = plain(http_client=http, **options)
         return _kept(fresh, request_filter)
 
+    def request(*args: Any, **options: Any) -> Any:
+        try:
+            return ask(*args, **options)
+        except GuardFailure as failure:
+            error = failure.error
+        # Out here it keeps the cause and the context that it has.
+        raise error
+
+    async def arequest(*args: Any, **options: Any) -> Any:
+        try:
+            return await ask(*args, **options)
+        except GuardFailure as failure:
+            error = failure.error
+        raise error
+
     # On the object, so that its class stays the SDK's own.
     client.copy = client.with_options = copy  # type: ignore[method-assign, assignment]
+    client.request = arequest if isinstance(client, AsyncOpenAI) else request  # type: ignore[method-assign]
     return client

@@ -25,6 +25,21 @@ def guarded_http(inner: Any, request_filter: RequestFilter) -> Any:
     return _kind(_base(type(inner)))(inner, request_filter)
 
 
+class GuardFailure(BaseException):
+    """Carries an error of the guard past the SDK.
+
+    Before openai 3.16 the SDK takes every `Exception` of its HTTP client for a lost connection: it would ask again, and
+    raise an error of its own. The guarded client's ``request`` raises the error that is carried.
+
+    Attributes:
+        error: What the request filter raised.
+    """
+
+    def __init__(self, error: Exception) -> None:
+        super().__init__()
+        self.error = error
+
+
 class _Guarded:
     """What the sync and the async client share; mixed into a client class, by which the SDK knows an HTTP client."""
 
@@ -61,7 +76,10 @@ class _Guarded:
 
 class _GuardedClient(_Guarded):
     def send(self, request: Any, **options: Any) -> Any:
-        passed = self._filter.passed(request)
+        try:
+            passed = self._filter.passed(request)
+        except Exception as error:  # noqa: BLE001  raised again by the guarded client
+            raise GuardFailure(error) from None
         return self._response(passed, request) if isinstance(passed, Answer) else self._inner.send(passed, **options)
 
     def close(self) -> None:
@@ -70,7 +88,10 @@ class _GuardedClient(_Guarded):
 
 class _GuardedAsyncClient(_Guarded):
     async def send(self, request: Any, **options: Any) -> Any:
-        passed = await self._filter.apassed(request)
+        try:
+            passed = await self._filter.apassed(request)
+        except Exception as error:  # noqa: BLE001  raised again by the guarded client
+            raise GuardFailure(error) from None
         if isinstance(passed, Answer):
             return self._response(passed, request)
         return await self._inner.send(passed, **options)

@@ -10,10 +10,10 @@ import base64
 import io
 import re
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-import httpx2
-from openai import AsyncOpenAI, OpenAI
+from openai import AsyncOpenAI, DefaultHttpxClient, OpenAI
 from PIL import Image
 from pydantic import BaseModel
 
@@ -21,6 +21,9 @@ from guardalign_guardrails.content.payload import to_data_url
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import CELL, colour_policy, painted
 from with_langchain.openai_server import OpenAIServer, Request
+
+HTTPX = import_module(DefaultHttpxClient.__mro__[1].__module__.partition(".")[0])
+"""What the SDK sends by: httpx, from openai 3 on HTTPX."""
 
 MASKED = painted()
 """What is left of ``painted("red")`` under the colour policy."""
@@ -79,7 +82,7 @@ class Way:
 
 def client_of(server: OpenAIServer, kind: Any = OpenAI, **options: Any) -> Any:
     """A client of the server, made without loading certificates, which takes longer than any test."""
-    http = httpx2.AsyncClient if issubclass(kind, AsyncOpenAI) else httpx2.Client
+    http = HTTPX.AsyncClient if issubclass(kind, AsyncOpenAI) else HTTPX.Client
     settings = {"base_url": server.base_url, "api_key": "test", "max_retries": 0, "timeout": 20, **options}
     settings.setdefault("http_client", http(verify=False))
     return kind(**{key: value for key, value in settings.items() if value is not None})

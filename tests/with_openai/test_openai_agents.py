@@ -18,9 +18,9 @@ from agents import (
     function_tool,
 )
 from agents.exceptions import ModelRefusalError
-from agents.testing import ScriptedModel, assistant_message, function_call
 from openai import AsyncOpenAI
 from openai_ways import MASKED, PREFIX, REFUSAL, client_of, images, item_block, opened_in, same, user
+from scripted_model import ScriptedModel, assistant_message, function_call
 
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
@@ -63,7 +63,7 @@ def seeing(*colours, guardrails=()):
 
 def acting(*tools, guardrails=()):
     """An agent that looks once and then answers, and its model."""
-    steps = [[function_call("look", {}, call_id="1")]] if tools else []
+    steps = [[function_call("look", call_id="1")]] if tools else []
     model = ScriptedModel([*steps, [assistant_message("done")]])
     agent = Agent("a", instructions="Be brief.", model=model, tools=list(tools), input_guardrails=list(guardrails))
     return agent, model

@@ -6,13 +6,14 @@ import asyncio
 import logging
 import traceback
 from contextvars import ContextVar
+from importlib.metadata import version
 
 import httpx
-import httpx2
 import pytest
 from openai import AsyncOpenAI, OpenAI
 from openai_ways import (
     APIS,
+    HTTPX,
     MASKED,
     REFUSAL,
     Way,
@@ -25,6 +26,7 @@ from openai_ways import (
     url,
     user,
 )
+from packaging.version import Version
 
 from guardalign_guardrails import Guard, Policy, ProfileMissing, UnsafeContentError
 from guardalign_guardrails.images import encode_png
@@ -36,6 +38,8 @@ from with_langchain.openai_server import Request, digest, say
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
+# From 3.5 on it does not log what it sends.
+IS_OLD = Version(version("openai")) < Version("3.5")
 
 IMAGE_TOOL = {"type": "function", "name": "draw", "parameters": {"properties": {"image": {"type": "string"}}}}
 """Its schema is no image."""
@@ -60,7 +64,7 @@ class TestClients:
     def test_copies_are_guarded(self, plain, server, checks, method):
         copied = getattr(guard(plain, checks), method)(timeout=11)
         again = getattr(copied, method)(max_retries=1)
-        other = getattr(again, method)(http_client=httpx2.Client())
+        other = getattr(again, method)(http_client=HTTPX.Client())
         for client in (copied, again, other):
             client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
             assert same(*images(server.last), MASKED)
@@ -96,7 +100,10 @@ class TestClients:
             lambda client: client.realtime.connect(model="m"),
             lambda client: client.responses.connect(),
             lambda client: client.with_options(timeout=1).beta.responses.connect(),
-            lambda client: client.with_options(data_residency="eu").realtime.connect(model="m"),
+            pytest.param(
+                lambda client: client.with_options(data_residency="eu").realtime.connect(model="m"),
+                marks=pytest.mark.skipif(IS_OLD, reason="this SDK knows no regions"),
+            ),
         ],
     )
     def test_websockets_cannot_be_opened(self, plain, checks, connect):
@@ -120,9 +127,9 @@ class TestOtherEndpoints:
 
         def answer(request):
             sent.append(Request(request.url.path, request.content))
-            return httpx2.Response(200, json={})
+            return HTTPX.Response(200, json={})
 
-        return OpenAI(api_key="test", http_client=httpx2.Client(transport=httpx2.MockTransport(answer)))
+        return OpenAI(api_key="test", http_client=HTTPX.Client(transport=HTTPX.MockTransport(answer)))
 
     def test_they_are_passed_through_untouched(self, plain, sent, checks):
         content = [{"type": "image_url", "image_url": {"url": url(painted("blue"))}}]
@@ -228,6 +235,21 @@ class TestFailures:
             simple.ask(guard(simple.client(server), checks), [user(simple.content(painted("white")))])
         assert server.requests == []
 
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_an_error_of_the_callers_own_comes_as_it_is_and_nothing_is_sent(self, server, checks, is_async):
+        calls = []
+
+        def fail(verdicts):
+            calls.append(verdicts)
+            raise RuntimeError("the log is full") from OSError("no space")
+
+        way = Way("chat", "create", is_async=is_async)
+        client = guard(way.client(server).with_options(max_retries=2), checks, on_verdicts=fail)
+        with pytest.raises(RuntimeError, match="the log is full") as raised:
+            way.ask(client, [user(way.content(painted("white")))])
+        assert isinstance(raised.value.__cause__, OSError)
+        assert (len(calls), server.requests) == (1, [])
+
     def test_monitoring_changes_nothing_and_tells_all(self, simple, server, cache_dir):
         found = []
         client = simple.client(server)
@@ -260,9 +282,9 @@ class TestVerdicts:
         def fail_once(request):
             attempts.append(request)
             status = 500 if len(attempts) == 1 else 200
-            return httpx2.Response(status, json={"choices": []}, headers={"retry-after-ms": "1"})
+            return HTTPX.Response(status, json={"choices": []}, headers={"retry-after-ms": "1"})
 
-        http = httpx2.Client(transport=httpx2.MockTransport(fail_once))
+        http = HTTPX.Client(transport=HTTPX.MockTransport(fail_once))
         client = guard(OpenAI(api_key="test", http_client=http), checks, on_verdicts=found.append)
         client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
         assert len(found) == 1
@@ -311,6 +333,8 @@ class TestLeaks:
             for image in pixels:
                 told += self.outcome(simple, client, image)
             told += [repr(client), repr(client._client), repr(client._client._filter)]
-        said = f"{told!r}{caplog.text}"
+        # An older SDK itself logs whole requests at this level, before a guarded client gets them.
+        records = (record for record in caplog.records if not (IS_OLD and record.name == "openai._base_client"))
+        said = f"{told!r}{[(record.getMessage(), record.exc_text) for record in records]}"
         assert "block" in said
         assert [leak for image in pixels for leak in leaks(said, image)] == []
