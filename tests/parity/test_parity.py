@@ -22,14 +22,16 @@ class Watched(Guard):
 
     said: list[tuple[Any, ...]]
 
-    def check_batch(self, images: Sequence[Any], source: Any = "user") -> Any:
+    def check_batch(self, images: Sequence[Any], *, source: Any = "user") -> Any:
         results = super().check_batch(images, source=source)
         self.said += [_kept(result.verdict) for result in results]
         return results
 
-    def uninspectable(self, reason: str, source: Any = "user") -> Any:
-        result = super().uninspectable(reason, source)
-        self.said.append(_kept(result.verdict))
+    def _report_failure(self, blank: Any, failure: Any, *args: Any) -> Any:
+        result = super()._report_failure(blank, failure, *args)
+        # Without a digest it comes from no batch: there were no bytes to check.
+        if not failure.digest:
+            self.said.append(_kept(result.verdict))
         return result
 
 

@@ -10,7 +10,7 @@ from openai import NotFoundError
 from openai_ways import MASKED, PREFIX, chat_block, images, item_block, prefixes, same, url, user
 
 from guardalign_guardrails import UnsafeContentError
-from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, painted
 from openai_guardalign import guard
 
@@ -114,7 +114,7 @@ class TestItems:
         assert sent[1].keys() == {*made, "result"}
         assert sent[1]["result"] != encoded
         named = self.sent(plain, server, checks, user("draw"), made, user("again"))
-        assert named[1] == {"role": "assistant", "content": NOTICE}
+        assert named[1] == {"role": "assistant", "content": UNCHECKED_NOTICE}
 
     def test_what_cannot_be_opened_follows_the_policy(self, plain, server, cache_dir):
         named = user([{"type": "input_image", "file_id": "file-1"}])
