@@ -580,7 +580,7 @@ class TestAsPartsOfPipelines:
     def test_more_images_than_are_held_at_once_make_several_batches(self, gate, monkeypatch):
         asked = []
         check_batch = gate.guard.active_guard.check_batch
-        count = lambda images, source: asked.append(len(images)) or check_batch(images, source)  # noqa: E731
+        count = lambda images, source: asked.append(len(images)) or check_batch(images, source=source)  # noqa: E731
         monkeypatch.setattr(gate.guard.active_guard, "check_batch", count)
         gate.transform_documents([doc(data_url(painted()), other=data_url(painted())) for _ in range(70)])
         assert asked == [64, 64, 12]

@@ -111,11 +111,11 @@ async def test_the_event_loop_goes_on_while_a_guard_looks(guard, monkeypatch, wa
     loop, did_go_on = asyncio.get_running_loop(), []
     check = guard.check_batch
 
-    def looking(*args: Any) -> Any:
+    def looking(*args: Any, **sources: Any) -> Any:
         is_loop_going = threading.Event()
         loop.call_soon_threadsafe(is_loop_going.set)
         did_go_on.append(is_loop_going.wait(5))
-        return check(*args)
+        return check(*args, **sources)
 
     monkeypatch.setattr(guard, "check_batch", looking)
     await way(guard, saved(RED, tmp_path))

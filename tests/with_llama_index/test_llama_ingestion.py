@@ -242,11 +242,12 @@ class TestPipelines:
 
     @pytest.mark.slow
     def test_it_works_in_several_processes(self, cache_dir):
-        # The colour encoder cannot be made from its name, as another process has to: what it cannot check is left out.
+        # A ready guard goes along, with an encoder that cannot be made from its name.
         transform = ImageGuardTransform(guard=colour_guard(cache_dir), quarantine=store_away)
         pipeline = IngestionPipeline(transformations=[transform], disable_cache=True)
-        nodes = pipeline.run(documents=[Document(text="a"), image_document(WHITE, text="b")], num_workers=2)
-        assert [node.get_content() for node in nodes] == ["a"]
+        documents = [Document(text="a"), image_document(WHITE, text="b"), image_document(BLUE, text="c")]
+        nodes = pipeline.run(documents=documents, num_workers=2)
+        assert [node.get_content() for node in nodes] == ["a", "b"]
 
 
 class TestDumps:

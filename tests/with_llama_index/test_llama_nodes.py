@@ -31,7 +31,7 @@ from llama_seen import Tracer, same_pixels
 
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY
-from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
 from guardalign_guardrails.testing.colours import colour_guard
 from llama_index_guardalign import GuardSettings, GuardVerdictEvent, ImageGuardPostprocessor
@@ -240,7 +240,7 @@ class TestWhatNobodyCanLookAt:
         after = passed(ImageGuardPostprocessor(guard=guard, on_violation="redact"), *self.NODES)
         assert len(after) == len(self.NODES)
         assert all(block.block_type == "text" for node in after for block in node.get_content_blocks())
-        assert [node.get_content() for node in after[4:6]] == [NOTICE, NOTICE]
+        assert [node.get_content() for node in after[4:6]] == [UNCHECKED_NOTICE, UNCHECKED_NOTICE]
 
 
 class TestWords:
@@ -294,9 +294,9 @@ class TestThePostprocessor:
         sizes = []
         real = guard.check_batch
 
-        def counted(images, sources):
+        def counted(images, *, source):
             sizes.append(len(images))
-            return real(images, sources)
+            return real(images, source=source)
 
         monkeypatch.setattr(guard, "check_batch", counted)
         nodes = [ImageNode(image=b64(WHITE), text=str(number)) for number in range(150)]
@@ -307,9 +307,9 @@ class TestThePostprocessor:
     async def test_it_does_not_block_the_event_loop(self, guard, monkeypatch):
         real = guard.check_batch
 
-        def slow(*args):
+        def slow(images, *, source):
             time.sleep(0.3)
-            return real(*args)
+            return real(images, source=source)
 
         monkeypatch.setattr(guard, "check_batch", slow)
         task = asyncio.create_task(

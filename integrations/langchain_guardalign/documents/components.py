@@ -20,7 +20,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 from guardalign_guardrails import Guard, Source, UnsafeContentError, Verdict
 from guardalign_guardrails.content.chat import first_violation
 from guardalign_guardrails.content.records import with_records
-from guardalign_guardrails.content.screen import NOTICE, Screened, Turn, ascreen, screen
+from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
 from guardalign_guardrails.content.walk import Slot
 from guardalign_guardrails.verdict import event_of
 from langchain_guardalign.documents.images import Fields, FoundImage, find_images, with_images
@@ -127,9 +127,7 @@ class _DocumentFilter(BaseModel):
                 continue
             result = next(results)
             filtered.verdicts += result.verdicts
-            withheld = [
-                verdict for verdict, value in zip(result.verdicts, result.content, strict=True) if value == NOTICE
-            ]
+            withheld = result.withheld
             if withheld:
                 filtered.violation = filtered.violation or first_violation(withheld) or withheld[0]
                 if self.quarantine is not None:
@@ -232,7 +230,7 @@ def _passed(filtered: _FilteredDocuments, on_violation: str) -> list[Document]:
 
 def _rewritten(document: Document, images: Sequence[FoundImage], result: Screened) -> Document:
     """The document with what takes its images' places, and the records; itself if it stays as it is."""
-    content = with_images(document, images, result.content)
+    content = with_images(document, images, result)
     content["metadata"] = with_records(content["metadata"], result.verdicts)
     update = {name: value for name, value in content.items() if value is not getattr(document, name)}
     return document.model_copy(update=update) if update else document

@@ -17,7 +17,7 @@ from PIL import Image
 from guardalign_guardrails.content.dialect import MIME_KEYS, Reading, read_value, written
 from guardalign_guardrails.content.payload import Reason, is_data_url
 from guardalign_guardrails.content.rewrite import block_at, with_blocks
-from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.content.screen import Screened
 from guardalign_guardrails.content.walk import Path, find_loose
 from langchain_guardalign.documents.files import reading_of
 from langchain_guardalign.documents.text import find_encoded, is_image
@@ -78,16 +78,16 @@ def find_images(document: Document, fields: Fields) -> list[FoundImage]:
     return found
 
 
-def with_images(document: Document, images: Sequence[FoundImage], values: Sequence[object]) -> dict[str, Any]:
+def with_images(document: Document, images: Sequence[FoundImage], result: Screened) -> dict[str, Any]:
     """Text and metadata of a document with other images in it; the very same objects where nothing changed.
 
     Args:
         document: It stays as it is.
         images: All that `find_images` found.
-        values: For each what takes its place, None if it stays.
+        result: What takes their places.
     """
     content: dict[str, Any] = {"page_content": document.page_content, "metadata": document.metadata}
-    new = [(image, value) for image, value in zip(images, values, strict=True) if value is not None]
+    new = [(image, value) for image, value in zip(images, result.content, strict=True) if value is not None]
     # From the last to the first, so that the spans still hold.
     for image, value in reversed(new):
         if image.span is not None:
@@ -95,9 +95,14 @@ def with_images(document: Document, images: Sequence[FoundImage], values: Sequen
             text = block_at(content, image.path)
             value = f"{text[:start]}{value}{text[end:]}"
         content = with_blocks(content, {image.path: value})
-    redrawn = {id(image) for image, value in new if value != NOTICE}
-    result: dict[str, Any] = with_blocks(content, _restated(content, images, redrawn))
-    return result
+    withheld = {id(verdict) for verdict in result.withheld}
+    redrawn = {
+        id(image)
+        for image, value, verdict in zip(images, result.content, result.verdicts, strict=True)
+        if value is not None and id(verdict) not in withheld
+    }
+    restated: dict[str, Any] = with_blocks(content, _restated(content, images, redrawn))
+    return restated
 
 
 def _in_text(text: str, path: Path) -> Iterator[FoundImage]:

@@ -17,7 +17,7 @@ from llama_index.core.schema import BaseNode, MediaResource, Node
 from guardalign_guardrails import Guard, Source, UnsafeContentError, Verdict
 from guardalign_guardrails.content.chat import first_violation
 from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY, with_records
-from guardalign_guardrails.content.screen import NOTICE, Screened, Turn, ascreen, screen
+from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
 from guardalign_guardrails.content.walk import Slot
 from llama_index_guardalign.events import announce
 from llama_index_guardalign.nodes.images import FoundImage, copied, find_images, with_images, without_second_url
@@ -142,7 +142,7 @@ def _turns(node_filter: NodeFilter, group: _Group) -> list[Turn]:
 def _settle(node_filter: NodeFilter, filtered: FilteredNodes, group: _Group, screened: Sequence[Screened]) -> None:
     for (place, node, images), result in zip(group, screened, strict=True):
         filtered.verdicts += result.verdicts
-        withheld = [v for v, value in zip(result.verdicts, result.content, strict=True) if value == NOTICE]
+        withheld = result.withheld
         if withheld:
             filtered.violation = filtered.violation or first_violation(withheld) or withheld[0]
             if node_filter.quarantine is not None:
