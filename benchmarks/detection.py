@@ -27,7 +27,8 @@ from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import load_encoder
 from guardalign_guardrails.detection.reference import Profile, make_profile, profile_file_name
 from guardalign_guardrails.detection.regions import cut
-from guardalign_guardrails.detection.scoring import ScoreMap, score
+from guardalign_guardrails.detection.scoring import ScoreMap, Scorer, TransportScorer
+from guardalign_guardrails.evaluation.baselines import CosineScorer
 from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.images import decode
 from guardalign_guardrails.policy import Policy
@@ -36,14 +37,15 @@ from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
 FRACTIONS = (0.25, 0.10, 0.05)
 PASTES_PER_PHOTO = 2
 
-SETTINGS: tuple[tuple[str, ScoringConfig, RegionConfig | None], ...] = (
-    ("global-cosine", ScoringConfig(method="global-cosine"), None),
-    ("best-region-cosine", ScoringConfig(method="best-region-cosine"), None),
-    ("paper", ScoringConfig(method="paper"), None),
-    ("conditional", ScoringConfig(method="conditional"), None),
-    ("joint", ScoringConfig(), None),
-    ("joint, grid 1+2+4", ScoringConfig(), RegionConfig(method="grid", scales=(1, 2, 4))),
-    ("joint, dense 448", ScoringConfig(), RegionConfig(method="dense", scales=(448,), windows=(1, 3, 5, 7))),
+JOINT = TransportScorer(ScoringConfig())
+SETTINGS: tuple[tuple[str, Scorer, RegionConfig | None], ...] = (
+    ("global-cosine", CosineScorer("global-cosine"), None),
+    ("best-region-cosine", CosineScorer("best-region-cosine"), None),
+    ("paper", TransportScorer(ScoringConfig(method="paper")), None),
+    ("conditional", TransportScorer(ScoringConfig(method="conditional")), None),
+    ("joint", JOINT, None),
+    ("joint, grid 1+2+4", JOINT, RegionConfig(method="grid", scales=(1, 2, 4))),
+    ("joint, dense 448", JOINT, RegionConfig(method="dense", scales=(448,), windows=(1, 3, 5, 7))),
 )
 
 
@@ -79,8 +81,8 @@ def main() -> None:
         return
     wanted = [setting for setting in SETTINGS if not arguments.only or setting[0] in arguments.only]
     detectors = {
-        name: Detector(policy.model_copy(update={"scoring": scoring, "regions": regions}), encoder)
-        for name, scoring, regions in wanted
+        name: Detector(policy.model_copy(update={"regions": regions}), encoder, scorer=scorer)
+        for name, scorer, regions in wanted
     }
     results: dict[str, Result] = {}
     for regions in {detector.regions: None for detector in detectors.values()}:
@@ -89,11 +91,11 @@ def main() -> None:
         results |= measured
     print("\n" + "\n".join([_HEADER, *(row(name, results[name]) for name in detectors)]))
     guards = {}
-    for name, scoring, regions in wanted:
+    for name, scorer, regions in wanted:
         profile = make_profile(
             results[name].calibration,
             detectors[name].profile_key,
-            name=f"{encoder.name}-{policy.name}-{scoring.method}",
+            name=f"{encoder.name}-{policy.name}-{scorer.key.method}",
             encoder_name=encoder.name,
             note="Scores of benign photos and documents; the images are research-only and not shipped.",
         )
@@ -101,9 +103,7 @@ def main() -> None:
         print_rates(profile, results[name])
         if regions is None and arguments.write_profiles:
             profile.save(arguments.write_profiles / profile_file_name(profile.key))
-        guards[name] = Guard(
-            policy.model_copy(update={"scoring": scoring, "regions": regions}), encoder, profile=profile
-        )
+        guards[name] = Guard(policy.model_copy(update={"regions": regions}), encoder, profile=profile, scorer=scorer)
     if "joint" in guards:
         print_masks(guards["joint"], samples)
 
@@ -158,7 +158,7 @@ def measure(
     for image in calibration:
         (regions,) = cut(encoder, [image], config)
         for name, detector in detectors.items():
-            score_map = score(regions, detector.bank, detector.policy.scoring, encoder.logit_scale)
+            score_map = detector.scorer.score(regions, detector.bank, encoder.logit_scale)
             results[name].calibration.append(float(score_map.image_scores.max()))
     for sample in samples:
         started = time.perf_counter()
@@ -167,7 +167,7 @@ def measure(
         for name, detector in detectors.items():
             result = results[name]
             started = time.perf_counter()
-            score_map = score(regions, detector.bank, detector.policy.scoring, encoder.logit_scale)
+            score_map = detector.scorer.score(regions, detector.bank, encoder.logit_scale)
             result.score_ms.append((time.perf_counter() - started) * 1e3)
             result.encode_ms.append(encode_ms)
             result.scores.setdefault(sample.kind, []).append(float(score_map.image_scores.max()))

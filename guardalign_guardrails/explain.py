@@ -15,7 +15,7 @@ from PIL import Image, ImageChops, ImageDraw
 
 from guardalign_guardrails.actions import LADDER, Source, is_at_least_mask
 from guardalign_guardrails.detection.reference import Profile
-from guardalign_guardrails.detection.scoring import Pair
+from guardalign_guardrails.detection.scoring import Pair, Scorer, TransportScorer
 from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.images import DecodedImage, ImageSource, OverlayRegion, decode, draw_overlay
 from guardalign_guardrails.policy import Policy
@@ -93,7 +93,7 @@ def explanation(guard: Guard, image: ImageSource, source: Source = "user", *, co
     verdict = guard.check(image, source=source).verdict
     seen = judged_view(decoded, verdict)
     pairs = guard.detector.pairs(seen, count) if verdict.score is not None else []
-    pil_image = heat_map(seen, verdict, heat_scale(guard.policy, guard.profile, source))
+    pil_image = heat_map(seen, verdict, heat_scale(guard.policy, guard.profile, source, guard.detector.scorer))
     return Explanation(verdict, decoded.size, pil_image, tuple(pairs))
 
 
@@ -104,13 +104,13 @@ def judged_view(decoded: DecodedImage, verdict: Verdict) -> Image.Image:
     return image if image.size == decoded.size else image.resize(decoded.size, Image.Resampling.LANCZOS)
 
 
-def heat_scale(policy: Policy, profile: Profile | None, source: Source) -> HeatScale:
+def heat_scale(policy: Policy, profile: Profile | None, source: Source, scorer: Scorer | None = None) -> HeatScale:
     """How to draw scores so that heat means the same from image to image.
 
     Shares of mass are drawn as they are. Other scores have no natural zero and one: full heat is the score from which
     the policy masks (or, if it never does, takes its severest action), no heat the lowest region of the image.
     """
-    if policy.scoring.method == "joint":
+    if (scorer or TransportScorer(policy.scoring)).is_share:
         return SHARE
     levels = []
     for category in policy.categories:

@@ -216,7 +216,7 @@ def test_a_policy_that_monitors_acts_on_nothing():
 def test_rows_come_in_chunks_so_that_memory_is_bounded(monkeypatch):
     sizes = []
     check = Guard.check_batch
-    monkeypatch.setattr(Guard, "check_batch", lambda self, *a: sizes.append(len(a[0])) or check(self, *a))
+    monkeypatch.setattr(Guard, "check_batch", lambda self, *a, **k: sizes.append(len(a[0])) or check(self, *a, **k))
     for seed in range(10):
         image(Path(f"in/{seed}.png"), seed)
     assert len(rows(run("scan", "in", "--json", "--policy", policy()))) == 10
@@ -226,7 +226,7 @@ def test_rows_come_in_chunks_so_that_memory_is_bounded(monkeypatch):
 def test_a_time_limit_is_for_each_image_on_its_own(monkeypatch):
     sizes = []
     check = Guard.check_batch
-    monkeypatch.setattr(Guard, "check_batch", lambda self, *a: sizes.append(len(a[0])) or check(self, *a))
+    monkeypatch.setattr(Guard, "check_batch", lambda self, *a, **k: sizes.append(len(a[0])) or check(self, *a, **k))
     for seed in range(3):
         image(Path(f"in/{seed}.png"), seed)
     run("scan", "in", "--policy", policy(more="failure: {timeout_s: 100}"))

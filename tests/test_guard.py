@@ -18,6 +18,7 @@ from PIL import Image
 
 from guardalign_guardrails import Guard, Policy, ProfileMissing, Verdict
 from guardalign_guardrails.detection.reference import make_profile
+from guardalign_guardrails.evaluation.baselines import CosineScorer
 from guardalign_guardrails.guarding.guard import uninspectable
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.policy import SourceRule
@@ -365,10 +366,12 @@ def test_a_damaged_anchor_cache_is_made_anew(tmp_path, caplog):
     assert "made anew" in caplog.text
 
 
-@pytest.mark.parametrize("scoring", ["joint", "conditional", "best-region-cosine"])
+@pytest.mark.parametrize("scoring", ["joint", "conditional", CosineScorer("best-region-cosine")])
 def test_every_scoring_finds_the_red_square(tmp_path, scoring):
-    policy = colour_policy(scoring={"method": scoring})
-    verdict = Guard(policy, ColourEncoder(), cache_dir=tmp_path).check(painted("white", "red")).verdict
+    is_baseline = isinstance(scoring, CosineScorer)
+    policy = colour_policy() if is_baseline else colour_policy(scoring={"method": scoring})
+    guard = Guard(policy, ColourEncoder(), cache_dir=tmp_path, scorer=scoring if is_baseline else None)
+    verdict = guard.check(painted("white", "red")).verdict
     best = max(verdict.regions, key=lambda region: region.score)
     assert (verdict.category, best.box) == ("red_things", (16.0, 16.0, 32.0, 32.0))
 

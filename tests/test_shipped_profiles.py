@@ -6,19 +6,24 @@ from typing import get_args
 
 import pytest
 
-from guardalign_guardrails import Guard, Policy
+from guardalign_guardrails import Guard
+from guardalign_guardrails.cli.options import ScoringName, chosen_policy, chosen_scorer
 from guardalign_guardrails.detection.encoders.offline import OfflineEncoder
+from guardalign_guardrails.evaluation import baselines
 from guardalign_guardrails.policy.detection import Scoring
 
 
-@pytest.mark.parametrize("scoring", get_args(Scoring))
+@pytest.mark.parametrize("scoring", get_args(ScoringName))
 def test_every_scoring_of_the_shipped_policy_has_a_profile_for_the_offline_encoder(cache_dir, scoring):
-    policy = Policy.default()
-    policy = policy.model_copy(update={"scoring": policy.scoring.model_copy(update={"method": scoring})})
-    profile = Guard(policy, OfflineEncoder(cache_dir=cache_dir), cache_dir=cache_dir).profile
+    policy, scorer = chosen_policy(None, scoring), chosen_scorer(scoring)
+    profile = Guard(policy, OfflineEncoder(cache_dir=cache_dir), cache_dir=cache_dir, scorer=scorer).profile
     assert profile is not None
     assert profile.encoder_name == "offline"
     if scoring == "paper":
         assert policy.smallest_rate is None, "it asks for no rate"
     else:
         assert profile.resolution < policy.smallest_rate, "every rate of the shipped policy can be met"
+
+
+def test_the_command_line_knows_every_scoring_and_baseline():
+    assert get_args(ScoringName) == get_args(Scoring) + get_args(baselines.Baseline)

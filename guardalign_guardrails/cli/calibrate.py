@@ -23,6 +23,7 @@ from guardalign_guardrails.cli.options import (
     ScoringOption,
     chosen_encoder,
     chosen_policy,
+    chosen_scorer,
 )
 from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError
 from guardalign_guardrails.evaluation.metrics import wilson
@@ -81,7 +82,7 @@ def calibrate(
     from guardalign_guardrails.detection.detector import Detector
     from guardalign_guardrails.detection.reference import make_profile, profile_file_name, user_profiles
 
-    detector = Detector(chosen, ready, platformdirs.user_cache_path("guardalign"))
+    detector = Detector(chosen, ready, platformdirs.user_cache_path("guardalign"), chosen_scorer(scoring))
     key = detector.profile_key
     reference = _score(detector, images, "benign")
     print(reference.summary("benign"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Final, Literal, TypeAlias, cast, get_args
 
 import typer
 
@@ -15,11 +15,17 @@ from guardalign_guardrails.actions import Source
 from guardalign_guardrails.cli.console import CommandError
 from guardalign_guardrails.errors import GuardAlignError
 from guardalign_guardrails.policy import Policy
-from guardalign_guardrails.policy.detection import Scoring
 
 if TYPE_CHECKING:
     from guardalign_guardrails.detection.encoders import Encoder
+    from guardalign_guardrails.detection.scoring import Scorer
     from guardalign_guardrails.guarding.guard import Guard
+
+Baseline = Literal["best-region-cosine", "global-cosine"]
+"""As `guardalign_guardrails.evaluation.baselines`, which cannot be imported without torch; a test keeps them alike."""
+
+ScoringName = Literal["joint", "conditional", "paper", "best-region-cosine", "global-cosine"]
+"""A policy's scoring or a baseline."""
 
 # The registry's own FORMS cannot be imported without torch; a test keeps the two alike.
 ENCODER_FORMS: Final = (
@@ -35,7 +41,7 @@ ProfileOption: TypeAlias = Annotated[
     typer.Option("--profile", metavar="FILE", help="Calibration profile; looked up by encoder and policy otherwise."),
 ]
 ScoringOption: TypeAlias = Annotated[
-    Scoring | None, typer.Option("--scoring", help="How to score, in place of the policy's own.")
+    ScoringName | None, typer.Option("--scoring", help="How to score, in place of the policy's own.")
 ]
 SourceOption: TypeAlias = Annotated[
     Source, typer.Option("--source", help="Where the images come from; policies have rules for sources.")
@@ -46,12 +52,21 @@ DeviceOption: TypeAlias = Annotated[
 ]
 
 
-def chosen_policy(file: Path | None, scoring: Scoring | None) -> Policy:
-    """The policy of a file, or the shipped one, with the scoring replaced if one was given."""
+def chosen_policy(file: Path | None, scoring: ScoringName | None) -> Policy:
+    """The policy of a file, or the shipped one, with its scoring replaced if another one was given."""
     policy = Policy.load(file) if file else Policy.default()
-    if scoring is None:
+    if scoring is None or scoring in get_args(Baseline):
         return policy
     return policy.model_copy(update={"scoring": policy.scoring.model_copy(update={"method": scoring})})
+
+
+def chosen_scorer(scoring: ScoringName | None) -> Scorer | None:
+    """The scorer of a baseline; None if the policy says how to score."""
+    if scoring not in get_args(Baseline):
+        return None
+    from guardalign_guardrails.evaluation.baselines import CosineScorer
+
+    return CosineScorer(cast("Baseline", scoring))
 
 
 def chosen_encoder(name: str, device: str | None) -> Encoder:
@@ -71,14 +86,14 @@ def chosen_encoder(name: str, device: str | None) -> Encoder:
 
 
 def chosen_guard(
-    encoder: str, policy: Path | None, profile: Path | None, scoring: Scoring | None, device: str | None
+    encoder: str, policy: Path | None, profile: Path | None, scoring: ScoringName | None, device: str | None
 ) -> Guard:
     """A guard that is ready to check, so that whatever is missing is said before the first image."""
     chosen = chosen_policy(policy, scoring)
     ready = chosen_encoder(encoder, device)
     from guardalign_guardrails.guarding.guard import Guard
 
-    guard = Guard(chosen, ready, profile=profile)
+    guard = Guard(chosen, ready, profile=profile, scorer=chosen_scorer(scoring))
     guard.prepare()
     _look_once(ready)
     return guard

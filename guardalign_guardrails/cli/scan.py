@@ -118,7 +118,8 @@ def _save(guard: Guard, output: OutputFolder, item: Found, checked: CheckResult,
     except ImageDecodeError:
         report(f"{item.path}: changed or gone since it was scored; no heat map.")
         return
-    output.save(heat_map(image, verdict, heat_scale(guard.policy, guard.profile, source)), item.place, "heat")
+    scale = heat_scale(guard.policy, guard.profile, source, guard.detector.scorer)
+    output.save(heat_map(image, verdict, scale), item.place, "heat")
 
 
 def _json(write: Callable[[dict[str, object]], None]) -> Show:

@@ -14,11 +14,11 @@ from pathlib import Path
 
 from PIL import Image
 
-from guardalign_guardrails.detection import scoring
 from guardalign_guardrails.detection.anchors import AnchorBank, build_bank
 from guardalign_guardrails.detection.encoders.base import Encoder
 from guardalign_guardrails.detection.reference import ProfileKey
 from guardalign_guardrails.detection.regions import cut
+from guardalign_guardrails.detection.scoring import Pair, ScoreMap, Scorer, TransportScorer
 from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.policy.detection import RegionConfig
 
@@ -45,11 +45,15 @@ class Detector:
         policy: Anchors, regions and scoring.
         encoder: Any encoder.
         cache_dir: Folder for anchor features; None for none.
+        scorer: How to score; None for what the policy says.
     """
 
-    def __init__(self, policy: Policy, encoder: Encoder, cache_dir: Path | None = None) -> None:
+    def __init__(
+        self, policy: Policy, encoder: Encoder, cache_dir: Path | None = None, scorer: Scorer | None = None
+    ) -> None:
         self.policy = policy
         self.encoder = encoder
+        self.scorer: Scorer = TransportScorer(policy.scoring) if scorer is None else scorer
         self._cache_dir = cache_dir
         self._bank: AnchorBank | None = None
         self._loading = threading.Lock()
@@ -66,7 +70,7 @@ class Detector:
     @property
     def regions(self) -> RegionConfig:
         """How images are cut."""
-        return scoring.regions_for(self.policy.scoring.method, self.encoder, self.policy.regions)
+        return self.scorer.regions_for(self.encoder, self.policy.regions)
 
     @property
     def profile_key(self) -> ProfileKey:
@@ -75,10 +79,10 @@ class Detector:
             encoder=self.encoder.fingerprint,
             anchors=self.policy.anchor_fingerprint,
             regions=self.regions,
-            scoring=self.policy.scoring,
+            scoring=self.scorer.key,
         )
 
-    def detect(self, images: Sequence[Image.Image]) -> tuple[list[scoring.ScoreMap], Timings]:
+    def detect(self, images: Sequence[Image.Image]) -> tuple[list[ScoreMap], Timings]:
         """Score images, several through the encoder at once.
 
         Args:
@@ -90,23 +94,20 @@ class Detector:
         Raises:
             ArithmeticError: A score is not finite. Compared with a threshold, a NaN would pass for safe.
         """
-        maps: list[scoring.ScoreMap] = []
+        maps: list[ScoreMap] = []
         encode = score = 0.0
         for first in range(0, len(images), _IMAGES_AT_ONCE):
             started = time.perf_counter()
             cut_images = cut(self.encoder, images[first : first + _IMAGES_AT_ONCE], self.regions)
             encoded = time.perf_counter()
-            maps += [
-                scoring.score(regions, self.bank, self.policy.scoring, self.encoder.logit_scale)
-                for regions in cut_images
-            ]
+            maps += [self.scorer.score(regions, self.bank, self.encoder.logit_scale) for regions in cut_images]
             encode += encoded - started
             score += time.perf_counter() - encoded
         if not all(bool(score_map.scores.isfinite().all()) for score_map in maps):
             raise ArithmeticError("scores are not finite")
         return maps, Timings(encode * 1e3, score * 1e3)
 
-    def pairs(self, image: Image.Image, count: int) -> list[scoring.Pair]:
+    def pairs(self, image: Image.Image, count: int) -> list[Pair]:
         """What the transport of one image says in words: the strongest region-anchor pairs, strongest first."""
         (regions,) = cut(self.encoder, [image], self.regions)
-        return scoring.top_pairs(regions, self.bank, self.policy.scoring, self.encoder.logit_scale, count)
+        return self.scorer.pairs(regions, self.bank, self.encoder.logit_scale, count)

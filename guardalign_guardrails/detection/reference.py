@@ -27,6 +27,24 @@ from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
 _DIGITS = 7
 
 
+class ScoringKey(BaseModel):
+    """What tells the scores of one way to score from those of another.
+
+    Attributes:
+        method: Name of the way.
+        epsilon: See `guardalign_guardrails.policy.ScoringConfig`, as all that follows.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    method: str
+    epsilon: float | None = None
+    relaxation: float = 0.02
+    max_iterations: int = 100
+    tolerance: float = 1e-3
+    paper_tau: float = 0.42
+
+
 class ProfileKey(BaseModel):
     """What a profile is valid for.
 
@@ -42,7 +60,12 @@ class ProfileKey(BaseModel):
     encoder: str
     anchors: str
     regions: RegionConfig
-    scoring: ScoringConfig
+    scoring: ScoringKey
+
+    @field_validator("scoring", mode="before")
+    @classmethod
+    def _scoring_is_a_key(cls, scoring: Any) -> Any:
+        return scoring.model_dump() if isinstance(scoring, ScoringConfig) else scoring
 
     @property
     def digest(self) -> str:

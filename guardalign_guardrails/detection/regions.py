@@ -36,6 +36,11 @@ class Layout:
     columns: int
     fusion: Tensor
 
+    @property
+    def grid(self) -> tuple[int, int] | None:
+        """(rows, columns) if the regions themselves tile the image in reading order, else None."""
+        return (self.rows, self.columns) if len(self.boxes) == self.rows * self.columns else None
+
 
 @dataclass(frozen=True, eq=False)
 class Regions:

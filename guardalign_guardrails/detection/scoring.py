@@ -2,18 +2,21 @@
 
 Each scoring turns one image's regions and a policy's anchors into evidence, shape [regions, categories], higher being
 more unsafe. "joint" and "conditional" pool evidence of overlapping regions on the finest grid; the image's score is
-its hottest region's. The paper's own scoring and the cosine baselines are kept as they are, for comparison.
+its hottest region's. The paper's own scoring is kept as it is, for comparison. A detector takes any `Scorer`; the one
+for a policy is `TransportScorer`.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from guardalign_guardrails.detection.anchors import AnchorBank
 from guardalign_guardrails.detection.encoders.base import Encoder
+from guardalign_guardrails.detection.reference import ScoringKey
 from guardalign_guardrails.detection.regions import Regions
 from guardalign_guardrails.detection.transport import (
     conditional_cost,
@@ -58,7 +61,7 @@ class Pair:
         box: The region, as fractions of the image.
         anchor: The anchor's text.
         category: The anchor's category, None for a benign anchor.
-        share: Share of the region's mass that goes to the anchor, in [0, 1]; for the cosine baselines the cosine.
+        share: Share of the region's mass that goes to the anchor, in [0, 1].
     """
 
     box: tuple[float, float, float, float]
@@ -67,10 +70,67 @@ class Pair:
     share: float
 
 
+class Scorer(Protocol):
+    """One way to score.
+
+    Attributes:
+        key: What tells its scores from those of other ways; part of a reference profile's key.
+        is_share: Whether scores are shares of mass in (0, 1), which mean the same for every encoder.
+    """
+
+    @property
+    def key(self) -> ScoringKey:
+        """What tells its scores from those of other ways."""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether scores are shares of mass."""
+
+    def regions_for(self, encoder: Encoder, wanted: RegionConfig | None) -> RegionConfig:
+        """How to cut images: as wanted, else what suits the scoring and the encoder."""
+
+    def score(self, regions: Regions, bank: AnchorBank, logit_scale: float) -> ScoreMap:
+        """Scores of one image."""
+
+    def pairs(self, regions: Regions, bank: AnchorBank, logit_scale: float, count: int) -> list[Pair]:
+        """The region-anchor pairs that explain the scores, strongest first."""
+
+
+@dataclass(frozen=True)
+class TransportScorer:
+    """Scores by optimal transport, as a policy's scoring says.
+
+    Attributes:
+        config: The scoring and its constants.
+    """
+
+    config: ScoringConfig
+
+    @property
+    def key(self) -> ScoringKey:
+        """The settings."""
+        return ScoringKey.model_validate(self.config.model_dump())
+
+    @property
+    def is_share(self) -> bool:
+        """True for "joint"."""
+        return self.config.method == "joint"
+
+    def regions_for(self, encoder: Encoder, wanted: RegionConfig | None) -> RegionConfig:
+        """See `regions_for`."""
+        return regions_for(self.config.method, encoder, wanted)
+
+    def score(self, regions: Regions, bank: AnchorBank, logit_scale: float) -> ScoreMap:
+        """See `score`."""
+        return score(regions, bank, self.config, logit_scale)
+
+    def pairs(self, regions: Regions, bank: AnchorBank, logit_scale: float, count: int) -> list[Pair]:
+        """See `top_pairs`."""
+        return top_pairs(regions, bank, self.config, logit_scale, count)
+
+
 def regions_for(scoring: Scoring, encoder: Encoder, wanted: RegionConfig | None) -> RegionConfig:
     """How to cut images for a scoring: as wanted, else what suits the scoring and the encoder."""
-    if scoring == "global-cosine":
-        return RegionConfig(method="grid", scales=(1,))
     if wanted is not None:
         return wanted
     if scoring == "paper":
@@ -89,7 +149,7 @@ def score(regions: Regions, bank: AnchorBank, config: ScoringConfig, logit_scale
 
     Returns:
         The scores. "joint": share of mass sent to the category, in (0, 1). "conditional": 1 - cost, in [-1, 1].
-        "paper": minus the raw cost d(m) of eq. 9. Cosine baselines: the largest cosine to an anchor of the category.
+        "paper": minus the raw cost d(m) of eq. 9.
     """
     layout = regions.layout
     if config.method == "joint":
@@ -99,14 +159,10 @@ def score(regions: Regions, bank: AnchorBank, config: ScoringConfig, logit_scale
     if config.method == "conditional":
         pooled = layout.fusion @ (1.0 - conditional_costs(regions, bank, config, logit_scale))
         return ScoreMap(layout.cells, pooled, (layout.rows, layout.columns))
-    grid = (layout.rows, layout.columns) if len(layout.boxes) == layout.rows * layout.columns else None
-    if config.method == "paper":
-        raw, per_category = paper_costs(regions, bank, config, logit_scale)
-        # d(m) sums over categories; the category that is closest gets it, the others stay as much behind as they are.
-        behind = per_category - per_category.amin(-1, keepdim=True)
-        return ScoreMap(layout.boxes, -(raw.unsqueeze(-1) + behind), grid)
-    cosines = torch.stack([(regions.features @ anchors.T).amax(-1) for anchors in bank.categories], dim=-1)
-    return ScoreMap(layout.boxes, cosines, grid)
+    raw, per_category = paper_costs(regions, bank, config, logit_scale)
+    # d(m) sums over categories; the category that is closest gets it, the others stay as much behind as they are.
+    behind = per_category - per_category.amin(-1, keepdim=True)
+    return ScoreMap(layout.boxes, -(raw.unsqueeze(-1) + behind), layout.grid)
 
 
 def top_pairs(regions: Regions, bank: AnchorBank, config: ScoringConfig, logit_scale: float, count: int) -> list[Pair]:
@@ -122,13 +178,23 @@ def top_pairs(regions: Regions, bank: AnchorBank, config: ScoringConfig, logit_s
     if config.method == "joint":
         plan = joint_plan(regions, bank, config, logit_scale)
         strength = (plan / plan.sum(-1, keepdim=True))[:, : bank.unsafe_count]
-    elif config.method in ("conditional", "paper"):
+    else:
         sign = 1.0 if config.method == "paper" else -1.0
         _, plans, rows = _category_transports(regions, bank, config, logit_scale, sign)
         strength = torch.cat([plan[:, :size] for plan, size in zip(plans, bank.sizes, strict=True)], dim=1)
         strength = strength / rows.unsqueeze(-1)
-    else:
-        strength = regions.features @ bank.features[: bank.unsafe_count].T
+    return strongest(strength, regions, bank, count)
+
+
+def strongest(strength: Tensor, regions: Regions, bank: AnchorBank, count: int) -> list[Pair]:
+    """The pairs of the strongest anchors, each with the region that is strongest for it.
+
+    Args:
+        strength: How strongly each region and unsafe anchor are joined, shape [M, unsafe anchors].
+        regions: The image's regions.
+        bank: The policy's anchors.
+        count: How many pairs at most.
+    """
     best, where = strength.max(0)
     owners = [name for name, size in zip(bank.names, bank.sizes, strict=True) for _ in range(size)]
     pairs = []

@@ -27,6 +27,7 @@ from guardalign_guardrails.actions import SOURCES, Source
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import Encoder, load_encoder
 from guardalign_guardrails.detection.reference import Profile, ProfileKey, find_profile
+from guardalign_guardrails.detection.scoring import Scorer
 from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError, NotPicklable, ProfileMissing
 from guardalign_guardrails.fetch import Fetcher
 from guardalign_guardrails.guarding.assess import assess, draw_mask
@@ -84,6 +85,7 @@ class Guard:
         cache: Verdict cache, possibly shared with other guards; None for one of its own.
         fetcher: Fetches image URLs for those who find some (the guard itself fetches nothing); None for what the
             policy's ``fetch`` rules say, which is none by default.
+        scorer: How to score, for comparisons; None for what the policy says.
 
     Raises:
         PolicyError: The policy file cannot be read.
@@ -100,6 +102,7 @@ class Guard:
         cache_dir: Path | None = None,
         cache: VerdictCache[Outcome] | None = None,
         fetcher: Fetcher | None = None,
+        scorer: Scorer | None = None,
     ) -> None:
         self.policy = Policy.load(policy) if isinstance(policy, Path | str) else policy or Policy.default()
         self.limits = limits or ImageLimits()
@@ -110,6 +113,7 @@ class Guard:
             self.policy,
             load_encoder(encoder) if isinstance(encoder, str) else encoder,
             cache_dir or platformdirs.user_cache_path("guardalign"),
+            scorer,
         )
         self.fetcher = Fetcher(self.policy.fetch) if fetcher is None and self.policy.fetch is not None else fetcher
         self._given_profile = Profile.load(profile) if isinstance(profile, Path | str) else profile
@@ -121,6 +125,7 @@ class Guard:
             "cache_dir": cache_dir,
             "cache": cache,
             "fetcher": fetcher,
+            "scorer": scorer,
         }
         self._profile: Profile | None = None
         self._policy_fingerprint = self.policy.fingerprint

@@ -9,8 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
-Scoring = Literal["joint", "conditional", "paper", "best-region-cosine", "global-cosine"]
-"""How costs become scores. The last two are baselines that use the same anchors and encoder but no transport."""
+Scoring = Literal["joint", "conditional", "paper"]
+"""How costs become scores."""
 
 
 class RegionConfig(BaseModel):
