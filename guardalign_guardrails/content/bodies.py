@@ -1,21 +1,19 @@
-"""Requests to hosted models as plain data: bodies in, sanitised bodies and a decision out.
+"""Screens requests to hosted models as plain data: a body in, a sanitised body and a decision out.
 
-What the integrations that sit between an app and a provider share. `body_parts` knows where an API keeps its messages
-and `chat` where it wants the safety prefix; this puts them together with screening and the decision. Sync and async
-differ in one line, the call to the guard.
+The integrations that stand between an app and a provider share it. `body_parts` knows where an API keeps its content,
+`screened_chat` screens and decides, and this puts the results and the safety prefix back into the body.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, TypedDict
 
-from guardalign_guardrails.content import screen as core
 from guardalign_guardrails.content.body_parts import Body, Form, Part, nested_bodies, parts_of
-from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Placement, decide_chat, headed
+from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Placement, headed
 from guardalign_guardrails.content.rewrite import block_at, with_blocks
-from guardalign_guardrails.content.screen import Screened, Turn
+from guardalign_guardrails.content.screened_chat import ScreenedChat, ascreen_chats, screen_chats
 from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.verdict import Verdict
@@ -23,7 +21,7 @@ from guardalign_guardrails.verdict import Verdict
 
 @dataclass(frozen=True)
 class BodyRules:
-    """What becomes of a body, beside its policy.
+    """What the findings in a body mean, beside its policy.
 
     Attributes:
         on_violation: What a blocked image of the current user turn means.
@@ -43,7 +41,7 @@ _ROLES: Final[Mapping[Placement, tuple[str, ...]]] = {"system": ("system", "deve
 
 @dataclass(frozen=True)
 class ScreenedBody:
-    """What became of one body.
+    """A body that was screened.
 
     Attributes:
         body: What the one who answers may be given, the prefix included; the very same object if nothing changed.
@@ -64,21 +62,21 @@ def screen_body(guard: Guard, body: Body, form: Form, rules: BodyRules = DEFAULT
         guard: Checks.
         body: What an app sends, or the keyword arguments from which it is made.
         form: The API it is for.
-        rules: What becomes of it.
+        rules: What the findings mean.
 
     Raises:
         GuardAlignError: The guard cannot work: no encoder, no profile.
     """
     parts = parts_of(body, form)
-    turns = [part.turn() for part in parts]
-    return _close(guard.policy, body, form, parts, turns, core.screen(guard, turns), rules)
+    (chat,) = screen_chats(guard, [[part.turn() for part in parts]], **_settings(form, rules))
+    return _screened(guard.policy, body, form, parts, chat, rules)
 
 
 async def ascreen_body(guard: Guard, body: Body, form: Form, rules: BodyRules = DEFAULT_RULES) -> ScreenedBody:
     """`screen_body` without blocking the event loop."""
     parts = parts_of(body, form)
-    turns = [part.turn() for part in parts]
-    return _close(guard.policy, body, form, parts, turns, await core.ascreen(guard, turns), rules)
+    (chat,) = await ascreen_chats(guard, [[part.turn() for part in parts]], **_settings(form, rules))
+    return _screened(guard.policy, body, form, parts, chat, rules)
 
 
 def with_prefix(body: Body, form: Form, prefix: str, placement: Placement = "system") -> Body:
@@ -99,32 +97,27 @@ def with_prefix(body: Body, form: Form, prefix: str, placement: Placement = "sys
     return new
 
 
-def _close(
-    policy: Policy,
-    body: Body,
-    form: Form,
-    parts: Sequence[Part],
-    turns: Sequence[Turn],
-    screened: Sequence[Screened],
-    rules: BodyRules,
+class _ChatSettings(TypedDict):
+    on_violation: OnViolation
+    can_route: bool
+
+
+def _settings(form: Form, rules: BodyRules) -> _ChatSettings:
+    if form == "other":
+        return {"on_violation": "raise", "can_route": False}
+    return {"on_violation": rules.on_violation, "can_route": rules.can_route}
+
+
+def _screened(
+    policy: Policy, body: Body, form: Form, parts: Sequence[Part], chat: ScreenedChat, rules: BodyRules
 ) -> ScreenedBody:
-    is_chat = form != "other"
-    decision = decide_chat(
-        policy,
-        [part.role for part in parts],
-        [result.verdicts for result in screened],
-        on_violation=rules.on_violation if is_chat else "raise",
-        can_route=rules.can_route and is_chat,
-    )
     changed = {
-        part.path: part.screened(result.content)
-        for part, turn, result in zip(parts, turns, screened, strict=True)
-        if result.content is not turn.content
+        part.path: part.screened(turn.content) for part, turn in zip(parts, chat.turns, strict=True) if turn.is_changed
     }
     new: Body = with_blocks(body, changed)
-    if decision.is_prefix_due:
+    if chat.decision.is_prefix_due:
         new = with_prefix(new, form, policy.prefix, rules.placement)
-    return ScreenedBody(new, tuple(verdict for result in screened for verdict in result.verdicts), decision)
+    return ScreenedBody(new, chat.verdicts, chat.decision)
 
 
 def _prefixed(body: Body, form: Form, prefix: str, placement: Placement, *, is_whole: bool) -> Body:

@@ -49,7 +49,7 @@ class Part:
     def turn(self) -> Turn:
         """The part as the core screens it."""
         content = {"type": "image", "image": self.value} if self.shape == "image" else self.value
-        return Turn(content, self.source, is_loose=self.shape == "loose")
+        return Turn(content, self.source, is_loose=self.shape == "loose", role=self.role)
 
     def screened(self, content: Any) -> Any:
         """What takes the part's place, given what became of the content of its turn."""

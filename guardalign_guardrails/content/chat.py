@@ -1,8 +1,8 @@
-"""What is to become of a chat: who its images come from, and by what was found in them, whether a model may answer.
+"""Chat-level decision: where the content of each message came from, who answers, and whether the prefix is due.
 
-The verdicts of the current user turn decide. Images of earlier turns, of tools, of models and of the app's own system
-message are replaced by a notice if they are blocked, and the chat goes on: it never could otherwise. Roles and verdicts
-only; message classes, prefixes and refusals are the callers' own.
+The verdicts of the current user turn decide. Blocked images of earlier turns, of tools, of models and of the app's own
+system message are replaced by a notice, and the chat goes on: else one blocked image would end it for good. It knows
+roles and verdicts only; `screened_chat` puts it together with the screening of contents.
 """
 
 from __future__ import annotations
@@ -27,8 +27,11 @@ Placement = Literal["system", "user"]
 """Where the prefix goes: to the head of an app's own instructions, or of the first message of the user, for models that
 know no system message."""
 
-HandledBy = Literal["model", "route", "refusal", "error"]
+PlacementSetting = Literal["auto", "system", "user"]
+"""A component's ``placement``: ``auto`` asks `placement_for` for the model that answers."""
 
+HandledBy = Literal["model", "route", "refusal", "error"]
+"""Who answers a chat: the model, the one for routed chats, the policy's refusal, or an error that is raised."""
 
 _GAP: Final = "\n\n"
 
@@ -48,7 +51,7 @@ class ChatDecision:
     """The decision on one chat.
 
     Attributes:
-        handled_by: Who answers: the model, the one for routed chats, the policy's refusal, or an error that is raised.
+        handled_by: Who answers.
         violation: The verdict that keeps the model from answering; None if it answers.
         is_prefix_due: Whether the one who answers is given the safety prefix.
     """
@@ -156,7 +159,9 @@ def headed(content: Any, prefix: str, *, text_type: str = "text") -> Any:
     return [{"type": text_type, "text": prefix}, *blocks]
 
 
-def placement_for(model_name: str | None) -> Placement:
-    """``user`` for a model that is known to take no system message, else ``system``."""
+def placement_for(model_name: str | None, setting: PlacementSetting = "auto") -> Placement:
+    """Where a model wants the prefix: as set, or ``user`` for one that is known to take no system message."""
+    if setting != "auto":
+        return setting
     name = (model_name or "").lower()
     return "user" if any(pattern.search(name) for pattern in _WITHOUT_SYSTEM_MESSAGE) else "system"

@@ -1,7 +1,7 @@
-"""From contents to sanitised contents: open, fetch, check all images of all of them in one batch, put results back.
+"""Screens contents: opens, fetches and checks all their images in one batch, and puts the results back.
 
-What every integration shares. It knows content as plain data and the guard; messages, callbacks, prefixes and refusals
-are the integrations' own. The async way is the sync one in a thread.
+It knows content as plain data and the guard. What the findings mean for a whole chat is decided in `screened_chat`;
+callbacks, prefixes and refusals are the integrations' own. The async function runs the sync one in a thread.
 """
 
 from __future__ import annotations
@@ -9,15 +9,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 from PIL import Image
 
 from guardalign_guardrails.actions import Source
+from guardalign_guardrails.content.chat import Role
 from guardalign_guardrails.content.payload import Ambiguous, Payload, Remote
 from guardalign_guardrails.content.rewrite import block_at, text_in_place_of, with_blocks
-from guardalign_guardrails.content.walk import Slot, find, find_loose
+from guardalign_guardrails.content.walk import MediaBlock, Path, TextBlock, find, find_loose, find_text
 from guardalign_guardrails.errors import FetchRefused
 from guardalign_guardrails.guarding.guard import Guard, uninspectable
 from guardalign_guardrails.guarding.result import CheckResult
@@ -31,54 +33,73 @@ NOTICE: Final = "[image removed by the safety policy]"
 UNCHECKED_NOTICE: Final = "[content removed: the safety policy could not check it]"
 """What a model reads where something was that could not be checked."""
 
-OMITTED: Final = "[image omitted from the trace]"
-"""What a trace shows in place of an image."""
-
 _BLACK: Final = (64, 64)
 
 
 @dataclass(frozen=True)
 class Turn:
-    """The content of one message.
+    """The content of one message, or of something beside it.
 
     Attributes:
         content: Text, a list of blocks, or a block: plain data as a provider takes it.
-        source: Where it came from.
+        source: Where it came from; None for what follows from the roles of a chat, outside of a chat for ``user``.
         is_loose: Whether it is a value of an app's own making, with bare images in it, rather than chat content.
+        role: Who says it.
     """
 
     content: Any = field(repr=False)
-    source: Source = "user"
+    source: Source | None = None
     is_loose: bool = False
+    role: Role = "user"
 
-    def find(self) -> list[Slot]:
-        """Where in it there is media."""
+    def find(self) -> list[MediaBlock]:
+        """The blocks that stand for media."""
         return find_loose(self.content) if self.is_loose else find(self.content)
 
 
 @dataclass(frozen=True)
 class Screened:
-    """What became of one turn.
+    """What was found in one turn, and its content without what may not pass.
 
     Attributes:
+        turn: The turn.
         content: The sanitised content; the very same object if nothing changed.
-        verdicts: One for each place that stands for an image or other media, in reading order.
+        verdicts: One for each block that stands for an image or other media, in reading order.
         withheld: Those of them in whose place a notice, or a black image, stands now.
     """
 
+    turn: Turn
     content: Any = field(repr=False)
     verdicts: tuple[Verdict, ...] = ()
     withheld: tuple[Verdict, ...] = ()
 
+    @property
+    def is_changed(self) -> bool:
+        """Whether the content is another one than the turn's."""
+        return self.content is not self.turn.content
+
+    @cached_property
+    def texts(self) -> tuple[TextBlock, ...]:
+        """The text of the turn, in reading order. Nothing scores it yet; loose values are data, not text."""
+        return () if self.turn.is_loose else tuple(find_text(self.turn.content))
+
 
 @dataclass(frozen=True)
-class _Place:
-    """One slot of one turn, with what was found in it, and whether a model may find something else there."""
+class _OpenedBlock:
+    """A block of a turn, opened.
+
+    Attributes:
+        turn: Index of the turn.
+        block: Where it is, and how to write it.
+        source: Where it came from.
+        payload: The image, or why there is none.
+        is_open: Whether a model may find something else there than what was read.
+    """
 
     turn: int
-    slot: Slot
+    block: MediaBlock
     source: Source
-    payload: bytes | Image.Image | str
+    payload: bytes | Image.Image | str = field(repr=False)
     is_open: bool = False
 
 
@@ -86,8 +107,8 @@ def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     """Check turns; all images of all of them make one batch.
 
     An image is masked in its own dialect, replaced by a notice or, where only an image may stand, by a black one
-    (``route``, ``block``), or stays. One that stays is inlined if it was fetched, and written anew if its text can be
-    read in two ways, so that a model sees the very bytes that were checked.
+    (``route``, ``block``), or stays. One that stays is inlined if it was fetched, and re-encoded if its base64 is
+    ambiguous, so that a model sees the very bytes that were checked.
 
     Args:
         guard: Checks, and fetches if its policy says so.
@@ -104,11 +125,11 @@ def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
 
 async def ascreen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     """`screen` without blocking the event loop."""
-    slots = [turn.find() for turn in turns]
-    if not any(slots):
-        return _screened(guard, turns, slots)
+    found = [turn.find() for turn in turns]
+    if not any(found):
+        return _screened(guard, turns, found)
     # One thread from beginning to end: a call that hands over thrice waits thrice behind all others.
-    return await asyncio.to_thread(_screened, guard, turns, slots)
+    return await asyncio.to_thread(_screened, guard, turns, found)
 
 
 def notice_for(verdict: Verdict) -> str:
@@ -116,38 +137,32 @@ def notice_for(verdict: Verdict) -> str:
     return UNCHECKED_NOTICE if verdict.finding == "unchecked" else NOTICE
 
 
-def without_images(content: Any, text: str = OMITTED) -> Any:
-    """Content as it may be traced: every image, looked at or not, is a few words; itself if there is none."""
-    return with_blocks(
-        content, {slot.path: text_in_place_of(block_at(content, slot.path), text) for slot in find(content)}
-    )
+def _screened(guard: Guard, turns: Sequence[Turn], found: Sequence[Sequence[MediaBlock]]) -> list[Screened]:
+    """`screen`, given the blocks of each turn."""
+    if not any(found):
+        return [Screened(turn, turn.content) for turn in turns]
+    opened = _open(guard, turns, found)
+    pairs = [(block.payload, block.source) for block in opened if not isinstance(block.payload, str)]
+    checked = guard.check_batch([image for image, _ in pairs], source=[source for _, source in pairs])
+    return _rewrite(guard, turns, opened, iter(checked))
 
 
-def _screened(guard: Guard, turns: Sequence[Turn], slots: Sequence[Sequence[Slot]]) -> list[Screened]:
-    """`screen`, once it is known where images are."""
-    if not any(slots):
-        return [Screened(turn.content) for turn in turns]
-    places = _open(guard, turns, slots)
-    images, sources = _images(places)
-    checked = guard.check_batch(images, source=sources)
-    return _close(guard, turns, places, checked)
-
-
-def _open(guard: Guard, turns: Sequence[Turn], slots: Sequence[Sequence[Slot]]) -> list[_Place]:
-    read = [(index, slot, slot.reading.read(guard.limits.max_bytes)) for index, own in enumerate(slots) for slot in own]
+def _open(guard: Guard, turns: Sequence[Turn], found: Sequence[Sequence[MediaBlock]]) -> list[_OpenedBlock]:
+    limit = guard.limits.max_bytes
+    read = [(index, block, block.reading.read(limit)) for index, blocks in enumerate(found) for block in blocks]
     fetched = _fetch(guard, [payload for _, _, payload in read])
-    return [_place(index, turns[index].source, slot, payload, fetched) for index, slot, payload in read]
+    return [_opened(index, block, turns[index].source or "user", payload, fetched) for index, block, payload in read]
 
 
-def _place(
-    turn: int, source: Source, slot: Slot, payload: Payload, fetched: Mapping[str, bytes | FetchRefused]
-) -> _Place:
+def _opened(
+    turn: int, block: MediaBlock, source: Source, payload: Payload, fetched: Mapping[str, bytes | FetchRefused]
+) -> _OpenedBlock:
     if not isinstance(payload, Remote):
-        return _Place(turn, slot, source, payload, is_open=isinstance(payload, Ambiguous))
+        return _OpenedBlock(turn, block, source, payload, is_open=isinstance(payload, Ambiguous))
     answer = fetched.get(payload.url)
-    if isinstance(answer, bytes) and slot.reading.write is not None:
-        return _Place(turn, slot, source, answer, is_open=True)
-    return _Place(turn, slot, source, answer.reason if isinstance(answer, FetchRefused) else "remote_reference")
+    if isinstance(answer, bytes) and block.reading.write is not None:
+        return _OpenedBlock(turn, block, source, answer, is_open=True)
+    return _OpenedBlock(turn, block, source, answer.reason if isinstance(answer, FetchRefused) else "remote_reference")
 
 
 def _fetch(guard: Guard, payloads: Sequence[Payload]) -> Mapping[str, bytes | FetchRefused]:
@@ -157,59 +172,48 @@ def _fetch(guard: Guard, payloads: Sequence[Payload]) -> Mapping[str, bytes | Fe
     return guard.fetcher.fetch_all(urls, guard.limits.max_bytes)
 
 
-def _images(places: Sequence[_Place]) -> tuple[list[bytes | Image.Image], list[Source]]:
-    pairs = [(place.payload, place.source) for place in places if not isinstance(place.payload, str)]
-    return [image for image, _ in pairs], [source for _, source in pairs]
-
-
-def _close(
-    guard: Guard, turns: Sequence[Turn], places: Sequence[_Place], checked: Sequence[CheckResult]
+def _rewrite(
+    guard: Guard, turns: Sequence[Turn], opened: Sequence[_OpenedBlock], checked: Iterator[CheckResult]
 ) -> list[Screened]:
-    results = iter(checked)
-    blocks: list[dict[tuple[Any, ...], object]] = [{} for _ in turns]
+    """The turns with what the results say in place of their blocks; ``checked`` are those of the images among them."""
+    is_enforced = guard.policy.mode == "enforce"
+    new: list[dict[Path, object]] = [{} for _ in turns]
     verdicts: list[list[Verdict]] = [[] for _ in turns]
     withheld: list[list[Verdict]] = [[] for _ in turns]
-    for place, result in zip(places, _in_order(guard, places, results), strict=True):
-        verdicts[place.turn].append(result.verdict)
-        if _is_withheld(place, result):
-            withheld[place.turn].append(result.verdict)
-        old = block_at(turns[place.turn].content, place.slot.path)
-        new = _replacement(old, place, result, is_enforced=guard.policy.mode == "enforce")
-        if new is not None:
-            blocks[place.turn][place.slot.path] = new
+    for each in opened:
+        is_image = not isinstance(each.payload, str)
+        result = next(checked) if is_image else uninspectable(guard, str(each.payload), each.source)
+        verdicts[each.turn].append(result.verdict)
+        if _is_withheld(each, result):
+            withheld[each.turn].append(result.verdict)
+        old = block_at(turns[each.turn].content, each.block.path)
+        if (replacement := _replacement(old, each, result, is_enforced=is_enforced)) is not None:
+            new[each.turn][each.block.path] = replacement
     return [
-        Screened(with_blocks(turn.content, new), tuple(own), tuple(out))
-        for turn, new, own, out in zip(turns, blocks, verdicts, withheld, strict=True)
+        Screened(turn, with_blocks(turn.content, blocks), tuple(own), tuple(out))
+        for turn, blocks, own, out in zip(turns, new, verdicts, withheld, strict=True)
     ]
 
 
-def _in_order(guard: Guard, places: Sequence[_Place], results: Iterator[CheckResult]) -> Iterator[CheckResult]:
-    for place in places:
-        if isinstance(place.payload, str):
-            yield uninspectable(guard, place.payload, place.source)
-        else:
-            yield next(results)
-
-
-def _replacement(block: Any, place: _Place, result: CheckResult, *, is_enforced: bool) -> object:
+def _replacement(old: Any, opened: _OpenedBlock, result: CheckResult, *, is_enforced: bool) -> object:
     """What takes a block's place; None if it stays."""
-    write = place.slot.reading.write
-    if _is_withheld(place, result):
-        if write is not None and not place.slot.reading.takes_text:
-            return write(encode_png(Image.new("RGB", _BLACK)), "image/png")
-        return text_in_place_of(block, notice_for(result.verdict))
-    if write is None:
+    reading = opened.block.reading
+    if _is_withheld(opened, result):
+        if reading.write is not None and not reading.takes_text:
+            return reading.write(encode_png(Image.new("RGB", _BLACK)), "image/png")
+        return text_in_place_of(old, notice_for(result.verdict))
+    if reading.write is None:
         return None
     if result.verdict.action == "mask":
-        return write(_encoded(result), result.mime_type)
-    if place.is_open and isinstance(place.payload, bytes) and is_enforced and sniff(place.payload) is not None:
-        return write(_encoded(result), result.mime_type)
+        return reading.write(_encoded(result), result.mime_type)
+    if opened.is_open and isinstance(opened.payload, bytes) and is_enforced and sniff(opened.payload) is not None:
+        return reading.write(_encoded(result), result.mime_type)
     return None
 
 
-def _is_withheld(place: _Place, result: CheckResult) -> bool:
+def _is_withheld(opened: _OpenedBlock, result: CheckResult) -> bool:
     """Whether nothing of an image is passed on: it is blocked, or cannot be masked where it stands."""
-    return result.is_blocked or (result.verdict.action == "mask" and place.slot.reading.write is None)
+    return result.is_blocked or (result.verdict.action == "mask" and opened.block.reading.write is None)
 
 
 def _encoded(result: CheckResult) -> bytes:

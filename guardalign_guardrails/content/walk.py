@@ -94,6 +94,8 @@ _OPAQUE_KINDS: Final = frozenset(
 # A block of these keys alone is words; most blocks are, and need not be looked at from all sides.
 _PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
 _TEXT_KEYS: Final = frozenset({"text", "content"})
+# Where blocks have text, or blocks with text: results of tools have "content" or "output".
+_TEXT_HOLDERS: Final = ("text", "refusal", "content", "output")
 _SCALARS: Final = (bool, int, float, type(None))
 _MAX_DEPTH: Final = 24
 # Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
@@ -109,11 +111,11 @@ _MOST_WORDS: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
-class Slot:
-    """One place in a message's content that stands for media.
+class MediaBlock:
+    """A content block that stands for an image or other media.
 
     Attributes:
-        path: Where in the content the block is.
+        path: Where in the content it is.
         reading: How to read and write it.
     """
 
@@ -121,11 +123,24 @@ class Slot:
     reading: Reading = field(repr=False)
 
 
-class _TooComplex(Exception):
+@dataclass(frozen=True)
+class TextBlock:
+    """Text in a message's content.
+
+    Attributes:
+        path: Where in the content the text is.
+        text: The text.
+    """
+
+    path: Path
+    text: str = field(repr=False)
+
+
+class _TooDeep(Exception):
     """A block is nested too deeply, or without end."""
 
 
-def find(content: object) -> list[Slot]:
+def find(content: object) -> list[MediaBlock]:
     """Everything in a message's content that stands for media, in reading order; nothing is decoded yet.
 
     Args:
@@ -134,11 +149,11 @@ def find(content: object) -> list[Slot]:
     if content is None or isinstance(content, str):
         return []
     if isinstance(content, list | tuple):
-        return [slot for place, block in enumerate(content) for slot in _in_block(block, (place,), is_loose=False)]
+        return [found for place, block in enumerate(content) for found in _in_block(block, (place,), is_loose=False)]
     return _in_block(content, (), is_loose=False)
 
 
-def find_loose(value: object) -> list[Slot]:
+def find_loose(value: object) -> list[MediaBlock]:
     """Everything that is an image in a value of an app's own making, such as a tool's artifact.
 
     Besides blocks, bare images are found: PIL images, encoded bytes, data URLs. Objects that are neither plain data
@@ -147,7 +162,35 @@ def find_loose(value: object) -> list[Slot]:
     return _in_block(value, (), is_loose=True)
 
 
-def _in_block(block: object, path: Path, *, is_loose: bool) -> list[Slot]:
+def find_text(content: object) -> list[TextBlock]:
+    """All text of a message's content, in reading order: its own, and that of the tool results in it.
+
+    Arguments of tool calls and a model's thoughts are left out: nobody said them. Of content that is nested without
+    end, as much as `find` looks through.
+    """
+    return list(_text_in(content, (), iter(range(_MAX_NODES))))
+
+
+def _text_in(value: object, path: Path, nodes: Iterator[int]) -> Iterator[TextBlock]:
+    if next(nodes, None) is None or len(path) > _MAX_DEPTH:
+        return
+    if isinstance(value, str):
+        yield TextBlock(path, value)
+    elif isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _text_in(item, (*path, index), nodes)
+    elif isinstance(value, Mapping):
+        for key in _TEXT_HOLDERS:
+            if key in value:
+                yield from _text_in(value[key], (*path, key), nodes)
+        source = value.get("source")
+        # Anthropic's documents: plain text, or a list of blocks.
+        if isinstance(source, Mapping) and source.get("type") in ("text", "content"):
+            key = "data" if source["type"] == "text" else "content"
+            yield from _text_in(source.get(key), (*path, "source", key), nodes)
+
+
+def _in_block(block: object, path: Path, *, is_loose: bool) -> list[MediaBlock]:
     if isinstance(block, str) and not is_loose:
         return []
     if isinstance(block, Mapping):
@@ -155,15 +198,17 @@ def _in_block(block: object, path: Path, *, is_loose: bool) -> list[Slot]:
             return []
         for dialect in WHOLE_BLOCK_DIALECTS:
             if (whole := dialect(block)) is not None:
-                return [Slot(path, whole)]
+                return [MediaBlock(path, whole)]
     nodes = iter(range(_MAX_NODES))
     try:
         hits = dict(_walk(block, path, None if is_loose else path, nodes))
-    except _TooComplex:
-        return [Slot(path, _unread("too_complex"))]
-    # A place inside another that is replaced as a whole needs no treatment of its own.
+    except _TooDeep:
+        return [MediaBlock(path, _unread("too_complex"))]
+    # A block inside another that is replaced as a whole needs no treatment of its own.
     return [
-        Slot(where, hit) for where, hit in hits.items() if not any(where[:size] in hits for size in range(len(where)))
+        MediaBlock(where, hit)
+        for where, hit in hits.items()
+        if not any(where[:size] in hits for size in range(len(where)))
     ]
 
 
@@ -177,7 +222,7 @@ def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) ->
         nodes: Ends when too many values have been looked at.
     """
     if next(nodes, None) is None or len(path) > _MAX_DEPTH:
-        raise _TooComplex
+        raise _TooDeep
     if isinstance(value, Mapping):
         yield from _walk_mapping(value, path, nodes, is_loose=home is None)
     elif isinstance(value, list | tuple):

@@ -37,7 +37,8 @@ except ImportError as error:
 
 from guardalign_guardrails import Action, Guard, GuardAlignError, Verdict
 from guardalign_guardrails.actions import LADDER, severest
-from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen, without_images
+from guardalign_guardrails.content.redaction import without_images
+from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
 from langchain_guardalign.runnable import ImageGuard
 
 SAFE = "safe"

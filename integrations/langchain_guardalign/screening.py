@@ -15,6 +15,7 @@ from langchain_core.prompt_values import StringPromptValue
 
 from guardalign_guardrails import Action, Guard, Verdict
 from guardalign_guardrails.actions import severest
+from guardalign_guardrails.content import redaction
 from guardalign_guardrails.content import screen as core
 from guardalign_guardrails.content.chat import Placement, is_prefix_due, prefixed
 from guardalign_guardrails.content.screen import Screened, Turn
@@ -121,7 +122,7 @@ def without_images(value: Any) -> Any:
 def traced(message: BaseMessage) -> BaseMessage:
     """A message as it may be traced; itself if there is no image in it. An artifact is no part of a trace."""
     update: dict[str, Any] = {}
-    if (content := core.without_images(message.content)) is not message.content:
+    if (content := redaction.without_images(message.content)) is not message.content:
         update["content"] = content
     if isinstance(message, ToolMessage) and message.artifact is not None:
         update["artifact"] = None

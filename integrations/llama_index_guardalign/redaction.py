@@ -20,7 +20,7 @@ from llama_index_instrumentation.event_handlers import NullEventHandler
 from llama_index_instrumentation.span_handlers import NullSpanHandler
 from pydantic import PrivateAttr
 
-from guardalign_guardrails.content.screen import OMITTED
+from guardalign_guardrails.content.redaction import OMITTED
 from llama_index_guardalign.chat.blocks import without_media
 from llama_index_guardalign.chat.messages import without_images
 from llama_index_guardalign.nodes.images import without_all_images

@@ -8,8 +8,9 @@ import pytest
 from block_matrix import ELSEWHERE, READABLE, UNREADABLE
 
 from guardalign_guardrails.content.payload import Remote
+from guardalign_guardrails.content.redaction import OMITTED, without_images
 from guardalign_guardrails.content.rewrite import with_blocks
-from guardalign_guardrails.content.screen import OMITTED, UNCHECKED_NOTICE, Turn, screen, without_images
+from guardalign_guardrails.content.screen import UNCHECKED_NOTICE, Turn, screen
 from guardalign_guardrails.content.walk import find
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import CELL, colour_guard, painted

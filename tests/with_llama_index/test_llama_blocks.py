@@ -21,7 +21,8 @@ from llama_index.core.base.llms.types import (
 )
 from llama_seen import same_pixels
 
-from guardalign_guardrails.content.screen import NOTICE, OMITTED, Turn, screen
+from guardalign_guardrails.content.redaction import OMITTED
+from guardalign_guardrails.content.screen import NOTICE, Turn, screen
 from guardalign_guardrails.content.walk import find
 from guardalign_guardrails.images import decode
 from guardalign_guardrails.testing.colours import painted

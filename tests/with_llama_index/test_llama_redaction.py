@@ -19,7 +19,7 @@ from llama_models import RecordingLLM
 from llama_nodes import NODES, b64
 from llama_seen import Tracer
 
-from guardalign_guardrails.content.screen import OMITTED
+from guardalign_guardrails.content.redaction import OMITTED
 from guardalign_guardrails.testing.chats import canary, leaks, leaks_of
 from llama_index_guardalign import RedactingEventHandler, RedactingSpanHandler, redact_traces
 from llama_index_guardalign.redaction import redacted

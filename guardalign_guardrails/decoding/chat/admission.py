@@ -16,7 +16,7 @@ from PIL import Image
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Role, decide_chat, sources
 from guardalign_guardrails.content.payload import Remote
 from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
-from guardalign_guardrails.content.walk import Path, Slot, find
+from guardalign_guardrails.content.walk import MediaBlock, Path, find
 from guardalign_guardrails.decoding.chat.messages import Message, ToolCall
 from guardalign_guardrails.errors import ImageDecodeError
 from guardalign_guardrails.guarding.guard import Guard
@@ -143,7 +143,7 @@ def _parts_of(content: Any, limits: ImageLimits) -> Iterator[Part]:
     yield from _walk(content, (), slots, limits)
 
 
-def _walk(value: Any, path: Path, slots: Mapping[Path, Slot], limits: ImageLimits) -> Iterator[Part]:
+def _walk(value: Any, path: Path, slots: Mapping[Path, MediaBlock], limits: ImageLimits) -> Iterator[Part]:
     if path in slots:
         yield _image(slots[path], limits)
     elif isinstance(value, str):
@@ -158,7 +158,7 @@ def _walk(value: Any, path: Path, slots: Mapping[Path, Slot], limits: ImageLimit
 
 
 def _walk_block(
-    block: Mapping[Any, Any], path: Path, slots: Mapping[Path, Slot], limits: ImageLimits
+    block: Mapping[Any, Any], path: Path, slots: Mapping[Path, MediaBlock], limits: ImageLimits
 ) -> Iterator[Part]:
     if str(block.get("type")) in _SILENT_KINDS:
         return
@@ -174,7 +174,7 @@ def _walk_block(
         yield json.dumps(block, ensure_ascii=False, default=str)
 
 
-def _image(slot: Slot, limits: ImageLimits) -> Image.Image:
+def _image(slot: MediaBlock, limits: ImageLimits) -> Image.Image:
     payload = slot.reading.read(limits.max_bytes)
     if isinstance(payload, Remote):
         payload = "remote_reference"

@@ -21,7 +21,7 @@ from guardalign_guardrails import Guard, Source, UnsafeContentError, Verdict
 from guardalign_guardrails.content.chat import first_violation
 from guardalign_guardrails.content.records import with_records
 from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
-from guardalign_guardrails.content.walk import Slot
+from guardalign_guardrails.content.walk import MediaBlock
 from guardalign_guardrails.verdict import event_of
 from langchain_guardalign.documents.images import Fields, FoundImage, find_images, with_images
 from langchain_guardalign.events import EVENT
@@ -39,9 +39,9 @@ _Group: TypeAlias = list[tuple[Document, list[FoundImage]]]
 class _FoundImages(Turn):
     """The images of one document as a turn: what is found is given, and ``content`` has a None for each."""
 
-    slots: tuple[Slot, ...] = ()
+    slots: tuple[MediaBlock, ...] = ()
 
-    def find(self) -> list[Slot]:
+    def find(self) -> list[MediaBlock]:
         return list(self.slots)
 
 
@@ -112,7 +112,7 @@ class _DocumentFilter(BaseModel):
             _FoundImages(
                 [None] * len(images),
                 self.source,
-                slots=tuple(Slot((index,), image.reading) for index, image in enumerate(images)),
+                slots=tuple(MediaBlock((index,), image.reading) for index, image in enumerate(images)),
             )
             for _, images in group
             if images

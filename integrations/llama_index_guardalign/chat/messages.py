@@ -10,8 +10,8 @@ from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 from pydantic import BaseModel
 
 from guardalign_guardrails.content.chat import Placement, Role, prefixed
+from guardalign_guardrails.content.redaction import OMITTED
 from guardalign_guardrails.content.rewrite import with_blocks
-from guardalign_guardrails.content.screen import OMITTED
 from guardalign_guardrails.content.walk import find_loose
 from guardalign_guardrails.errors import PromptError
 from llama_index_guardalign.chat.blocks import plain_of, without_media

@@ -18,7 +18,7 @@ from guardalign_guardrails import Guard, Source, UnsafeContentError, Verdict
 from guardalign_guardrails.content.chat import first_violation
 from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY, with_records
 from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
-from guardalign_guardrails.content.walk import Slot
+from guardalign_guardrails.content.walk import MediaBlock
 from llama_index_guardalign.events import announce
 from llama_index_guardalign.nodes.images import FoundImage, copied, find_images, with_images, without_second_url
 
@@ -83,9 +83,9 @@ class FilteredNodes:
 class _FoundImages(Turn):
     """The images of one node as a turn: what is found is given, and ``content`` has a None for each."""
 
-    slots: tuple[Slot, ...] = ()
+    slots: tuple[MediaBlock, ...] = ()
 
-    def find(self) -> list[Slot]:
+    def find(self) -> list[MediaBlock]:
         return list(self.slots)
 
 
@@ -133,7 +133,7 @@ def _turns(node_filter: NodeFilter, group: _Group) -> list[Turn]:
         _FoundImages(
             [None] * len(images),
             node_filter.source,
-            slots=tuple(Slot((index,), image.reading) for index, image in enumerate(images)),
+            slots=tuple(MediaBlock((index,), image.reading) for index, image in enumerate(images)),
         )
         for _, _, images in group
     ]
