@@ -62,7 +62,7 @@ async def main() -> None:
                     described(block.resolve_image().read()) if isinstance(block, ImageBlock) else block.text
                     for block in event.tool_output.blocks
                 ]
-                console.print(f"[dim]camera, after the gate: {escape(', '.join(shown))}[/]", highlight=False)
+                console.print(f"[dim]camera, after the filter: {escape(', '.join(shown))}[/]", highlight=False)
         console.print(f"[bold]agent[/] {escape(str(await handler))}", highlight=False)
     kept = [block for message in await memory.aget() for block in message.blocks if isinstance(block, ImageBlock)]
     console.print(

@@ -118,8 +118,15 @@ def _settings(value: Any) -> Any:
     return value if isinstance(value, dict) else GuardSettings.of(value)
 
 
+def _settings_or_none(value: Any) -> Any:
+    return None if value is None else _settings(value)
+
+
 GuardField = Annotated[GuardSettings, BeforeValidator(_settings)]
 """For a pydantic component's field: what `GuardSettings.of` takes, or dumped settings."""
+
+OptionalGuardField = Annotated[GuardSettings | None, BeforeValidator(_settings_or_none)]
+"""The same for a component that may have no guard: None is no guard."""
 
 
 @lru_cache(maxsize=8)

@@ -182,9 +182,9 @@ class TestBytesSentAreBytesChecked:
         block = ImageBlock(path=saved(WHITE, tmp_path))
         check = guarded.guard.guard.check_batch
 
-        def swapped(*args):
+        def swapped(*args, **kwargs):
             saved(BLUE, tmp_path)
-            return check(*args)
+            return check(*args, **kwargs)
 
         monkeypatch.setattr(guarded.guard.guard, "check_batch", swapped)
         guarded.chat([ChatMessage(blocks=[block])])
@@ -371,9 +371,9 @@ class TestWhatOthersRead:
     async def test_it_does_not_block_the_event_loop(self, guarded, monkeypatch):
         real = guarded.guard.guard.check_batch
 
-        def slow(*args):
+        def slow(*args, **kwargs):
             time.sleep(0.3)
-            return real(*args)
+            return real(*args, **kwargs)
 
         monkeypatch.setattr(guarded.guard.guard, "check_batch", slow)
         task = asyncio.create_task(guarded.achat([ask(RED)]))

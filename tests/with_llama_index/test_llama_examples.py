@@ -69,7 +69,7 @@ def test_the_rag_example_masks_before_storing_and_catches_a_poisoned_image_befor
 
 
 @pytest.mark.slow
-def test_the_agent_sees_what_its_camera_took_only_behind_the_gate():
+def test_the_agent_sees_what_its_camera_took_only_behind_the_filter():
     said = output_of("llama_index_agent")
     seen = re.findall(r"camera, after the filter: (.*)", said)
     assert len(seen) == 3

@@ -273,10 +273,10 @@ class TestObjects:
 
     def test_images_reach_the_model_and_no_trace(self, small_vlm, guard):
         secret = canary("red", number=5)
-        llm = GuardAlignLVLM.from_lvlm(small_vlm(guard=guard), max_tokens=300)
+        llm = GuardAlignLVLM.from_lvlm(small_vlm.writing(OSLO, guard=guard))
         with Tracer() as tracer:
             value = llm.as_structured_llm(City).chat([ask(secret)]).raw
-        assert isinstance(value, City)
+        assert value == City(name="Oslo", is_large=False)
         assert len(small_vlm.seen) == 1
         assert len(tracer.of(LLMStructuredPredictStartEvent)) == 1
         assert leaks(tracer.said, secret) == []

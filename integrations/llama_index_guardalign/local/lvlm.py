@@ -11,7 +11,7 @@ import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from contextlib import aclosing, closing
 from functools import partial
-from typing import Annotated, Any, Final, TypeAlias, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -29,13 +29,13 @@ from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.schema import BaseComponent
 from llama_index.core.tools.types import BaseTool
 from llama_index_instrumentation.span import active_span_id
-from pydantic import BeforeValidator, Field, PrivateAttr, field_validator
+from pydantic import Field, PrivateAttr, field_validator
 from typing_extensions import Self
 
 from guardalign_guardrails.content.chat import OnViolation
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-from guardalign_guardrails.guarding.settings import GuardSettings
+from guardalign_guardrails.guarding.settings import OptionalGuardField
 from llama_index_guardalign.chat.messages import chat_of, without_images
 from llama_index_guardalign.events import announce, announced_violations
 from llama_index_guardalign.local.call_options import SETTING_NAMES, Order
@@ -100,7 +100,7 @@ class GuardAlignLVLM(SchemaBoundLLM):
     context_window: int | None = Field(default=None, gt=0, frozen=True)
     calibration: CalibrationConfig | None = Field(default=CalibrationConfig(), frozen=True)
     prefix: SafetyPrefix = Field(default=SafetyPrefix(), frozen=True)
-    guard: Annotated[GuardSettings | None, BeforeValidator(GuardSettings.of)] = Field(default=None, frozen=True)
+    guard: OptionalGuardField = Field(default=None, frozen=True)
     on_violation: OnViolation = Field(default="refuse", frozen=True)
     max_tokens: int = Field(default=512, ge=1)
     temperature: float | None = Field(default=None, ge=0)
