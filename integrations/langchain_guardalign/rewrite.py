@@ -28,7 +28,7 @@ def with_verdicts(message: BaseMessage, verdicts: Sequence[Verdict]) -> BaseMess
     What is on record stays: of an image that was masked or removed, or that another guard looked at, it is all there
     is.
     """
-    findings = [verdict.summary() for verdict in verdicts if verdict.proposed != "allow"]
+    findings = [verdict.summary() for verdict in verdicts if verdict.finding != "none"]
     if not findings:
         return message
     old = message.response_metadata.get(VERDICTS_KEY)

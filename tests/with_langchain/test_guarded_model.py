@@ -439,8 +439,9 @@ class TestViolations:
 
     def test_an_image_that_cannot_be_looked_at_is_refused(self, guarded, call):
         answer = call(guarded, "invoke", [HumanMessage([{"type": "image", "url": "https://example.org/a.png"}])])
-        assert answer.content == REFUSAL
-        assert answer.response_metadata["guardalign"][0]["uninspectable"] == "remote_reference"
+        assert answer.content == colour_policy().refusal_unchecked != REFUSAL
+        record = answer.response_metadata["guardalign"][0]
+        assert (record["uninspectable"], record["finding"]) == ("remote_reference", "unchecked")
 
     def test_monitor_mode_lets_everything_pass_and_reports(self, cache_dir, call):
         guarded = made(cache_dir, mode="monitor")

@@ -23,7 +23,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langchain_core.prompt_values import ChatPromptValue, ImagePromptValue, StringPromptValue
 
 from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
-from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign import GuardReport, ImageGuard
 
@@ -267,24 +267,27 @@ class TestFailures:
 
     def test_an_image_behind_a_url_is_blocked_unless_the_policy_says_otherwise(self, guard, call):
         (out,) = call(guard, "invoke", [HumanMessage([text("look"), self.URL])])
-        assert out.content == [text("look"), text(NOTICE)]
+        assert out.content == [text("look"), text(UNCHECKED_NOTICE)]
         assert out.response_metadata["guardalign"][0]["uninspectable"] == "remote_reference"
 
     def test_it_passes_if_the_policy_allows_it(self, cache_dir):
         guard = ImageGuard.from_guard(colour_guard(cache_dir, failure={"uninspectable": "allow"}))
         messages = [HumanMessage([self.URL])]
-        assert guard.invoke(messages) is messages
+        (out,) = guard.invoke(messages)
+        assert out.content is messages[0].content
+        (record,) = out.response_metadata["guardalign"]
+        assert (record["action"], record["finding"]) == ("allow", "unchecked")
 
     def test_a_plain_image_takes_its_place_if_the_policy_masks_it(self, cache_dir):
         guard = ImageGuard.from_guard(colour_guard(cache_dir, failure={"uninspectable": "mask"}))
         _, out = guard.invoke([HumanMessage([self.URL, {"type": "video_url", "video_url": {"url": "https://a.b"}}])])
         assert out.content[0]["image_url"]["detail"] == "low"
         assert image_of(out.content[0]).getextrema() == ((0, 0),) * 3
-        assert out.content[1] == text(NOTICE)
+        assert out.content[1] == text(UNCHECKED_NOTICE)
 
     def test_bytes_that_are_no_image_are_blocked(self, guard):
         (out,) = guard.invoke([HumanMessage([{"type": "image", "base64": "AAAA"}])])
-        assert out.content == [text(NOTICE)]
+        assert out.content == [text(UNCHECKED_NOTICE)]
 
     def test_an_encoder_that_fails_blocks(self, guard, call):
         guard.active_guard.detector.encoder.failure = RuntimeError("out of memory")

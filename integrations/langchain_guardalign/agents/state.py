@@ -91,7 +91,7 @@ def refusal(policy: Policy, verdict: Verdict) -> AIMessage:
     Plain text, also where LangChain has a content block for refusals: that one means that the model's provider refused
     and makes fallbacks ask the next model, it has no ``text``, and not every provider takes it in a history.
     """
-    return cast("AIMessage", RefusingModel.for_verdicts(policy.refusal, [verdict]).answer())
+    return cast("AIMessage", RefusingModel.for_verdicts(policy.refusal_for(verdict), [verdict]).answer())
 
 
 def refused(rules: AgentRules, messages: Sequence[BaseMessage]) -> Verdict | None:

@@ -14,6 +14,7 @@ from langchain_core.messages import BaseMessage, HumanMessage
 
 from guardalign_guardrails import Policy, UnsafeContentError, Verdict
 from guardalign_guardrails.content.chat import OnViolation, Placement, decide_chat
+from langchain_guardalign.chat.refusal import RefusingModel
 from langchain_guardalign.messages import messages_of, role
 from langchain_guardalign.rewrite import with_prefix
 from langchain_guardalign.runnable import ImageGuard
@@ -72,6 +73,13 @@ async def adecide_inputs(
     read = [_read(value) for value in inputs]
     chats = await ascreen_chats(guard.active_guard, _readable(read), artifacts=guard.artifacts)
     return _decide_all(guard, inputs, read, chats, rules)
+
+
+def refusal_of(policy: Policy, decision: InputDecision) -> RefusingModel:
+    """The policy's refusal of an input that is refused, with all that was found on record."""
+    violation = decision.error.verdict if isinstance(decision.error, UnsafeContentError) else None
+    text = policy.refusal if violation is None else policy.refusal_for(violation)
+    return RefusingModel.for_verdicts(text, decision.verdicts)
 
 
 def _read(value: LanguageModelInput) -> list[BaseMessage] | Exception:

@@ -26,10 +26,9 @@ from guardalign_guardrails import Guard, Policy
 from guardalign_guardrails.content.chat import OnViolation, Placement, placement_for
 from langchain_guardalign.chat import inner_calls as inner
 from langchain_guardalign.chat.countable import without_remote_images
-from langchain_guardalign.chat.decisions import InputDecision, InputRules, adecide_inputs, decide_inputs
+from langchain_guardalign.chat.decisions import InputDecision, InputRules, adecide_inputs, decide_inputs, refusal_of
 from langchain_guardalign.chat.generation import joined, shares
 from langchain_guardalign.chat.placement import name_of
-from langchain_guardalign.chat.refusal import RefusingModel
 from langchain_guardalign.chat.screened_runnable import Passage, ScreenedRunnable
 from langchain_guardalign.chat.structured import GuardedStructuredOutput
 from langchain_guardalign.runnable import ImageGuard
@@ -352,8 +351,7 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         if decision.handled_by is None:
             target, arguments = decision.error or RuntimeError("an input without a decision"), {}
         elif decision.handled_by == "refusal":
-            refusal = self.guard.active_guard.policy.refusal
-            target, arguments = RefusingModel.for_verdicts(refusal, decision.verdicts), {}
+            target, arguments = refusal_of(self.guard.active_guard.policy, decision), {}
         else:
             target, arguments = self._answerer(decision.handled_by), self._arguments(decision.handled_by, arguments)
         return Passage(decision.verdicts, decision.input, target, arguments)

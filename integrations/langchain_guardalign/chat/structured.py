@@ -13,8 +13,7 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableSerializable
 from pydantic import ConfigDict, Field, SkipValidation
 
-from langchain_guardalign.chat.decisions import InputDecision, InputRules, adecide_inputs, decide_inputs
-from langchain_guardalign.chat.refusal import RefusingModel
+from langchain_guardalign.chat.decisions import InputDecision, InputRules, adecide_inputs, decide_inputs, refusal_of
 from langchain_guardalign.chat.screened_runnable import Passage, ScreenedRunnable
 from langchain_guardalign.runnable import ImageGuard
 
@@ -62,6 +61,6 @@ class GuardedStructuredOutput(ScreenedRunnable, RunnableSerializable[LanguageMod
         return Passage(decision.verdicts, decision.input, target, arguments)
 
     def _refused(self, decision: InputDecision) -> Runnable[LanguageModelInput, Any]:
-        refusal = RefusingModel.for_verdicts(self.guard.active_guard.policy.refusal, decision.verdicts)
+        refusal = refusal_of(self.guard.active_guard.policy, decision)
         result = {"raw": refusal.answer(), "parsed": None, "parsing_error": decision.error}
         return RunnableLambda(lambda _: result, name="GuardAlignRefusal")
