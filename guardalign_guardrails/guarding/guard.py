@@ -14,59 +14,37 @@ import pickle
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 import platformdirs
-from PIL import Image
 from typing_extensions import Self
 
 from guardalign_guardrails.actions import SOURCES, Source
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import Encoder, load_encoder
-from guardalign_guardrails.detection.reference import Profile, ProfileKey, find_profile
+from guardalign_guardrails.detection.reference import Profile
 from guardalign_guardrails.detection.scoring import Scorer
-from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError, NotPicklable, ProfileMissing
+from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError, NotPicklable
 from guardalign_guardrails.fetch import Fetcher
-from guardalign_guardrails.guarding.assess import assess, draw_mask
+from guardalign_guardrails.guarding.assess import assess
 from guardalign_guardrails.guarding.cache import VerdictCache
 from guardalign_guardrails.guarding.forks import mark_use
-from guardalign_guardrails.guarding.outcome import Failure, Outcome, failed_verdict, scored_verdict
+from guardalign_guardrails.guarding.outcome import Failure, Outcome
+from guardalign_guardrails.guarding.profile import fitting_profile
+from guardalign_guardrails.guarding.reading import ReadImage, read_all
+from guardalign_guardrails.guarding.report import Reporter
 from guardalign_guardrails.guarding.result import CheckResult, ImageOutput
 from guardalign_guardrails.guarding.workers import Workers
-from guardalign_guardrails.images import DecodedImage, ImageLimits, ImageSource, decode, freeze
+from guardalign_guardrails.images import DecodedImage, ImageLimits, ImageSource, decode
 from guardalign_guardrails.policy import Policy, SourceRule
-from guardalign_guardrails.verdict import Verdict
 
 logger = logging.getLogger(__name__)
 
-_PLACEHOLDER_SIZE = (336, 336)
 _IMAGES_AT_ONCE = 16
 
 _Key = tuple[str, ...]
-
-
-@dataclass(frozen=True, eq=False)
-class _Read:
-    """One image of a batch, as it was read.
-
-    Attributes:
-        place: Which of the batch.
-        source: Where it came from.
-        scored: What nobody else can change any more; None if nothing could be read.
-        digest: SHA-256 of its bytes; empty for what is not encoded.
-        failure: Why nothing could be read.
-        took_ms: How long that took, in milliseconds.
-    """
-
-    place: int
-    source: Source
-    scored: ImageOutput | None = field(repr=False)
-    digest: str = ""
-    failure: Failure | None = None
-    took_ms: float = 0.0
 
 
 class Guard:
@@ -166,6 +144,12 @@ class Guard:
         self.prepare()
         return self._profile
 
+    @property
+    def reporter(self) -> Reporter:
+        """Writes this guard's results; for integrations that find media which cannot be opened."""
+        name = self._profile.name if self._profile else None
+        return Reporter(self.policy, self._policy_fingerprint, self.detector.encoder.name, name)
+
     def close(self) -> None:
         """End the guard's threads; work that took too long ends in the background. A closed guard checks no more."""
         self._is_closed = True
@@ -191,7 +175,7 @@ class Guard:
             if self._identity:
                 return
             key = self.detector.profile_key
-            self._profile = self._fitting_profile(key)
+            self._profile = fitting_profile(self.policy, key, self._given_profile, self.detector.encoder.name)
             _ = self.detector.bank
             parts = (self._policy_fingerprint, key.digest, str(self._profile and self._profile.scores))
             self._identity = hashlib.sha256("|".join(parts).encode()).hexdigest()
@@ -267,11 +251,10 @@ class Guard:
             return []
         self.prepare()
         results: dict[int, CheckResult] = {}
-        new: list[_Read] = []
-        for place, (image, each) in enumerate(zip(images, sources, strict=True)):
-            read = self._read(place, image, each)
+        new: list[ReadImage] = []
+        for read in read_all(images, sources, self.limits, self.policy.failure.uninspectable):
             if (known := self._recall(read)) is not None:
-                results[place] = known
+                results[read.place] = known
                 continue
             new.append(read)
             if len(new) == _IMAGES_AT_ONCE:
@@ -280,20 +263,7 @@ class Guard:
         results.update(self._check_new(new))
         return [results[place] for place in range(len(images))]
 
-    def _read(self, place: int, image: ImageSource, source: Source) -> _Read:
-        started = time.perf_counter()
-        try:
-            scored = freeze(image, self.limits)
-        except ImageDecodeError as error:
-            # Bytes that are too many are passed on all the same where the policy lets pass what cannot be opened.
-            data = bytes(image) if isinstance(image, bytes | bytearray | memoryview) else b""
-            digest = hashlib.sha256(data).hexdigest() if data else ""
-            failure = Failure(digest, self.policy.failure.uninspectable, uninspectable=error.reason)
-            return _Read(place, source, data or None, failure=failure)
-        digest = hashlib.sha256(scored).hexdigest() if isinstance(scored, bytes) else ""
-        return _Read(place, source, scored, digest, took_ms=(time.perf_counter() - started) * 1e3)
-
-    def _recall(self, read: _Read) -> CheckResult | None:
+    def _recall(self, read: ReadImage) -> CheckResult | None:
         """The result for bytes seen before, without decoding them; None if it is not known or a mask must be drawn.
 
         An agent sends its whole history with every call to its model, and decoding a photo can take longer than all
@@ -303,10 +273,9 @@ class Guard:
         outcome = None if seen is None else self.cache.get(self._key(seen[0], read.source))
         if seen is None or outcome is None or outcome.proposed == "mask":
             return None
-        blank = self._blank(seen[0], read.source, read.took_ms)
-        return CheckResult(scored_verdict(blank, outcome, seen[1], is_cached=True, mode=self.policy.mode), read.scored)
+        return self.reporter.recalled(read, *seen, outcome)
 
-    def _check_new(self, reads: Sequence[_Read]) -> dict[int, CheckResult]:
+    def _check_new(self, reads: Sequence[ReadImage]) -> dict[int, CheckResult]:
         """Results by place, of images that all have to be decoded."""
         decoded = [self._decode(read) for read in reads]
         keys = [self._key(image.digest, read.source) for (image, _), read in zip(decoded, reads, strict=True)]
@@ -321,45 +290,17 @@ class Guard:
                 known[key] = hit
         fresh = self._outcomes(new)
         results = {}
-        for (image, took), read, key in zip(decoded, reads, keys, strict=True):
-            blank = self._blank(image.digest, read.source, took)
-            outcome = image if isinstance(image, Failure) else fresh.get(key) or known[key]
-            size = _PLACEHOLDER_SIZE if isinstance(image, Failure) else image.size
-            if isinstance(outcome, Failure):
-                results[read.place] = self._report_failure(blank, outcome, size, read.scored)
-            elif isinstance(image, DecodedImage):
-                results[read.place] = self._report(blank, image, outcome, key in known, read.scored)
+        for (image, took_ms), read, key in zip(decoded, reads, keys, strict=True):
+            if isinstance(image, Failure):
+                result = self.reporter.failed(image, read, took_ms=took_ms)
+            elif isinstance(outcome := fresh.get(key) or known[key], Failure):
+                result = self.reporter.failed(outcome, read, image.size, took_ms=took_ms)
+            else:
+                result = self.reporter.scored(read, image, outcome, took_ms=took_ms, is_cached=key in known)
+            results[read.place] = result
         return results
 
-    def _fitting_profile(self, key: ProfileKey) -> Profile | None:
-        if self._given_profile is not None:
-            if self._given_profile.key.digest != key.digest:
-                raise ProfileMissing(
-                    f"The profile '{self._given_profile.name}' was made with another encoder, other anchors or another "
-                    "scoring; make one that fits with 'guardalign calibrate'."
-                )
-            return self._warned(self._given_profile)
-        try:
-            return self._warned(find_profile(key, encoder_name=self.detector.encoder.name))
-        except ProfileMissing:
-            if self.policy.needs_profile:
-                raise
-            return None
-
-    def _warned(self, profile: Profile) -> Profile:
-        rate = self.policy.smallest_rate
-        if rate is not None and rate < profile.resolution:
-            logger.warning(
-                "Profile %s holds %d images and cannot resolve a false-positive rate of %g (at least %d are needed); "
-                "that threshold is never met.",
-                profile.name,
-                len(profile.scores),
-                rate,
-                int(1 / rate),
-            )
-        return profile
-
-    def _decode(self, read: _Read) -> tuple[DecodedImage | Failure, float]:
+    def _decode(self, read: ReadImage) -> tuple[DecodedImage | Failure, float]:
         if read.failure is not None or read.scored is None:
             return read.failure or Failure("", self.policy.failure.uninspectable, uninspectable="unreadable"), 0.0
         started = time.perf_counter()
@@ -407,33 +348,6 @@ class Guard:
             self.cache.put(key, outcome.to_keep())
         return dict(zip(images, outcomes, strict=True))
 
-    def _blank(self, digest: str, source: Source, decode_ms: float) -> Verdict:
-        return Verdict(
-            digest=digest,
-            source=source,
-            action="allow",
-            proposed="allow",
-            encoder=self.detector.encoder.name,
-            policy_fingerprint=self._policy_fingerprint,
-            profile=self._profile.name if self._profile else None,
-            timings={"decode": decode_ms},
-        )
-
-    def _report(
-        self, blank: Verdict, image: DecodedImage, outcome: Outcome, is_cached: bool, scored: ImageOutput | None
-    ) -> CheckResult:
-        verdict = scored_verdict(blank, outcome, image.size, is_cached=is_cached, mode=self.policy.mode)
-        if verdict.action != "mask":
-            return CheckResult(verdict, scored)
-        return CheckResult(verdict, scored, outcome.drawn or draw_mask(image, outcome.masks, self.policy.masking))
-
-    def _report_failure(
-        self, blank: Verdict, failure: Failure, size: tuple[int, int], scored: ImageOutput | None = None
-    ) -> CheckResult:
-        verdict = failed_verdict(blank, failure, mode=self.policy.mode)
-        plain = Image.new("RGB", size, self.policy.masking.colour) if verdict.action == "mask" else None
-        return CheckResult(verdict, scored, plain)
-
 
 def uninspectable(guard: Guard, reason: str, source: Source = "user") -> CheckResult:
     """The result for something that stands for an image but whose pixels the caller cannot get at.
@@ -449,7 +363,7 @@ def uninspectable(guard: Guard, reason: str, source: Source = "user") -> CheckRe
         What the policy's rule for uninspectable images says; for ``mask`` with a plain image.
     """
     failure = Failure("", guard.policy.failure.uninspectable, uninspectable=reason)
-    return guard._report_failure(guard._blank("", source, 0.0), failure, _PLACEHOLDER_SIZE)  # noqa: SLF001  this module
+    return guard.reporter.failed(failure, ReadImage(0, source, None))
 
 
 def _check_pickles(name: str, value: object) -> None:

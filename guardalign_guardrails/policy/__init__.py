@@ -2,15 +2,8 @@
 
 from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
 from guardalign_guardrails.policy.fetch import FetchRules
-from guardalign_guardrails.policy.model import (
-    Anchors,
-    Category,
-    FailureRules,
-    Masking,
-    Policy,
-    SourceRule,
-    Thresholds,
-)
+from guardalign_guardrails.policy.model import Anchors, Category, Policy
+from guardalign_guardrails.policy.rules import FailureRules, Masking, SourceRule, Thresholds
 
 __all__ = [
     "Anchors",

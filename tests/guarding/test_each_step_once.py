@@ -7,12 +7,12 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from guardalign_guardrails.guarding import assess, guard, result
+from guardalign_guardrails.guarding import assess, guard, reading, result
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import colour_guard, painted
 
 # A first version masked and decoded a new masked image twice.
-STEPS = {"read": (guard, "freeze"), "decode": (guard, "decode"), "mask": (assess, "mask_regions")}
+STEPS = {"read": (reading, "freeze"), "decode": (guard, "decode"), "mask": (assess, "mask_regions")}
 EXPECTED = {
     (): {"read": 1, "decode": 1},
     ("magenta",): {"read": 1, "decode": 1},

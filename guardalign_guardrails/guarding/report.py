@@ -1,0 +1,76 @@
+"""From what became of an image to what a caller is given."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from PIL import Image
+
+from guardalign_guardrails.actions import Source
+from guardalign_guardrails.guarding.assess import draw_mask
+from guardalign_guardrails.guarding.outcome import Failure, Outcome, failed_verdict, scored_verdict
+from guardalign_guardrails.guarding.reading import ReadImage
+from guardalign_guardrails.guarding.result import CheckResult
+from guardalign_guardrails.images import DecodedImage
+from guardalign_guardrails.policy import Policy
+from guardalign_guardrails.verdict import Verdict
+
+_PLACEHOLDER_SIZE: Final = (336, 336)
+
+
+@dataclass(frozen=True)
+class Reporter:
+    """Writes the results of one guard.
+
+    Attributes:
+        policy: What decided.
+        policy_fingerprint: Its digest, which costs enough to be kept.
+        encoder: Encoder name.
+        profile: Name of the reference profile; None without one.
+    """
+
+    policy: Policy
+    policy_fingerprint: str
+    encoder: str
+    profile: str | None
+
+    def recalled(self, read: ReadImage, digest: str, size: tuple[int, int], outcome: Outcome) -> CheckResult:
+        """The result for bytes whose outcome is known and covers nothing."""
+        blank = self._blank(digest, read.source, read.took_ms)
+        return CheckResult(scored_verdict(blank, outcome, size, is_cached=True, mode=self.policy.mode), read.scored)
+
+    def scored(
+        self, read: ReadImage, image: DecodedImage, outcome: Outcome, *, took_ms: float, is_cached: bool
+    ) -> CheckResult:
+        """The result for a decoded image."""
+        blank = self._blank(image.digest, read.source, took_ms)
+        verdict = scored_verdict(blank, outcome, image.size, is_cached=is_cached, mode=self.policy.mode)
+        if verdict.action != "mask":
+            return CheckResult(verdict, read.scored)
+        return CheckResult(verdict, read.scored, outcome.drawn or draw_mask(image, outcome.masks, self.policy.masking))
+
+    def failed(
+        self,
+        failure: Failure,
+        read: ReadImage,
+        size: tuple[int, int] = _PLACEHOLDER_SIZE,
+        *,
+        took_ms: float = 0.0,
+    ) -> CheckResult:
+        """The result for an image without an outcome; where the policy masks it, a plain image of ``size``."""
+        verdict = failed_verdict(self._blank(failure.digest, read.source, took_ms), failure, mode=self.policy.mode)
+        plain = Image.new("RGB", size, self.policy.masking.colour) if verdict.action == "mask" else None
+        return CheckResult(verdict, read.scored, plain)
+
+    def _blank(self, digest: str, source: Source, decode_ms: float) -> Verdict:
+        return Verdict(
+            digest=digest,
+            source=source,
+            action="allow",
+            proposed="allow",
+            encoder=self.encoder,
+            policy_fingerprint=self.policy_fingerprint,
+            profile=self.profile,
+            timings={"decode": decode_ms},
+        )
