@@ -61,3 +61,17 @@ def test_a_source_that_raises_flags_to_masks_masks_from_the_flag_threshold():
     (level, _) = mask_thresholds(raised, PROFILE, "tool")
     assert level == pytest.approx(PROFILE.threshold(0.05))
     assert mask_thresholds(policy("sources: {tool: {at_most: flag}}"), PROFILE, "tool")[0] == float("inf")
+
+
+def test_with_raw_scores_a_region_is_masked_from_the_mildest_action_that_keeps_the_original_back():
+    scores = policy("sources: {tool: {thresholds: {kind: score, flag: 0.3, mask: 0.5, route: 0.7, block: 0.9}}}")
+    assert mask_thresholds(scores, None, "tool") == [0.5, 0.5]
+    raised = policy("sources: {tool: {at_least: mask, thresholds: {kind: score, flag: 0.3, mask: 0.5, block: 0.9}}}")
+    assert mask_thresholds(raised, None, "tool") == [0.3, 0.3]
+
+
+def test_with_rates_a_region_is_masked_from_the_mildest_action_that_keeps_the_original_back():
+    rates = policy("sources: {tool: {thresholds: {flag: 0.2, mask: 0.1, block: 0.01}}}")
+    assert mask_thresholds(rates, PROFILE, "tool") == [PROFILE.threshold(0.1)] * 2
+    with pytest.raises(ValueError, match="need a profile"):
+        mask_thresholds(rates, None, "tool")

@@ -314,3 +314,57 @@ def test_scores_with_more_to_them_are_refused(name):
     calibration = Calibration(model, CalibrationConfig(**ALL))
     with torch.no_grad(), calibration, calibration.generation(SINGLE), pytest.raises(CalibrationError, match=name):
         model(**tokens(1), **{name: torch.zeros(4)})
+
+
+def generated_logits(model, inputs, config, spans):
+    """Logits of all generated tokens, and the strengths that were found."""
+    calibration = Calibration(model, config)
+    with calibration, calibration.generation(spans, is_reported=True) as report:
+        out = generate(model, inputs, output_logits=True, return_dict_in_generate=True)
+    return torch.stack(out.logits), report.gamma
+
+
+def test_without_an_instruction_a_targets_largest_strength_is_no_strength_to_take():
+    model, inputs = made(llama), tokens(1)
+    no_instruction = BatchSpans((PromptSpans((1, 5), ()),), LENGTH)
+    own = torch.stack(generate(model, inputs, output_logits=True, return_dict_in_generate=True).logits)
+    settings = {"gamma": 4.0, "layers": (0, 1), "queries": "instruction+generated"}
+    with_target, found = generated_logits(model, inputs, CalibrationConfig(**settings, target=0.5), no_instruction)
+    assert found == {}
+    torch.testing.assert_close(with_target, own, rtol=0, atol=1e-4)
+    fixed, _ = generated_logits(model, inputs, CalibrationConfig(**settings), no_instruction)
+    assert (fixed[1:] - own[1:]).abs().max() > 0.1, "a fixed strength is for generated tokens as well"
+
+
+@pytest.mark.parametrize("target", [None, 0.5])
+def test_shares_of_a_prompt_with_few_instruction_tokens_are_the_same_beside_one_with_many(target):
+    model, inputs = made(llama), tokens(1)
+    long, short = PromptSpans((1, 5), ((8, 19),)), PromptSpans((1, 5), ((9, 11),))
+    config = CalibrationConfig(gamma=2.0, layers=(0.25, 1), target=target)
+
+    def measured(*prompts):
+        calibration, spans = Calibration(model, config), BatchSpans(prompts, LENGTH)
+        batch = {name: tensor.expand(len(prompts), -1) for name, tensor in inputs.items()}
+        with torch.no_grad(), calibration, calibration.generation(spans, is_reported=True) as report:
+            model(**batch)
+        return report
+
+    together, alone = measured(long, short), [measured(long), measured(short)]
+    assert set(together.before) == {1, 2, 3}
+    for figures in ("gamma", "before", "after"):
+        for layer, rows in getattr(together, figures).items():
+            assert rows == pytest.approx([getattr(one, figures)[layer][0] for one in alone], rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize("spans", ["single", "padded batch"])
+@pytest.mark.parametrize("name", [name for name in TEXT_MODELS if name not in ("Llama", "Qwen2")])
+def test_a_prefix_near_the_answer_is_found_where_a_sliding_cache_has_moved_it(name, spans):
+    near, nearer = PromptSpans((14, 18), ((6, 12),)), PromptSpans((16, 19), ((9, 12),))
+    spans = BatchSpans((near,) if spans == "single" else (near, nearer), LENGTH)
+    model = made(TEXT_MODELS[name])
+    calibration = Calibration(model, CalibrationConfig(**ALL))
+    with calibration, spying(calibration, spans) as seen, calibration.generation(spans):
+        generate(model, tokens(len(spans.prompts)))
+    assert max(seen.errors) < TOLERANCE[torch.float32]
+    decoded = [effect for effect, length in zip(seen.effects, seen.lengths, strict=True) if length == 1]
+    assert max(decoded) > 1e-3, "no generated token saw the prefix"

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from guardalign_guardrails.decoding.attention.scores import gamma_for, increment, share
+from guardalign_guardrails.decoding.attention.scores import corrected, gamma_for, increment, share
 
 
 def _mean(shares: Tensor) -> Tensor:
@@ -73,3 +74,20 @@ def test_a_prefix_that_no_score_speaks_for_gets_the_largest_strength_and_no_erro
     z = torch.full((1, 2, 3, 4), -5.0)
     found = gamma_for(torch.tensor([0.3]), 4.0, z, torch.zeros(1, 2, 3), increment(z, 1.0, "gate", 8), _mean)
     assert found.tolist() == [4.0]
+
+
+@pytest.mark.parametrize("raised", [-2000.0, 0.0, 20.0, 700.0, 5000.0])
+@pytest.mark.parametrize("score", [-2000.0, -20.0, 3.0, 800.0])
+def test_corrected_rows_are_those_of_a_softmax_however_large_the_scores_and_what_is_added(score, raised):
+    torch.manual_seed(0)
+    z = torch.randn(2, 4, 3, 9)
+    z[..., :3] += score
+    value = torch.randn(2, 2, 9, 8)
+    extra = (torch.rand(2, 4, 3, 3) * raised).relu()
+    wide = value.double().repeat_interleave(2, 1)
+    added = z.double()
+    added[..., :3] += extra.double()
+    out = (z.double().softmax(-1) @ wide).float()
+    found = corrected(out, torch.logsumexp(z, -1), z[..., :3], extra, value[:, :, :3])
+    assert torch.isfinite(found).all()
+    torch.testing.assert_close(found.double(), added.softmax(-1) @ wide, rtol=0, atol=1e-4)

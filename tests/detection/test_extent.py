@@ -55,6 +55,32 @@ def test_boxes_inside_others_and_repeats_are_dropped():
     assert outermost([inner, outer, outer, apart, inner]) == [outer, apart]
 
 
+def test_a_region_exactly_at_its_threshold_is_unsafe():
+    heat = torch.zeros(4, 4)
+    heat[1, 2] = 0.5
+    assert unsafe_boxes(score_map(heat), [0.5], 0.5) == [(0.5, 0.25, 0.75, 0.5)]
+    loose = ScoreMap(torch.tensor([[0.0, 0.0, 0.5, 0.5], [0.5, 0.5, 1.0, 1.0]]), torch.tensor([[0.5], [0.25]]), None)
+    assert unsafe_boxes(loose, [0.5], 1.0) == [(0.0, 0.0, 0.5, 0.5)]
+
+
+def test_a_neighbour_exactly_at_the_extents_level_belongs_to_the_box_and_one_below_it_does_not():
+    heat = torch.zeros(4, 4)
+    heat[1, 1], heat[1, 2], heat[1, 3] = 0.5, 0.25, 0.125
+    assert unsafe_boxes(score_map(heat), [0.5], 0.5) == [(0.25, 0.25, 0.75, 0.5)]
+
+
+def test_a_second_peak_exactly_at_the_threshold_gets_its_own_box():
+    heat = torch.zeros(4, 4)
+    heat[0, 0], heat[3, 3] = 1.0, 0.5
+    assert unsafe_boxes(score_map(heat), [0.5], 0.5) == [(0.0, 0.0, 0.25, 0.25), (0.75, 0.75, 1.0, 1.0)]
+
+
+def test_a_box_grows_along_its_own_rows_and_columns_where_these_differ_in_number():
+    heat = torch.zeros(2, 8)
+    heat[1, 5], heat[1, 6] = 1.0, 0.75
+    assert unsafe_boxes(score_map(heat), [0.9], 0.5) == [(5 / 8, 0.5, 7 / 8, 1.0)]
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 9), st.floats(0.05, 1), st.floats(0, 1), st.integers(0, 999))
 def test_every_region_above_the_threshold_lies_in_a_box_within_the_image(rows, columns, extent, threshold, seed):

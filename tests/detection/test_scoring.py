@@ -12,6 +12,7 @@ from guardalign_guardrails.detection.anchors import AnchorBank
 from guardalign_guardrails.detection.regions import Regions, _layout
 from guardalign_guardrails.detection.scoring import (
     conditional_costs,
+    joint_plan,
     joint_share,
     paper_costs,
     score,
@@ -149,3 +150,19 @@ def test_the_top_pair_names_the_planted_anchor_and_region(method):
     pairs = top_pairs(scene(anchors, 6), anchors, ScoringConfig(method=method), SCALE, 3)
     assert (pairs[0].anchor, pairs[0].category, pairs[0].box) == ("text 5", "c1", (0.5, 0.25, 0.75, 0.5))
     assert [pair.share for pair in pairs] == sorted((pair.share for pair in pairs), reverse=True)
+
+
+@pytest.mark.parametrize(("epsilon", "taken"), [(None, 1 / SCALE), (0.3, 0.3)])
+def test_the_joint_plan_is_as_soft_as_the_encoders_own_softmax_unless_a_policy_says_otherwise(epsilon, taken):
+    anchors = bank()
+    regions = scene(anchors, 3)
+    count, texts = len(regions.features), len(anchors.features)
+    expected = sinkhorn(
+        1 - regions.features @ anchors.features.T,
+        torch.full((count,), 1 / count),
+        torch.full((texts,), 1 / texts),
+        epsilon=taken,
+        relaxation=ScoringConfig().relaxation,
+    )
+    plan = joint_plan(regions, anchors, ScoringConfig(epsilon=epsilon), SCALE)
+    torch.testing.assert_close(plan, expected, rtol=1e-3, atol=1e-5)

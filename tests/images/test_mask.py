@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from guardalign_guardrails.images import coverage, encode_png, mask_regions
 
@@ -167,3 +167,36 @@ def test_coverage_equals_counting_pixels(corners):
     for left, top, right, bottom in boxes:
         grid[max(0, top) : max(0, bottom), max(0, left) : max(0, right)] = True
     assert coverage(boxes, (15, 12)) == pytest.approx(grid.mean())
+
+
+# Two boxes side by side, whose soft edges reach over each other.
+NEIGHBOURS = [(10, 20, 50, 60), (52, 20, 92, 60)]
+
+
+@pytest.mark.parametrize("boxes", [NEIGHBOURS, NEIGHBOURS[::-1]], ids=["left first", "right first"])
+@pytest.mark.parametrize("fill", FILLS)
+def test_a_soft_edge_never_shows_in_a_neighbours_cover(fill, boxes):
+    image = noise(110, 80)
+    result = np.asarray(mask_regions(image, boxes, fill=fill, feather=0.3))
+    for left, top, right, bottom in boxes:
+        alone = np.asarray(mask_regions(image, [(left, top, right, bottom)], fill=fill, feather=0))
+        assert np.array_equal(result[top:bottom, left:right], alone[top:bottom, left:right])
+
+
+@pytest.mark.parametrize("fill", FILLS)
+def test_a_soft_edge_is_made_of_the_original_and_not_of_a_neighbours_edge(fill):
+    image, feather = noise(110, 80), 0.3
+    expected = image
+    for left, top, right, bottom in NEIGHBOURS:
+        # White under a black mask shows how much of the cover each pixel takes.
+        white = Image.new("RGB", image.size, "white")
+        taken = ImageOps.invert(mask_regions(white, [(left, top, right, bottom)], feather=feather).convert("L"))
+        around = (max(0, left - 12), top - 12, right + 12, bottom + 12)
+        assert taken.getbbox() == around, "0.3 of the shorter side, which is 40"
+        cover = mask_regions(image, [around], fill=fill, feather=0)
+        expected = Image.composite(cover, expected, taken)
+    result = np.asarray(mask_regions(image, NEIGHBOURS, fill=fill, feather=feather), int)
+    outside = np.ones(result.shape[:2], bool)
+    for left, top, right, bottom in NEIGHBOURS:
+        outside[top:bottom, left:right] = False
+    assert np.abs(result - np.asarray(expected, int))[outside].max() <= 1
