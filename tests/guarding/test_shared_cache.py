@@ -6,8 +6,8 @@ import pytest
 
 from guardalign_guardrails import Guard
 from guardalign_guardrails.detection.reference import make_profile
-from guardalign_guardrails.testing.colours import COLOURS, ColourEncoder, colour_policy, painted
 from guardalign_guardrails.guarding.cache import VerdictCache
+from guardalign_guardrails.testing.colours import COLOURS, ColourEncoder, colour_policy, painted
 
 RED = painted("red")
 
