@@ -1,4 +1,4 @@
-"""Retrieval over images in LlamaIndex with a gate at both ends, and a vector store on disk between them.
+"""Retrieval over images in LlamaIndex with a filter at both ends, and a vector store on disk between them.
 
 Runs without network, GPU or API key: MiniLM from the offline extra embeds captions, Chroma stores nodes with their
 images and searches, the offline encoder looks, a small stand-in for an LLM says what it received. Needs
@@ -36,11 +36,10 @@ from pydantic import PrivateAttr  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from guardalign_guardrails import Policy, Verdict  # noqa: E402
+from guardalign_guardrails import GuardSettings, Verdict  # noqa: E402
 from guardalign_guardrails.detection.encoders.offline import OfflineEncoder  # noqa: E402
 from llama_index_guardalign import (  # noqa: E402
     GuardedLLM,
-    GuardSettings,
     ImageGuardPostprocessor,
     ImageGuardTransform,
 )
@@ -65,7 +64,7 @@ class MiniLM(BaseEmbedding):
 
 
 def node(name: str, caption: str, image: bytes) -> ImageNode:
-    """An image with the words it is to be found by."""
+    """An image with the caption by which it is found."""
     return ImageNode(id_=name, text=caption, image=base64.b64encode(image).decode())
 
 
@@ -78,7 +77,7 @@ def table_of(title: str, *headings: str) -> Table:
 
 def main() -> None:
     console = Console()
-    guard = GuardSettings(policy=Policy.load(HERE / "policy.yaml"))
+    guard = GuardSettings.of(HERE / "policy.yaml")
     with console.status("Loading the offline encoder and the policy's anchors"):
         guard.prepare()
     kept_aside: dict[str, str] = {}
@@ -91,8 +90,8 @@ def main() -> None:
         store = ChromaVectorStore(chroma_collection=client.create_collection("images"))
         embedding = MiniLM()
 
-        gate = ImageGuardTransform(guard=guard, quarantine=quarantine)
-        ingestion = IngestionPipeline(transformations=[gate, embedding], vector_store=store)
+        check = ImageGuardTransform(guard=guard, quarantine=quarantine)
+        ingestion = IngestionPipeline(transformations=[check, embedding], vector_store=store)
         given = [node(name, caption, (HERE / "images" / name).read_bytes()) for name, caption in CAPTIONS.items()]
         passed = {each.node_id: each for each in ingestion.run(nodes=given)}
 
@@ -105,7 +104,7 @@ def main() -> None:
                 table.add_row(name, kept_aside[name], "not stored, kept aside for a person")
         console.print(table)
 
-        # Somebody who can write to the store puts the refused image there, past the gate, with a harmless caption.
+        # Somebody who can write to the store puts the refused image there, past the filter, with a harmless caption.
         index = VectorStoreIndex.from_vector_store(store, embed_model=embedding)
         index.insert_nodes([node("sea.jpg", POISONED, as_jpeg(HERE / "images" / "rifle.png"))])
 
@@ -117,7 +116,7 @@ def main() -> None:
             multimodal=True,
             node_postprocessors=[ImageGuardPostprocessor(guard=guard, on_empty="note")],
         )
-        headings = ("question", "retrieved", "what the LLM says, without the gate", "with it")
+        headings = ("question", "retrieved", "what the LLM says, without the filter", "with it")
         table = table_of("\nBefore the prompt: ImageGuardPostprocessor", *headings)
         for question in QUESTIONS:
             found = ", ".join(each.node.node_id for each in retriever.retrieve(question))

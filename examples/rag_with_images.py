@@ -1,4 +1,4 @@
-"""Retrieval over images with a gate at both ends: what is stored is checked, and what comes back is checked again.
+"""Retrieval over images with a filter at both ends: what is stored is checked, and what comes back is checked again.
 
 Captions are in a vector store, the images themselves in a document store (LangChain's multi-vector pattern). Runs
 without network, GPU or API key: MiniLM from the offline extra embeds, Chroma searches in memory, the offline encoder
@@ -36,9 +36,9 @@ from langchain_core.stores import InMemoryStore  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from guardalign_guardrails import Policy, Verdict  # noqa: E402
+from guardalign_guardrails import GuardSettings, Verdict  # noqa: E402
 from guardalign_guardrails.detection.encoders.offline import OfflineEncoder  # noqa: E402
-from langchain_guardalign import ImageDocumentCompressor, ImageDocumentTransformer, ImageGuard  # noqa: E402
+from langchain_guardalign import ImageDocumentCompressor, ImageDocumentTransformer  # noqa: E402
 
 HERE = Path(__file__).parent
 
@@ -73,7 +73,7 @@ def store(retriever: MultiVectorRetriever, captions: dict[str, str], documents: 
 
 
 def prompt(documents: list[Document]) -> list[BaseMessage]:
-    """What the model is asked: words, and the images that were retrieved."""
+    """What the model is asked: text, and the images that were retrieved."""
     blocks = [
         {"type": "image", "base64": document.page_content, "mime_type": document.metadata["mime_type"]}
         for document in documents
@@ -83,14 +83,14 @@ def prompt(documents: list[Document]) -> list[BaseMessage]:
 
 def main() -> None:
     console = Console()
-    guard = ImageGuard(policy=Policy.load(HERE / "policy.yaml"))
+    guard = GuardSettings.of(HERE / "policy.yaml")
     kept_aside: list[tuple[Document, tuple[Verdict, ...]]] = []
 
     def quarantine(document: Document, verdicts: tuple[Verdict, ...]) -> None:
         kept_aside.append((document, verdicts))
 
-    ingestion_gate = ImageDocumentTransformer(guard=guard, quarantine=quarantine)
-    retrieval_gate = ImageDocumentCompressor(guard=guard, quarantine=quarantine)
+    ingest = ImageDocumentTransformer(guard=guard, quarantine=quarantine)
+    compressor = ImageDocumentCompressor(guard=guard, quarantine=quarantine)
 
     vectors = Chroma(
         "images",
@@ -98,12 +98,12 @@ def main() -> None:
         client_settings=Settings(anonymized_telemetry=False, is_persistent=False),
     )
     images = MultiVectorRetriever(vectorstore=vectors, docstore=InMemoryStore(), search_kwargs={"k": 1})
-    guarded = ContextualCompressionRetriever(base_retriever=images, base_compressor=retrieval_gate)
+    guarded = ContextualCompressionRetriever(base_retriever=images, base_compressor=compressor)
 
     with console.status("Loading the offline encoder and the policy's anchors"):
-        guard.active_guard.prepare()
+        guard.prepare()
     given = [document(name, (HERE / "images" / name).read_bytes()) for name in CAPTIONS]
-    passed = list(ingestion_gate.transform_documents(given))
+    passed = list(ingest.transform_documents(given))
     store(images, CAPTIONS, passed)
 
     actions = {document.id: document.metadata["guardalign_action"] for document in passed}
@@ -116,12 +116,12 @@ def main() -> None:
         table.add_row(name, actions[name], outcomes.get(name, "not stored, kept aside for a person"))
     console.print(table)
 
-    # Somebody who can write to the stores puts the refused image there, past the gate, with a harmless caption.
+    # Somebody who can write to the stores puts the refused image there, past the filter, with a harmless caption.
     store(images, {"sea.jpg": POISONED}, [document("sea.jpg", as_jpeg(HERE / "images" / "rifle.png"))])
     kept_aside.clear()
 
     table = Table(title="\nBefore the prompt: ImageDocumentCompressor", title_style="bold", title_justify="left")
-    for heading in ("question", "retrieved", "what the model says, without the gate", "with it"):
+    for heading in ("question", "retrieved", "what the model says, without the filter", "with it"):
         table.add_column(heading)
     model = ReportingModel()
     for question in QUESTIONS:

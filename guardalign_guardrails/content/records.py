@@ -1,7 +1,8 @@
 """What of a verdict goes into the metadata of a document or node, and under which names.
 
 Vector stores keep text, numbers and booleans, so the records are JSON in one text field, and the action to filter by is
-another. They inform people and reports; no gate believes one, because whoever can write to a store can write them.
+another. They inform people and reports; no filter believes one, because everybody who can write to a store can write
+one.
 """
 
 from __future__ import annotations
@@ -41,14 +42,15 @@ def verdict_id(verdict: Verdict) -> str:
 def with_records(metadata: dict[Any, Any], verdicts: Sequence[Verdict]) -> dict[Any, Any]:
     """The metadata with verdicts on record; the very same object if there is nothing to add.
 
-    An image that may pass is put on record only where there is no record yet, so that what was once done to a document
-    stays known when its masked image is found harmless later.
+    A harmless image is put on record only where there is no record yet, so that what was once done to a document stays
+    known when its masked image is found harmless later. One that could not be checked is a finding, and always put on
+    record, also where the policy lets it pass.
     """
     known = _records(metadata.get(RECORD_KEY))
     names = {record["id"] for record in known}
     new: dict[str, dict[str, Any]] = {}
     for verdict in verdicts:
-        if verdict.proposed == "allow" and known:
+        if verdict.finding == "none" and known:
             continue
         if (name := verdict_id(verdict)) not in names:
             new[name] = _record(name, verdict)
@@ -67,6 +69,7 @@ def _record(name: str, verdict: Verdict) -> dict[str, Any]:
         "id": name,
         "digest": verdict.digest,
         "source": verdict.source,
+        "finding": verdict.finding,
         "action": verdict.action,
         "proposed": verdict.proposed if verdict.proposed != verdict.action else None,
         "category": verdict.category if verdict.proposed != "allow" else None,

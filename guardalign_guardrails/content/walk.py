@@ -136,7 +136,7 @@ class TextBlock:
     text: str = field(repr=False)
 
 
-class _TooDeep(Exception):
+class TooDeep(Exception):
     """A block is nested too deeply, or without end."""
 
 
@@ -202,7 +202,7 @@ def _in_block(block: object, path: Path, *, is_loose: bool) -> list[MediaBlock]:
     nodes = iter(range(_MAX_NODES))
     try:
         hits = dict(_walk(block, path, None if is_loose else path, nodes))
-    except _TooDeep:
+    except TooDeep:
         return [MediaBlock(path, _unread("too_complex"))]
     # A block inside another that is replaced as a whole needs no treatment of its own.
     return [
@@ -222,7 +222,7 @@ def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) ->
         nodes: Ends when too many values have been looked at.
     """
     if next(nodes, None) is None or len(path) > _MAX_DEPTH:
-        raise _TooDeep
+        raise TooDeep
     if isinstance(value, Mapping):
         yield from _walk_mapping(value, path, nodes, is_loose=home is None)
     elif isinstance(value, list | tuple):

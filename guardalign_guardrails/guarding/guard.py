@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
-import pickle
 import threading
 import time
 from collections.abc import Sequence
@@ -26,12 +25,13 @@ from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import Encoder, load_encoder
 from guardalign_guardrails.detection.reference import Profile
 from guardalign_guardrails.detection.scoring import Scorer
-from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError, NotPicklable
+from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError
 from guardalign_guardrails.fetch import Fetcher
 from guardalign_guardrails.guarding.assess import assess
 from guardalign_guardrails.guarding.cache import VerdictCache
 from guardalign_guardrails.guarding.forks import mark_use
 from guardalign_guardrails.guarding.outcome import Failure, Outcome
+from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.profile import fitting_profile
 from guardalign_guardrails.guarding.reading import ReadImage, read_all
 from guardalign_guardrails.guarding.report import Reporter
@@ -135,7 +135,7 @@ class Guard:
 
     def __reduce__(self) -> tuple[Any, ...]:
         for name, value in self._given.items():
-            _check_pickles(name, value)
+            check_pickles(name, value)
         return _remade, (type(self), self._given)
 
     @property
@@ -364,13 +364,6 @@ def uninspectable(guard: Guard, reason: str, source: Source = "user") -> CheckRe
     """
     failure = Failure("", guard.policy.failure.uninspectable, uninspectable=reason)
     return guard.reporter.failed(failure, ReadImage(0, source, None))
-
-
-def _check_pickles(name: str, value: object) -> None:
-    try:
-        pickle.dumps(value)
-    except Exception as error:  # whatever a member raises, it cannot be pickled
-        raise NotPicklable(name, type(value).__name__) from error
 
 
 def _remade(kind: type[Guard], given: dict[str, Any]) -> Guard:

@@ -11,7 +11,7 @@ from guardalign_guardrails.images.decode import (
     freeze,
     still_digest,
 )
-from guardalign_guardrails.images.files import keep_png, read_file
+from guardalign_guardrails.images.files import Unread, first_bytes, keep_png, read_file, read_named_file
 from guardalign_guardrails.images.limits import ImageLimits
 from guardalign_guardrails.images.mask import Box, Fill, coverage, encode_png, mask_regions
 from guardalign_guardrails.images.overlay import OverlayRegion, draw_overlay
@@ -24,14 +24,17 @@ __all__ = [
     "ImageLimits",
     "ImageSource",
     "OverlayRegion",
+    "Unread",
     "View",
     "coverage",
     "decode",
     "draw_overlay",
     "encode_png",
+    "first_bytes",
     "freeze",
     "keep_png",
     "mask_regions",
     "read_file",
+    "read_named_file",
     "still_digest",
 ]

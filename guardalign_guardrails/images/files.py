@@ -8,8 +8,16 @@ import os
 import pathlib
 import stat
 import tempfile
+from typing import BinaryIO, Final, Literal, TypeAlias
 
+from guardalign_guardrails.errors import ImageDecodeError
 from guardalign_guardrails.images.limits import refusal
+
+Unread: TypeAlias = Literal["file_reference", "remote_reference", "too_large"]
+"""Why a file that a document or a message names is not read."""
+
+# On Windows the first is a file of another machine: to open it would be to connect to that machine.
+_NETWORK_PATHS: Final = ("\\\\", "//")
 
 
 def read_file(path: pathlib.Path, max_bytes: int) -> bytes:
@@ -22,19 +30,40 @@ def read_file(path: pathlib.Path, max_bytes: int) -> bytes:
     Raises:
         ImageDecodeError: ``unreadable``, ``empty`` or ``too_large``.
     """
-    # Opened before it is looked at, so that it cannot be swapped in between; non-blocking, so that a FIFO cannot hang.
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     try:
-        with os.fdopen(os.open(path, flags), "rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise refusal("unreadable")
-            check_bytes(status.st_size, max_bytes)
+        with _opened(path) as file:
+            check_bytes(os.fstat(file.fileno()).st_size, max_bytes)
             data = file.read(max_bytes + 1)
     except (OSError, ValueError):
         raise refusal("unreadable") from None
     check_bytes(len(data), max_bytes)
     return data
+
+
+def read_named_file(path: pathlib.PurePath | str, max_bytes: int) -> bytes | Unread:
+    """The bytes of a file that a document or a message names, or why there are none.
+
+    Args:
+        path: As it was named; a file of another machine is not opened.
+        max_bytes: Most bytes to read.
+    """
+    if str(path).startswith(_NETWORK_PATHS):
+        return "remote_reference"
+    try:
+        return read_file(pathlib.Path(path), max_bytes)
+    except ImageDecodeError as error:
+        return "too_large" if error.reason == "too_large" else "file_reference"
+
+
+def first_bytes(path: pathlib.PurePath | str, count: int) -> bytes:
+    """The first bytes of a regular file of this machine; none if there is no such file or it may not be read."""
+    if str(path).startswith(_NETWORK_PATHS):
+        return b""
+    try:
+        with _opened(path) as file:
+            return file.read(count)
+    except (OSError, ValueError):
+        return b""
 
 
 def check_bytes(size: int, max_bytes: int) -> None:
@@ -69,3 +98,13 @@ def keep_png(data: bytes, folder: pathlib.Path) -> pathlib.Path:
             pathlib.Path(name).unlink()
         raise
     return path
+
+
+def _opened(path: pathlib.PurePath | str) -> BinaryIO:
+    # Opened before it is looked at, so that it cannot be swapped in between; non-blocking, so that a FIFO cannot hang.
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+    file = os.fdopen(os.open(path, flags), "rb")
+    if stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        return file
+    file.close()
+    raise OSError("This is no regular file.")

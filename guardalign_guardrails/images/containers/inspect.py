@@ -45,6 +45,21 @@ def sniff(data: bytes) -> str | None:
     return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
 
 
+def announces_image(head: bytes) -> bool:
+    """Whether a file's first 18 bytes or more announce an image, of an accepted format or not."""
+    name = sniff(head)
+    if name == "BMP":
+        # Its two letters begin many a word; the size of the header that follows does not.
+        return len(head) >= 18 and 12 <= int.from_bytes(head[14:18], "little") <= 124
+    # The others are HEIC, AVIF and their kin, JPEG 2000, JPEG XL, icons and BigTIFF.
+    return (
+        name is not None
+        or head[4:8] == b"ftyp"
+        or head[:8] in (b"\0\0\0\x0cjP  ", b"\0\0\0\x0cJXL ")
+        or head[:4] in (b"\0\0\1\0", b"II+\0", b"MM\0+")
+    )
+
+
 def inspect(data: bytes, limits: ImageLimits) -> Container:
     """Walk a file's structure and keep what makes pixels.
 

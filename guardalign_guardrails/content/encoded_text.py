@@ -1,8 +1,8 @@
 """Finds encoded images in text: data URLs alone or within Markdown, HTML or JSON; text that is an image in base64.
 
-An image is a span, so that the words around it stay. What is meant is images, not talk about them: a data URL with
-an example of a few characters, or base64 that announces no image, is text like any other. Nothing is decoded here
-beyond a file's first bytes, no HTML entity is resolved, and no link is followed.
+Each image is a span, so that the text around it stays. An example of a data URL with a few characters, or base64 that
+announces no image, is text like any other. Nothing is decoded here beyond a file's first bytes, no HTML entity is
+resolved, and no link is followed.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from urllib.parse import unquote
 
 from guardalign_guardrails.content.dialect import Reading
 from guardalign_guardrails.content.payload import read_base64, read_data_url, to_base64, to_data_url
-from guardalign_guardrails.images.containers import sniff
+from guardalign_guardrails.images.containers import announces_image
 
 # 66 bytes: no file that small shows anything, while texts about data URLs are full of examples that small.
 _SMALLEST: Final = 88
-# Lines of wrapped base64 have 64 or 76 characters; words of a language hardly ever have as many.
+# Lines of wrapped base64 have 64 or 76 characters; a natural language has hardly a word that long.
 _LINE: Final = 60
 _PEEK: Final = 256
 _SNIFFED: Final = 24
@@ -54,7 +54,7 @@ _NOISE: Final = re.compile(r"[^A-Za-z0-9+/_-]+")
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedImage:
     """An image in a text.
 
     Attributes:
@@ -68,7 +68,7 @@ class Encoded:
     is_labelled: bool
 
 
-def find_encoded(text: str) -> list[Encoded]:
+def find_encoded(text: str) -> list[EncodedImage]:
     """All images in a text, in reading order."""
     if (bare := _bare(text)) is not None:
         return [bare]
@@ -85,30 +85,15 @@ def find_encoded(text: str) -> list[Encoded]:
     return found
 
 
-def is_image(head: bytes) -> bool:
-    """Whether a file's first 18 bytes or more announce an image, of a kind that can be opened here or not."""
-    name = sniff(head)
-    if name == "BMP":
-        # Its two letters begin many a word; the size of the header that follows does not.
-        return len(head) >= 18 and 12 <= int.from_bytes(head[14:18], "little") <= 124
-    # The others are HEIC, AVIF and their kin, JPEG 2000, JPEG XL, icons and BigTIFF.
-    return (
-        name is not None
-        or head[4:8] == b"ftyp"
-        or head[:8] in (b"\0\0\0\x0cjP  ", b"\0\0\0\x0cJXL ")
-        or head[:4] in (b"\0\0\1\0", b"II+\0", b"MM\0+")
-    )
-
-
-def _bare(text: str) -> Encoded | None:
+def _bare(text: str) -> EncodedImage | None:
     """The text as one image in base64."""
-    if not is_image(_first_bytes(text)):
+    if not announces_image(_first_bytes(text)):
         return None
     start = len(text) - len(text.lstrip())
     end = len(text.rstrip())
     if end - start < _SMALLEST:
         return None
-    return Encoded(
+    return EncodedImage(
         (start, end),
         Reading(lambda most: read_base64(text[start:end], most), lambda data, _: to_base64(data)),
         is_labelled=False,
@@ -116,25 +101,25 @@ def _bare(text: str) -> Encoded | None:
 
 
 def _end(text: str, head: re.Match[str], *, is_first: bool) -> int | None:
-    """Where a data URL ends; None if it is talk about data URLs or stands for no media."""
+    """Where a data URL ends; None if it is an example in a text about data URLs, or stands for no media."""
     is_media = _MEDIA.match(head["mime"].replace("\\", "").lower()) is not None
     is_base64 = any(part.strip().lower() == "base64" for part in head["parameters"].split(";"))
     before = text[head.start() - 1 : head.start()]
     if is_base64:
         body = _body(text, head.end(), before)
-        is_meant = (is_media and _LONG_WORD.match(body)) or is_image(_first_bytes(body))
+        is_meant = (is_media and _LONG_WORD.match(body)) or announces_image(_first_bytes(body))
         if len(body) >= _SMALLEST and is_meant:
             return head.end() + len(body)
     elif not is_media:
         return None
     # Some decoders skip what is no base64, so it may be an image all the same.
     reach = text[head.end() :].rstrip() if is_first else _reach(text, head.end(), before, is_base64=is_base64)
-    is_meant = is_image(_first_bytes(reach)) if is_base64 else True
+    is_meant = announces_image(_first_bytes(reach)) if is_base64 else True
     return head.end() + len(reach) if len(reach) >= _SMALLEST and is_meant else None
 
 
 def _body(text: str, start: int, before: str) -> str:
-    """The base64 that follows, as far as it can be told from words that follow it."""
+    """The base64 at ``start``, without text behind it that is no base64."""
     if before and before in _REACH:
         found = _SPACED.match(text, start)
     else:
@@ -144,14 +129,14 @@ def _body(text: str, start: int, before: str) -> str:
 
 
 def _reach(text: str, start: int, before: str, *, is_base64: bool) -> str:
-    """Everything that may belong to it."""
+    """Everything that may belong to the data URL whose data begins at ``start``."""
     reaches = _REACH_OF_BASE64 if is_base64 else _REACH_OF_PLAIN
     found = reaches.get(before, reaches[""]).match(text, start)
     return found[0].rstrip().rstrip("\\") if found else ""
 
 
 def _first_bytes(encoded: str) -> bytes:
-    """What the first characters of base64 stand for, whatever is between them; nothing if they are too few."""
+    """The bytes that the first characters of base64 encode, whatever stands between them; none if there are too few."""
     peek = encoded[:_PEEK] if encoded[:1].strip() else encoded.lstrip()[:_PEEK]
     compact = _NOISE.sub("", _ESCAPE.sub("", unquote(peek) if "%" in peek else peek))[:_SNIFFED]
     try:
@@ -160,8 +145,8 @@ def _first_bytes(encoded: str) -> bytes:
         return b""
 
 
-def _data_url(text: str, start: int, end: int) -> Encoded:
-    return Encoded(
+def _data_url(text: str, start: int, end: int) -> EncodedImage:
+    return EncodedImage(
         (start, end),
         Reading(lambda most: read_data_url(_ESCAPE.sub("", text[start:end]), most), to_data_url),
         is_labelled=True,
