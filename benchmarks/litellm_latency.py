@@ -33,7 +33,6 @@ import httpx
 from PIL import Image
 
 from litellm_guardalign.config import config_of, write
-from litellm_guardalign.settings import GuardrailSettings
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "examples" / "images"
@@ -89,7 +88,7 @@ def proxy(encoder: str, folder: Path) -> Iterator[str]:
     model_port, port = free_port(), free_port()
     model = multiprocessing.get_context("spawn").Process(target=serve_model, args=(model_port,), daemon=True)
     model.start()
-    config = config_of(f"http://127.0.0.1:{model_port}/v1", ["m"], "none", GuardrailSettings(encoder=encoder))
+    config = config_of(f"http://127.0.0.1:{model_port}/v1", ["m"], "none", {"encoder": encoder})
     config["guardrails"][0]["litellm_params"]["default_on"] = False
     path = write(config, folder)
     code = "import sys; from litellm.proxy.proxy_cli import run_server; run_server.main(args=sys.argv[1:])"

@@ -29,7 +29,7 @@ from openai import DefaultHttpxClient, OpenAI  # noqa: E402
 from rich.console import Console  # noqa: E402
 
 from guardalign_guardrails import Guard, Policy, Verdict  # noqa: E402
-from openai_guardalign import guard  # noqa: E402
+from openai_guardalign import guard_client  # noqa: E402
 
 HERE = Path(__file__).parent
 # What the SDK sends by: httpx, from openai 3 on HTTPX.
@@ -50,8 +50,8 @@ def report(request: Any) -> Any:
     body = json.loads(request.content)
     image = next(part["image_url"] for part in body["input"][0]["content"] if part["type"] == "input_image")
     seen = described(base64.b64decode(image.partition(",")[2]))
-    words = f"I received an image of {seen}, told {body.get('instructions')!r}."
-    content = [{"type": "output_text", "text": words}]
+    text = f"I received an image of {seen}, told {body.get('instructions')!r}."
+    content = [{"type": "output_text", "text": text}]
     message = {"type": "message", "id": "msg_1", "role": "assistant", "content": content}
     return HTTPX.Response(200, json={"id": "resp_1", "object": "response", "output": [message]})
 
@@ -70,9 +70,9 @@ def main() -> None:
     for name, policy in policies.items():
         found: list[Verdict] = []
         with console.status("Loading the offline encoder and the policy's anchors"):
-            checks = Guard(policy)
-            checks.prepare()
-        guarded = guard(client(), checks, on_verdicts=found.extend)
+            guard = Guard(policy)
+            guard.prepare()
+        guarded = guard_client(client(), guard, on_verdicts=found.extend)
         console.rule(name)
         for image in IMAGES:
             response = guarded.responses.create(model="gpt-4o", input=question(image))

@@ -1,7 +1,7 @@
 #!/bin/sh
-# Asks a guarded proxy about a picture, with nothing but curl:  ask.sh [PICTURE] [MODEL] [PROXY]
+# Asks a guarded proxy about a image, with nothing but curl:  ask.sh [IMAGE] [MODEL] [PROXY]
 set -eu
-picture=${1:-examples/images/coffee_and_pistol.jpg}
+image=${1:-examples/images/coffee_and_pistol.jpg}
 model=${2:-gpt-4o}
 proxy=${3:-http://127.0.0.1:4000}
 
@@ -10,7 +10,7 @@ curl -sS -i "$proxy/v1/chat/completions" \
   -H "Content-Type: application/json" \
   -d @- <<JSON
 {"model": "$model", "messages": [{"role": "user", "content": [
-  {"type": "text", "text": "What is in this picture?"},
-  {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,$(base64 <"$picture" | tr -d '\n')"}}
+  {"type": "text", "text": "What is in this image?"},
+  {"type": "image_url", "image_url": {"url": "data:image/jpeg;base64,$(base64 <"$image" | tr -d '\n')"}}
 ]}]}
 JSON

@@ -11,7 +11,14 @@ from dataclasses import dataclass, field
 from typing import Final, TypedDict
 
 from guardalign_guardrails.content.body_parts import Body, Form, Part, nested_bodies, parts_of
-from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Placement, headed
+from guardalign_guardrails.content.chat import (
+    ChatDecision,
+    OnViolation,
+    Placement,
+    PlacementSetting,
+    headed,
+    placement_for,
+)
 from guardalign_guardrails.content.rewrite import block_at, with_blocks
 from guardalign_guardrails.content.screened_chat import ScreenedChat, ascreen_chats, screen_chats
 from guardalign_guardrails.guarding.guard import Guard
@@ -25,13 +32,13 @@ class BodyRules:
 
     Attributes:
         on_violation: What a blocked image of the current user turn means.
-        can_route: Whether there is a model for bodies whose severest action is ``route``; they are blocked otherwise.
-        placement: Where the model wants the prefix.
+        route_to: Name of the model for bodies whose severest action is ``route``; without one they are blocked.
+        placement: Where the prefix goes; ``auto`` for where the model wants it that the body names.
     """
 
     on_violation: OnViolation = "refuse"
-    can_route: bool = False
-    placement: Placement = "system"
+    route_to: str | None = None
+    placement: PlacementSetting = "auto"
 
 
 DEFAULT_RULES: Final = BodyRules()
@@ -79,22 +86,38 @@ async def ascreen_body(guard: Guard, body: Body, form: Form, rules: BodyRules = 
     return _screened(guard.policy, body, form, parts, chat, rules)
 
 
-def with_prefix(body: Body, form: Form, prefix: str, placement: Placement = "system") -> Body:
+def with_prefix(
+    body: Body, form: Form, prefix: str, placement: PlacementSetting = "auto", model: str | None = None
+) -> Body:
     """A body with the safety prefix, once; itself if it is there, or if the form has no place for it.
 
     With ``system`` it goes to the head of the app's own instructions, which are made if there are none; with ``user``
     to the head of the first message of the user. Bodies within the body that bring instructions or messages of their
     own, which replace those around them, are given it as well.
+
+    Args:
+        body: The body.
+        form: The API it is for.
+        prefix: The safety prefix.
+        placement: Where it goes; ``auto`` follows the model's name.
+        model: Name of the model; None for the one that the body names.
     """
     prefix = prefix.strip()
     if not prefix or form == "other":
         return body
-    new = _prefixed(body, form, prefix, placement, is_whole=True)
+    model = model or _model_of(body)
+    new = _prefixed(body, form, prefix, placement_for(model, placement), is_whole=True)
     for path in nested_bodies(new):
         inner = block_at(new, path)
-        if (headed_inner := _prefixed(inner, form, prefix, placement, is_whole=False)) is not inner:
+        own = placement_for(_model_of(inner) or model, placement)
+        if (headed_inner := _prefixed(inner, form, prefix, own, is_whole=False)) is not inner:
             new = with_blocks(new, {path: headed_inner})
     return new
+
+
+def _model_of(body: Body) -> str | None:
+    model = body.get("model")
+    return model if isinstance(model, str) else None
 
 
 class _ChatSettings(TypedDict):
@@ -105,7 +128,7 @@ class _ChatSettings(TypedDict):
 def _settings(form: Form, rules: BodyRules) -> _ChatSettings:
     if form == "other":
         return {"on_violation": "raise", "can_route": False}
-    return {"on_violation": rules.on_violation, "can_route": rules.can_route}
+    return {"on_violation": rules.on_violation, "can_route": rules.route_to is not None}
 
 
 def _screened(
@@ -116,7 +139,8 @@ def _screened(
     }
     new: Body = with_blocks(body, changed)
     if chat.decision.is_prefix_due:
-        new = with_prefix(new, form, policy.prefix, rules.placement)
+        model = rules.route_to if chat.decision.handled_by == "route" else None
+        new = with_prefix(new, form, policy.prefix, rules.placement, model)
     return ScreenedBody(new, chat.verdicts, chat.decision)
 
 

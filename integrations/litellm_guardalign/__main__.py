@@ -15,18 +15,17 @@ import tempfile
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Final, get_args
+from typing import Any, Final, get_args
 from urllib.parse import urlsplit
 
 from guardalign_guardrails import GuardAlignError
-from guardalign_guardrails.content.chat import OnViolation, Placement
+from guardalign_guardrails.content.chat import OnViolation, PlacementSetting
 from guardalign_guardrails.detection.encoders.registry import FORMS
 from guardalign_guardrails.errors import SettingsError
 from litellm_guardalign.config import config_of, write
 from litellm_guardalign.settings import GuardrailSettings
 
 _KEY: Final = "LITELLM_MASTER_KEY"
-_PATHS: Final = ("policy", "profile", "cache_dir")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -59,12 +58,12 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--write", type=Path, metavar="FOLDER", help="write the config into a folder and stop")
     guard = parser.add_argument_group("guard")
     guard.add_argument("--policy", type=Path, help="policy file; default: the one that ships with the package")
-    guard.add_argument("--encoder", default="offline", help=FORMS)
+    guard.add_argument("--encoder", help=f"default: offline; {FORMS}")
     guard.add_argument("--profile", type=Path, help="calibration profile; default: one that fits")
     guard.add_argument("--cache-dir", type=Path, help="folder for anchor features")
-    guard.add_argument("--on-violation", choices=get_args(OnViolation), default="raise")
+    guard.add_argument("--on-violation", choices=get_args(OnViolation), help="default: refuse")
     guard.add_argument("--route-to", metavar="MODEL", help="one of the models, for requests that are to be routed")
-    guard.add_argument("--placement", choices=get_args(Placement), default="system")
+    guard.add_argument("--placement", choices=get_args(PlacementSetting), help="default: auto")
     return parser
 
 
@@ -84,12 +83,15 @@ def _api_key(variable: str | None) -> str:
     return f"os.environ/{variable}"
 
 
-def _settings(options: argparse.Namespace) -> GuardrailSettings:
+def _settings(options: argparse.Namespace) -> dict[str, Any]:
+    """The settings that were given, as they are written into the config; they are read once, to find faults."""
     if options.route_to is not None and options.route_to not in options.model:
         raise SettingsError(f"--route-to: name the model with --model {options.route_to} as well.")
     given = {name: getattr(options, name) for name in GuardrailSettings.model_fields}
-    absolute = {name: given[name].resolve() for name in _PATHS if given[name] is not None}
-    return GuardrailSettings.read({**given, **absolute}, {"event_hook": "pre_call"})
+    # The proxy may be started from another folder.
+    settings = {k: str(v.resolve()) if isinstance(v, Path) else v for k, v in given.items() if v is not None}
+    GuardrailSettings.read(settings, {"event_hook": "pre_call"})
+    return settings
 
 
 def _serve(config: Path, host: str, port: int) -> int:

@@ -1,4 +1,4 @@
-"""LiteLLM's names for the APIs it serves, and what of a request's data is the client's."""
+"""The kinds of request that LiteLLM serves, and the client's part of a request's data."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NEVER: Final = (1_000_000, 0)
 
 
 @dataclass(frozen=True)
-class Call:
+class RequestKind:
     """One kind of request.
 
     Attributes:
@@ -29,20 +29,20 @@ class Call:
     streamed_since: tuple[int, int] = _NEVER
 
 
-_CHAT: Final = Call("chat", _ALWAYS, (1, 93))
-_RESPONSES: Final = Call("responses", (1, 105), (1, 105))
-_CALLS: Final[Mapping[str, Call]] = {
+_CHAT: Final = RequestKind("chat", _ALWAYS, (1, 93))
+_RESPONSES: Final = RequestKind("responses", (1, 105), (1, 105))
+_CALLS: Final[Mapping[str, RequestKind]] = {
     "acompletion": _CHAT,
     "completion": _CHAT,
-    "acompact_responses": Call("responses"),
+    "acompact_responses": RequestKind("responses"),
     "aresponses": _RESPONSES,
     "responses": _RESPONSES,
-    "anthropic_messages": Call("messages", _ALWAYS),
+    "anthropic_messages": RequestKind("messages", _ALWAYS),
     # LiteLLM makes chats of them for models that complete nothing else.
-    "atext_completion": Call("chat", _ALWAYS),
-    "text_completion": Call("chat", _ALWAYS),
+    "atext_completion": RequestKind("chat", _ALWAYS),
+    "text_completion": RequestKind("chat", _ALWAYS),
 }
-# Sounds; and who asks for moderation wants the image looked at as it is.
+# Sound; and callers of a moderation API want it to see the image as it is.
 _WITHOUT_IMAGES: Final = frozenset(
     {
         "amoderation",
@@ -56,18 +56,18 @@ _WITHOUT_IMAGES: Final = frozenset(
 _OF_THE_PROXY: Final = frozenset({"guardrails", "metadata", "proxy_server_request", "secret_fields"})
 
 
-def call_of(call_type: str) -> Call | None:
-    """How to read a request; None for one in which no model is shown an image."""
-    return None if call_type in _WITHOUT_IMAGES else _CALLS.get(call_type, Call("other"))
+def kind_of(call_type: str) -> RequestKind | None:
+    """The kind of a request; None for one whose model sees no image."""
+    return None if call_type in _WITHOUT_IMAGES else _CALLS.get(call_type, RequestKind("other"))
 
 
-def can_refuse(call: Call, data: Mapping[str, Any]) -> bool:
-    """Whether LiteLLM can answer a request with a refusal in the way the client wants its answer."""
-    return litellm_version() >= (call.streamed_since if data.get("stream") else call.refused_since)
+def can_refuse(kind: RequestKind, data: Mapping[str, Any]) -> bool:
+    """Whether LiteLLM can answer a request with a refusal, in a stream if the client wants one."""
+    return litellm_version() >= (kind.streamed_since if data.get("stream") else kind.refused_since)
 
 
 def body_of(data: Mapping[str, Any]) -> dict[str, Any]:
-    """What the client sent, with uploaded files as bytes."""
+    """The body that the client sent, with uploaded files as bytes."""
     return {
         key: _as_bytes(value)
         for key, value in data.items()
@@ -76,12 +76,12 @@ def body_of(data: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(data: Mapping[str, Any], before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """What is to be replaced in a request's data.
+    """The values to replace in a request's data.
 
     Args:
         data: The data.
-        before: What `body_of` made of it.
-        after: The same, sanitised.
+        before: Its `body_of`.
+        after: That body, sanitised.
     """
     return {key: _like(data.get(key), value) for key, value in after.items() if before.get(key) is not value}
 

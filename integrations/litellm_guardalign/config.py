@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import yaml
 
-from litellm_guardalign.settings import KEY, GuardrailSettings
+from litellm_guardalign.settings import KEY
 from litellm_guardalign.version import litellm_version
 
 NAME: Final = "config.yaml"
@@ -19,20 +19,20 @@ _IMPORTS_SINCE: Final = (1, 95)
 _BESIDE: Final = "guardalign_guardrail"
 
 
-def config_of(upstream: str, models: Sequence[str], api_key: str, settings: GuardrailSettings) -> dict[str, Any]:
+def config_of(upstream: str, models: Sequence[str], api_key: str, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The config as plain data.
 
     Args:
         upstream: Base URL of the server, as clients of OpenAI's API want it.
         models: Names of its models; clients of the proxy use the same.
         api_key: The server's key, or ``os.environ/NAME`` for one that is in the environment.
-        settings: Of the guardrail.
+        settings: Of the guardrail, as `GuardrailSettings` reads them.
     """
     params = {
         "guardrail": _CLASS,
         "mode": "pre_call",
         "default_on": True,
-        KEY: settings.model_dump(mode="json", exclude_defaults=True),
+        KEY: dict(settings),
     }
     return {
         "model_list": [
@@ -47,7 +47,7 @@ def config_of(upstream: str, models: Sequence[str], api_key: str, settings: Guar
 
 
 def write(config: dict[str, Any], folder: Path) -> Path:
-    """Write a config, and beside it what the LiteLLM that is here needs to find the guardrail.
+    """Write a config, and the module beside it by which an older LiteLLM finds the guardrail.
 
     Returns:
         The config file.

@@ -1,8 +1,7 @@
-"""The guardrail: LiteLLM's native hook before a call, in which requests may be changed.
+"""The guardrail: LiteLLM's native hook before a call, which may change requests.
 
-LiteLLM's newer way, ``apply_guardrail``, throws away what becomes of images, never sees a message of images alone, and
-reads none of the Responses API's. What is decided is in the core (`guardalign_guardrails.content.bodies`); this carries
-it out.
+LiteLLM's newer hook, ``apply_guardrail``, drops changed images, never sees a message of images alone, and reads no
+images of the Responses API. The core decides (`guardalign_guardrails.content.bodies`); this module carries it out.
 """
 
 from __future__ import annotations
@@ -15,7 +14,7 @@ from litellm.integrations.custom_guardrail import CustomGuardrail
 
 from guardalign_guardrails import Verdict
 from guardalign_guardrails.content.bodies import ScreenedBody, ascreen_body
-from litellm_guardalign.calls import body_of, call_of, can_refuse, changes
+from litellm_guardalign.calls import body_of, can_refuse, changes, kind_of
 from litellm_guardalign.record import name_in_answer, put, record_of
 from litellm_guardalign.settings import GuardrailSettings
 
@@ -41,7 +40,8 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
 
     def __init__(self, *, guardalign: object = None, **params: Any) -> None:
         self.settings = GuardrailSettings.read(guardalign, params)
-        self.guard = self.settings.guard()
+        self.guard = self.settings.guard
+        self.guard.prepare()
         super().__init__(**params)
 
     async def async_pre_call_hook(
@@ -53,12 +53,12 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
             GuardrailRaisedException: An image was blocked, or could not be checked and must not pass unchecked.
             ModifyResponseException: The refusal, which LiteLLM answers with.
         """
-        call = call_of(call_type)
-        if call is None:
+        kind = kind_of(call_type)
+        if kind is None:
             return data
         started, body = time.time(), body_of(data)
-        rules = self.settings.rules(can_refuse=can_refuse(call, data))
-        screened = await ascreen_body(self.guard, body, call.form, rules)
+        rules = self.settings.rules(can_refuse=can_refuse(kind, data))
+        screened = await ascreen_body(self.guard, body, kind.form, rules)
         put(data, changes(data, body, screened.body))
         self._log(data, screened, started)
         self._carry_out(data, screened)
@@ -68,8 +68,8 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
         decision = screened.decision
         if decision.handled_by == "route":
             data["model"] = self.settings.route_to
-        elif decision.handled_by == "refusal":
-            self.raise_passthrough_exception(self.guard.policy.refusal, data)
+        elif decision.handled_by == "refusal" and decision.violation is not None:
+            self.raise_passthrough_exception(self.guard.policy.refusal_for(decision.violation), data)
         elif decision.violation is not None and decision.handled_by == "error":
             self._raise(decision.violation)
 
@@ -96,10 +96,11 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
 
 
 def _message(verdict: Verdict) -> str:
-    """What a client is told. Which category it was is for the logs: it would help to probe the policy."""
-    what = f"an image of this request (digest {verdict.digest[:12] or 'unknown'})"
+    """The message for a client. It names no category, which would help to probe the policy; logs have it."""
+    where = f"of this request (digest {verdict.digest[:12] or 'unknown'})"
     if verdict.failure is not None:
-        return f"GuardAlign could not check {what}; try again."
+        return f"GuardAlign could not check content {where}; try again."
     if verdict.uninspectable is not None:
-        return f"GuardAlign could not open {what}: {verdict.uninspectable}. Send images inline, as base64 or data URLs."
-    return f"The safety policy blocked {what}."
+        reason = f"{verdict.uninspectable}. Send images inline, as base64 or data URLs."
+        return f"GuardAlign could not open content {where}: {reason}"
+    return f"The safety policy blocked an image {where}."

@@ -1,7 +1,7 @@
-"""What LiteLLM's logs, dashboards and spend records are told: findings, never pixels.
+"""The record of a request's findings in LiteLLM's logs, dashboards and spend records: never pixels.
 
-An image that no model may see must not end up in a log either, so what is put in its place is put into LiteLLM's own
-copies of the request as well.
+An image that no model may see must not end up in a log either, so its replacement goes into LiteLLM's own copies of the
+request as well.
 """
 
 from __future__ import annotations
@@ -22,8 +22,9 @@ PROVIDER: Final = "guardalign"
 def record_of(policy: Policy, verdicts: Sequence[Verdict]) -> dict[str, Any]:
     """Arguments for LiteLLM's ``add_standard_logging_guardrail_information_to_request_data``."""
     action = severest(*(verdict.action for verdict in verdicts))
-    found = [verdict for verdict in verdicts if verdict.proposed != "allow"]
-    masked = Counter(verdict.category or "uninspectable" for verdict in verdicts if verdict.action == "mask")
+    # What could not be checked is a finding also where the policy lets it pass.
+    found = [verdict for verdict in verdicts if verdict.finding != "none"]
+    masked = Counter(_category(verdict) for verdict in verdicts if verdict.action == "mask")
     return {
         "guardrail_json_response": event_of(verdicts),
         "guardrail_status": _status(verdicts, is_found=bool(found), is_changed=action not in ("allow", "flag")),
@@ -33,7 +34,7 @@ def record_of(policy: Policy, verdicts: Sequence[Verdict]) -> dict[str, Any]:
             "policy_template": policy.name,
             "guardrail_id": policy.fingerprint,
             "guardrail_action": action,
-            "violation_categories": sorted({verdict.category for verdict in found if verdict.category}),
+            "violation_categories": sorted({_category(verdict) for verdict in found}),
         },
     }
 
@@ -48,9 +49,9 @@ def put(data: dict[str, Any], changed: Mapping[str, Any]) -> None:
     log = data.get("litellm_logging_obj")
     if changed and log is not None:
         # Of a passed-through request it holds the whole body as text.
-        told = changed.get("messages", changed.get("input", []))
-        log.update_messages(told)
-        log.model_call_details["input"] = told
+        logged = changed.get("messages", changed.get("input", []))
+        log.update_messages(logged)
+        log.model_call_details["input"] = logged
 
 
 def name_in_answer(data: Mapping[str, Any], name: str | None) -> None:
@@ -62,6 +63,10 @@ def name_in_answer(data: Mapping[str, Any], name: str | None) -> None:
     applied = notes.setdefault("applied_guardrails", [])
     if name is not None and name not in applied:
         applied.append(name)
+
+
+def _category(verdict: Verdict) -> str:
+    return (verdict.category if verdict.finding == "unsafe" else None) or "unchecked"
 
 
 def _status(verdicts: Sequence[Verdict], *, is_found: bool, is_changed: bool) -> str:

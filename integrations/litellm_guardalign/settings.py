@@ -1,55 +1,43 @@
-"""What is set in the proxy's config, checked at its start.
+"""The guardrail's settings in the proxy's config, checked when it starts.
 
 LiteLLM skips a guardrail whose constructor raises a ``ValueError`` or ``TypeError`` and serves without it, so every
-fault found here is a `SettingsError`, which keeps the proxy from starting.
+fault found here is a `GuardAlignError`, which keeps the proxy from starting.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Any, Final
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ValidationError
 
-from guardalign_guardrails import Guard, Policy
 from guardalign_guardrails.content.bodies import BodyRules
-from guardalign_guardrails.content.chat import OnViolation, Placement
+from guardalign_guardrails.content.chat import OnViolation, PlacementSetting
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.guarding.settings import GuardSettings
 
 KEY: Final = "guardalign"
-"""Where in a guardrail's ``litellm_params`` the settings are; beside them LiteLLM has keys of its own, with the same
-names among them."""
+"""Key of the settings in a guardrail's ``litellm_params``, where LiteLLM has keys of its own, some with the same
+names."""
 
 # With either of them LiteLLM throws away what a guardrail changed.
 _DISCARDING: Final = ("run_in_parallel", "scan_raw_request")
 
 
-class GuardrailSettings(BaseModel):
-    """The mapping under ``guardalign``.
+class GuardrailSettings(GuardSettings):
+    """The mapping under ``guardalign``: what makes a guard (`GuardSettings`), and what its findings mean.
 
     Attributes:
-        policy: Policy file; None for the policy that ships with the package.
-        encoder: Encoder name.
-        profile: Calibration profile; None for the one that fits among the user's and the shipped ones.
-        cache_dir: Folder for anchor features; None for the user's cache folder.
-        on_violation: What a blocked image of the current user turn means: ``raise`` answers with status 400, ``refuse``
-            with the policy's refusal as if a model had said it, ``notice`` lets the model answer with a notice in the
-            image's place.
+        on_violation: What a blocked image of the current user turn means: ``refuse`` answers with the policy's refusal
+            as if a model had said it, or with status 400 where LiteLLM has no place for one; ``raise`` answers with
+            status 400; ``notice`` lets the model answer with a notice in the image's place.
         route_to: Model of the proxy that answers requests whose severest action is ``route``; None to block them.
-        placement: Where the safety prefix goes.
+        placement: Where the safety prefix goes; ``auto`` follows the name of the model that answers.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    policy: Path | None = None
-    encoder: str = "offline"
-    profile: Path | None = None
-    cache_dir: Path | None = None
-    on_violation: OnViolation = "raise"
+    on_violation: OnViolation = "refuse"
     route_to: str | None = None
-    placement: Placement = "system"
+    placement: PlacementSetting = "auto"
 
     @classmethod
     def read(cls, value: object, params: Mapping[str, object]) -> GuardrailSettings:
@@ -60,6 +48,7 @@ class GuardrailSettings(BaseModel):
             params: Everything else that LiteLLM hands on.
 
         Raises:
+            PolicyError: The policy file cannot be read.
             SettingsError: Something is misspelt, misplaced, or would leave requests unguarded.
         """
         misplaced = sorted((set(cls.model_fields) - {"on_violation"}).intersection(params))
@@ -77,25 +66,14 @@ class GuardrailSettings(BaseModel):
             faults = [f"{'.'.join(map(str, item['loc'])) or KEY}: {item['msg']}" for item in error.errors()]
             raise SettingsError("; ".join(faults)) from error
 
-    def guard(self) -> Guard:
-        """The guard, loaded; equal settings share one.
-
-        Raises:
-            GuardAlignError: The policy cannot be read, or the guard cannot work.
-        """
-        policy = Policy.default() if self.policy is None else Policy.load(self.policy)
-        guard = GuardSettings(policy=policy, encoder=self.encoder, profile=self.profile, cache_dir=self.cache_dir).guard
-        guard.prepare()
-        return guard
-
     def rules(self, *, can_refuse: bool) -> BodyRules:
-        """What becomes of a request to an API that has, or has not, a place for a refusal."""
+        """What findings mean in a request to an API that has, or has not, a place for a refusal."""
         on_violation = "raise" if self.on_violation == "refuse" and not can_refuse else self.on_violation
-        return BodyRules(on_violation, self.route_to is not None, self.placement)
+        return BodyRules(on_violation, self.route_to, self.placement)
 
 
 def _modes(value: Any) -> Iterable[str]:
-    """The times at which a guardrail runs, however LiteLLM writes them: a name, a list, or one of both per tag."""
+    """The modes of a guardrail, which LiteLLM writes as a name, a list, or one of both per tag."""
     if isinstance(value, BaseModel):
         value = value.model_dump(exclude_none=True)
     if isinstance(value, Mapping):

@@ -1,5 +1,5 @@
-"""GuardAlign for OpenAI: a client whose requests carry no image that the policy forbids; `.agents` for their SDK."""
+"""GuardAlign for OpenAI: a client whose requests carry no image that the policy blocks; `.agents` for openai-agents."""
 
-from openai_guardalign.client import guard
+from openai_guardalign.client import guard_client
 
-__all__ = ["guard"]
+__all__ = ["guard_client"]

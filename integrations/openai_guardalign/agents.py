@@ -1,12 +1,13 @@
-"""For openai-agents: what a run's models are given, and guardrails that end a run or withhold a tool's result.
+"""For openai-agents: a filter of what models are given, and guardrails that end a run or withhold a tool's result.
 
 Only the input filter can mask, and it alone runs before every call of a model. A guardrail looks once, at what a run
-starts with, and can only stop it.
+starts with or a tool returned, and can only stop it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from agents import (
@@ -23,10 +24,12 @@ from agents import (
 from agents.run import CallModelData, ModelInputData
 from openai.types.responses import ResponseFunctionToolCall
 
-from guardalign_guardrails import Guard, Policy, UnsafeContentError
+from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.bodies import BodyRules, ascreen_body
-from guardalign_guardrails.content.chat import Placement, first_violation
-from guardalign_guardrails.content.screen import NOTICE, Turn, ascreen
+from guardalign_guardrails.content.chat import PlacementSetting, first_violation
+from guardalign_guardrails.content.screen import Turn, ascreen, notice_for
+from guardalign_guardrails.errors import SettingsError
+from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from guardalign_guardrails.verdict import event_of
 from openai_guardalign.request_filter import OnVerdicts
 
@@ -35,86 +38,104 @@ InputFilter = Callable[[CallModelData[Any]], Awaitable[ModelInputData]]
 
 
 def input_filter(
-    guard: Guard | Policy | None = None,
+    guard: GuardLike = None,
     *,
-    on_violation: Literal["raise", "notice"] = "raise",
-    placement: Placement = "system",
+    on_violation: Literal["notice", "raise"] = "notice",
+    placement: PlacementSetting = "auto",
     on_verdicts: OnVerdicts | None = None,
 ) -> InputFilter:
-    """For ``RunConfig.call_model_input_filter``: no model of a run sees what the policy forbids.
+    """For ``RunConfig.call_model_input_filter``: no model of a run sees what the policy blocks.
 
     It runs before every call of a model and covers what users said, earlier turns, and what tools and models returned.
     Images of others than the user are masked or replaced by a notice if they are blocked, and the run goes on.
 
     Args:
-        guard: What checks; a policy for a guard under it, None for one under the shipped policy.
-        on_violation: What a blocked image of the current user turn means: ``raise`` ends the run with
-            `UnsafeContentError`, ``notice`` puts a notice in the image's place. ``route`` counts as blocked.
-        placement: Where the safety prefix goes: ``system`` for the head of the agent's instructions, or ``user``.
+        guard: A guard, or what makes one: a policy, the path of a policy file, settings, None for the shipped policy.
+        on_violation: What a blocked image of the current user turn means: ``notice`` puts a notice in the image's
+            place, ``raise`` ends the run with `UnsafeContentError`. ``route`` counts as blocked. A filter cannot
+            answer, so there is no ``refuse``.
+        placement: Where the safety prefix goes: ``system`` for the head of the agent's instructions, ``user``, or
+            ``auto`` for what the name of the agent's model calls for. A model set in ``RunConfig`` does not show here.
         on_verdicts: Called with the verdicts of each call that has images.
+
+    Returns:
+        A filter; it pickles where the guard and ``on_verdicts`` do.
+
+    Raises:
+        PolicyError: The policy file cannot be read.
+        SettingsError: ``guard`` is nothing that makes a guard, or ``on_violation`` is none of the two.
     """
-    checks, rules = _guard(guard), BodyRules(on_violation, placement=placement)
-
-    async def guardalign_input_filter(data: CallModelData[Any]) -> ModelInputData:
-        given = data.model_data
-        body = {"input": given.input, "instructions": given.instructions}
-        screened = await ascreen_body(checks, body, "responses", rules)
-        if screened.verdicts and on_verdicts is not None:
-            on_verdicts(screened.verdicts)
-        if screened.decision.handled_by == "error" and screened.decision.violation is not None:
-            raise UnsafeContentError(screened.decision.violation)
-        return ModelInputData(input=screened.body["input"], instructions=screened.body["instructions"])
-
-    return guardalign_input_filter
+    if on_violation not in ("notice", "raise"):
+        raise SettingsError(f"on_violation is 'notice' or 'raise' here, not {on_violation!r}: a filter cannot answer.")
+    return _InputFilter(GuardSettings.of(guard), BodyRules(on_violation, placement=placement), on_verdicts)
 
 
-def image_guardrail(guard: Guard | Policy | None = None, *, name: str = "guardalign_images") -> InputGuardrail[Any]:
+def image_guardrail(guard: GuardLike = None, *, name: str = "guardalign_images") -> InputGuardrail[Any]:
     """An input guardrail that ends a run, before any model is called, if an image of the user is blocked.
 
-    The tripwire's ``output_info`` are the findings, without pixels. An image that is to be masked does not trip it: put
+    The tripwire's ``output_info`` are the verdicts, without pixels. An image that is to be masked does not trip it: put
     an `input_filter` beside it.
 
     Args:
-        guard: What checks; a policy for a guard under it, None for one under the shipped policy.
+        guard: See `input_filter`.
         name: As traces show it.
     """
-    checks = _guard(guard)
-
-    async def check(
-        context: RunContextWrapper[Any],
-        agent: Agent[Any],
-        input: str | list[TResponseInputItem],  # noqa: A002  the SDK's name
-    ) -> GuardrailFunctionOutput:
-        screened = await ascreen_body(checks, {"input": input}, "responses")
-        return GuardrailFunctionOutput(event_of(screened.verdicts), screened.decision.violation is not None)
-
-    return InputGuardrail(check, name=name, run_in_parallel=False)
+    return InputGuardrail(_ImageCheck(GuardSettings.of(guard)), name=name, run_in_parallel=False)
 
 
-def tool_guardrail(
-    guard: Guard | Policy | None = None, *, name: str = "guardalign_tool_images"
-) -> ToolOutputGuardrail[Any]:
+def tool_guardrail(guard: GuardLike = None, *, name: str = "guardalign_tool_images") -> ToolOutputGuardrail[Any]:
     """A tool output guardrail that puts a notice in the place of a result if an image in it is blocked.
 
     With it the image is not in the run's history either, where an `input_filter` leaves it.
 
     Args:
-        guard: What checks; a policy for a guard under it, None for one under the shipped policy.
+        guard: See `input_filter`.
         name: As traces show it.
     """
-    checks = _guard(guard)
+    return ToolOutputGuardrail(_ToolResultCheck(GuardSettings.of(guard)), name=name)
 
-    async def check(data: ToolOutputGuardrailData) -> ToolGuardrailFunctionOutput:
+
+@dataclass(frozen=True)
+class _InputFilter:
+    settings: GuardSettings
+    rules: BodyRules
+    on_verdicts: OnVerdicts | None
+
+    async def __call__(self, data: CallModelData[Any]) -> ModelInputData:
+        given, model = data.model_data, getattr(data.agent, "model", None)
+        name = model if isinstance(model, str) else getattr(model, "model", None)
+        body = {"input": given.input, "instructions": given.instructions, "model": name}
+        screened = await ascreen_body(self.settings.guard, body, "responses", self.rules)
+        if screened.verdicts and self.on_verdicts is not None:
+            self.on_verdicts(screened.verdicts)
+        if screened.decision.handled_by == "error" and screened.decision.violation is not None:
+            raise UnsafeContentError(screened.decision.violation)
+        return ModelInputData(input=screened.body["input"], instructions=screened.body["instructions"])
+
+
+@dataclass(frozen=True)
+class _ImageCheck:
+    settings: GuardSettings
+
+    async def __call__(
+        self,
+        context: RunContextWrapper[Any],
+        agent: Agent[Any],
+        input: str | list[TResponseInputItem],  # noqa: A002  the SDK's name
+    ) -> GuardrailFunctionOutput:
+        screened = await ascreen_body(self.settings.guard, {"input": input}, "responses")
+        return GuardrailFunctionOutput(event_of(screened.verdicts), screened.decision.violation is not None)
+
+
+@dataclass(frozen=True)
+class _ToolResultCheck:
+    settings: GuardSettings
+
+    async def __call__(self, data: ToolOutputGuardrailData) -> ToolGuardrailFunctionOutput:
         call = ResponseFunctionToolCall(arguments="", call_id="", name="", type="function_call")
         item = ItemHelpers.tool_call_output_item(call, data.output)
-        (screened,) = await ascreen(checks, [Turn(item, "tool")])
-        record = event_of(screened.verdicts)
-        if first_violation(screened.verdicts) is None:
+        (screened,) = await ascreen(self.settings.guard, [Turn(item, "tool")])
+        record, violation = event_of(screened.verdicts), first_violation(screened.verdicts)
+        if violation is None:
             return ToolGuardrailFunctionOutput.allow(record)
-        return ToolGuardrailFunctionOutput.reject_content(NOTICE, record)
-
-    return ToolOutputGuardrail(check, name=name)
-
-
-def _guard(guard: Guard | Policy | None) -> Guard:
-    return guard if isinstance(guard, Guard) else Guard(guard)
+        return ToolGuardrailFunctionOutput.reject_content(notice_for(violation), record)

@@ -1,4 +1,4 @@
-"""A guarded OpenAI client: the SDK's own class, whose HTTP client lets no forbidden image through."""
+"""A guarded OpenAI client: the SDK's own class, whose HTTP client sends no image that the policy blocks."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from typing import Any, Final, TypeVar, cast
 
 from openai import AsyncOpenAI, OpenAI
 
-from guardalign_guardrails import Guard, Policy
 from guardalign_guardrails.content.bodies import BodyRules
-from guardalign_guardrails.content.chat import OnViolation, Placement
+from guardalign_guardrails.content.chat import OnViolation, PlacementSetting
+from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from openai_guardalign.http import GuardFailure, guarded_http
 from openai_guardalign.request_filter import OnVerdicts, RequestFilter
 
@@ -18,43 +18,48 @@ ClientT = TypeVar("ClientT", bound=OpenAI | AsyncOpenAI)
 _NO_SOCKETS: Final = "wss://openai.invalid:websockets-are-not-guarded"
 
 
-def guard(
+def guard_client(
     client: ClientT,
-    guard: Guard | Policy | None = None,
+    guard: GuardLike = None,
     *,
     on_violation: OnViolation = "refuse",
     route_to: str | None = None,
-    placement: Placement = "system",
+    placement: PlacementSetting = "auto",
     on_verdicts: OnVerdicts | None = None,
 ) -> ClientT:
-    """A client like the given one, whose models never see what the policy forbids.
+    """Guard a client: its models never see an image that the policy blocks.
 
     Args:
         client: `openai.OpenAI`, `openai.AsyncOpenAI`, or their Azure kinds. It stays as it is, and shares its
             connections with the new one.
-        guard: What checks; a policy for a guard under it, None for one under the shipped policy.
+        guard: A guard, or what makes one: a policy, the path of a policy file, settings, None for the shipped policy.
         on_violation: What a blocked image of the current user turn means: ``refuse`` answers with the policy's refusal,
             and nothing is sent; ``notice`` lets the model answer, with a notice in the image's place; ``raise`` raises
             `UnsafeContentError`.
         route_to: Name of the model (on Azure, of the deployment) that answers requests whose severest action is
             ``route``; without it they count as blocked.
-        placement: Where the safety prefix goes: ``system``, or ``user`` for models that know no system message.
+        placement: Where the safety prefix goes: ``system``, ``user`` for models that know no system message, or
+            ``auto`` for what the name of the model that answers calls for.
         on_verdicts: Called with the verdicts of each request that has images, before it is sent, in the caller's own
             context; not again for a retry.
 
     Returns:
-        A client of the same class; copies of it (``with_options``) are guarded too.
+        A client of the same class; copies of it (``with_options``, ``copy.deepcopy``) are guarded too. It cannot be
+        pickled (`NotPicklable`), as no client of the SDK can.
+
+    Raises:
+        PolicyError: The policy file cannot be read.
+        SettingsError: ``guard`` is nothing that makes a guard.
     """
-    checks = guard if isinstance(guard, Guard) else Guard(guard)
-    rules = BodyRules(on_violation, can_route=route_to is not None, placement=placement)
-    request_filter = RequestFilter(checks, rules, route_to, on_verdicts)
+    rules = BodyRules(on_violation, route_to, placement)
+    request_filter = RequestFilter(GuardSettings.of(guard).guard, rules, on_verdicts)
     http = guarded_http(client._client, request_filter)  # noqa: SLF001  there is no public way to a client's HTTP client
     fresh: ClientT = cast("Any", client).copy(http_client=http)
     return _kept(fresh, request_filter)
 
 
 def _kept(client: ClientT, request_filter: RequestFilter) -> ClientT:
-    """The client, of which every copy is guarded, also one with another HTTP client."""
+    """Make the copies of a client guarded ones, also a copy with another HTTP client."""
     plain: Any = client.copy
     ask: Any = client.request
     # Not an argument of the copy: one that chooses a region would lose it.
@@ -82,5 +87,6 @@ def _kept(client: ClientT, request_filter: RequestFilter) -> ClientT:
 
     # On the object, so that its class stays the SDK's own.
     client.copy = client.with_options = copy  # type: ignore[method-assign, assignment]
+    cast("Any", client).__deepcopy__ = lambda memo: copy()
     client.request = arequest if isinstance(client, AsyncOpenAI) else request  # type: ignore[method-assign]
     return client

@@ -1,7 +1,7 @@
 """An HTTP client that sends only what a filter lets through.
 
-This is where the SDK hands over finished bytes, whichever of its methods was called, so nothing of it can go around the
-request_filter by accident. What sends is the client that is wrapped; its settings, connections and life are its own.
+Whichever of its methods is called, the SDK hands finished bytes to its HTTP client, so none of them can go around the
+filter by accident. The wrapped client does the sending, and keeps its settings, connections and lifetime.
 """
 
 from __future__ import annotations
@@ -9,18 +9,22 @@ from __future__ import annotations
 import datetime
 from functools import lru_cache
 from importlib import import_module
-from typing import Any
+from typing import Any, NoReturn
 
-from openai_guardalign.refusals import Answer
+from guardalign_guardrails import NotPicklable
+from openai_guardalign.refusals import RefusalResponse
 from openai_guardalign.request_filter import RequestFilter
 
 
 def guarded_http(inner: Any, request_filter: RequestFilter) -> Any:
-    """An HTTP client of the same kind as ``inner``, which it sends by, with a filter in front.
+    """Put a filter in front of an HTTP client.
 
     Args:
         inner: A ``Client`` or ``AsyncClient`` of httpx or httpx2.
-        request_filter: What decides.
+        request_filter: Decides on each request.
+
+    Returns:
+        A client of the same kind, which sends by ``inner``.
     """
     return _kind(_base(type(inner)))(inner, request_filter)
 
@@ -41,7 +45,7 @@ class GuardFailure(BaseException):
 
 
 class _Guarded:
-    """What the sync and the async client share; mixed into a client class, by which the SDK knows an HTTP client."""
+    """The shared part of the sync and the async client, mixed into a class that the SDK takes for an HTTP client."""
 
     def __init__(self, inner: Any, request_filter: RequestFilter) -> None:
         self._inner, self._filter = inner, request_filter
@@ -51,6 +55,10 @@ class _Guarded:
         transport = self._httpx.AsyncBaseTransport() if is_async else self._httpx.BaseTransport()
         options: dict[str, Any] = {"transport": transport, "timeout": inner.timeout, "trust_env": False}
         super().__init__(**options)
+
+    def __reduce__(self) -> NoReturn:
+        # Without connections there is no client, and one with new connections could be one without a guard.
+        raise NotPicklable("client", type(self._inner).__name__)
 
     @property
     def is_closed(self) -> bool:
@@ -67,7 +75,7 @@ class _Guarded:
     def build_request(self, *args: Any, **options: Any) -> Any:
         return self._inner.build_request(*args, **options)
 
-    def _response(self, answer: Answer, request: Any) -> Any:
+    def _response(self, answer: RefusalResponse, request: Any) -> Any:
         headers = {"content-type": answer.media_type}
         response = self._httpx.Response(200, headers=headers, content=answer.data, request=request)
         response.elapsed = datetime.timedelta(0)
@@ -80,7 +88,11 @@ class _GuardedClient(_Guarded):
             passed = self._filter.passed(request)
         except Exception as error:  # noqa: BLE001  raised again by the guarded client
             raise GuardFailure(error) from None
-        return self._response(passed, request) if isinstance(passed, Answer) else self._inner.send(passed, **options)
+        return (
+            self._response(passed, request)
+            if isinstance(passed, RefusalResponse)
+            else self._inner.send(passed, **options)
+        )
 
     def close(self) -> None:
         self._inner.close()
@@ -92,7 +104,7 @@ class _GuardedAsyncClient(_Guarded):
             passed = await self._filter.apassed(request)
         except Exception as error:  # noqa: BLE001  raised again by the guarded client
             raise GuardFailure(error) from None
-        if isinstance(passed, Answer):
+        if isinstance(passed, RefusalResponse):
             return self._response(passed, request)
         return await self._inner.send(passed, **options)
 

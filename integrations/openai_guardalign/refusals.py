@@ -1,4 +1,4 @@
-"""The policy's refusal as an answer of OpenAI's API, for a client that is not to ask the API.
+"""The policy's refusal in the form of OpenAI's API, for a request that is not sent.
 
 A refusal that looks like one of a model's own needs no second path in an app: the SDK makes its usual objects of it,
 streams and parsed ones too.
@@ -20,8 +20,8 @@ RESPONSE_ID: Final = "resp_guardalign_"
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a client reads in place of the API's answer.
+class RefusalResponse:
+    """The answer that a client reads in place of the API's.
 
     Attributes:
         media_type: JSON, or a stream of events.
@@ -32,7 +32,7 @@ class Answer:
     data: bytes = field(repr=False)
 
 
-def refusal(body: Body, form: Form, text: str, record: dict[str, Any], *, is_parsed: bool) -> Answer:
+def refusal(body: Body, form: Form, text: str, record: dict[str, Any], *, is_parsed: bool) -> RefusalResponse:
     """A refusal in the form the request asked for.
 
     Args:
@@ -58,7 +58,7 @@ def continued(body: Body) -> Body:
     return {**rest, "previous_response_id": before} if before else rest
 
 
-def _completion(body: Body, text: str, record: dict[str, Any], reason: str) -> Answer:
+def _completion(body: Body, text: str, record: dict[str, Any], reason: str) -> RefusalResponse:
     head = {"id": f"chatcmpl-guardalign-{uuid.uuid4().hex}", "created": int(time.time()), "model": body.get("model")}
     message = {"role": "assistant", "content": None, "refusal": text}
     usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
@@ -75,7 +75,7 @@ def _completion(body: Body, text: str, record: dict[str, Any], reason: str) -> A
     return _stream([*(f"data: {json.dumps(chunk)}" for chunk in chunks), "data: [DONE]"])
 
 
-def _response(body: Body, text: str, record: dict[str, Any]) -> Answer:
+def _response(body: Body, text: str, record: dict[str, Any]) -> RefusalResponse:
     key, previous = uuid.uuid4().hex, body.get("previous_response_id")
     item = {"id": f"msg_guardalign_{key}", "type": "message", "role": "assistant"}
     done = {**item, "status": "completed", "content": [{"type": "refusal", "refusal": text}]}
@@ -123,9 +123,9 @@ def _response_events(started: Any, item: Any, done: Any, completed: Any) -> Iter
     yield {"type": "response.completed", "response": completed}
 
 
-def _json(value: dict[str, Any]) -> Answer:
-    return Answer("application/json", json.dumps(value).encode())
+def _json(value: dict[str, Any]) -> RefusalResponse:
+    return RefusalResponse("application/json", json.dumps(value).encode())
 
 
-def _stream(events: list[str]) -> Answer:
-    return Answer("text/event-stream", "".join(f"{event}\n\n" for event in events).encode())
+def _stream(events: list[str]) -> RefusalResponse:
+    return RefusalResponse("text/event-stream", "".join(f"{event}\n\n" for event in events).encode())

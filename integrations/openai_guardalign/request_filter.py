@@ -1,7 +1,7 @@
-"""Decides on one HTTP request of an OpenAI client: what of it is sent, or what answers in the API's place.
+"""Filters the HTTP requests of an OpenAI client: rewrites them, or answers in the API's place.
 
-The bytes that are sent are the bytes that were checked, however the SDK came by them. Knows the few members that
-requests of httpx and httpx2 share; what it does not read is sent as it is.
+The bytes that are sent are the bytes that were checked, whichever method of the SDK made them. It uses the few members
+that requests of httpx and httpx2 share, and sends requests to endpoints that take no images as they are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from guardalign_guardrails.verdict import event_of
 from openai_guardalign.refusals import continued, refusal
 
 OnVerdicts = Callable[[tuple[Verdict, ...]], None]
-"""Told the findings of one request, in reading order, before it is sent."""
+"""Called with the verdicts of one request, in reading order, before it is sent."""
 
 _FORMS: Final[Mapping[Form, re.Pattern[str]]] = {
     "chat": re.compile(r"/chat/completions$"),
@@ -43,28 +43,26 @@ _ATTEMPT: Final = "x-stainless-retry-count"
 
 @dataclass(frozen=True)
 class RequestFilter:
-    """What stands between a client and the API.
+    """Stands between a client and the API.
 
     Attributes:
-        guard: What checks.
-        rules: What its findings mean.
-        route_to: Name of the model for requests whose severest action is ``route``; None if there is none.
-        on_verdicts: Told what was found; None for nobody.
+        guard: Checks.
+        rules: What the findings mean.
+        on_verdicts: Called with the verdicts; None for nothing.
     """
 
     guard: Guard
     rules: BodyRules
-    route_to: str | None
     on_verdicts: OnVerdicts | None
 
     def passed(self, request: Any) -> Any:
-        """What is to be done about a request.
+        """Filter a request.
 
         Args:
             request: Of httpx or httpx2.
 
         Returns:
-            A request to send, the very same object if nothing is to change; or an `Answer` in the API's place.
+            The request to send, the very same object if nothing changed; or a `RefusalResponse` in the API's place.
 
         Raises:
             UnsafeContentError: An image was blocked, and ``on_violation`` is ``raise`` or a refusal has no form there.
@@ -78,7 +76,7 @@ class RequestFilter:
         if isinstance(body, Verdict):
             return self._unread(request, body)
         screened = screen_body(self.guard, body, form, self.rules)
-        self._tell(request, screened.verdicts)
+        self._report(request, screened.verdicts)
         return self._outcome(request, body, screened, form)
 
     async def apassed(self, request: Any) -> Any:
@@ -91,7 +89,7 @@ class RequestFilter:
         if isinstance(body, Verdict):
             return self._unread(request, body)
         screened = await ascreen_body(self.guard, body, form, self.rules)
-        self._tell(request, screened.verdicts)
+        self._report(request, screened.verdicts)
         return await asyncio.to_thread(self._outcome, request, body, screened, form)
 
     def _read(self, request: Any) -> Body | Verdict:
@@ -106,12 +104,12 @@ class RequestFilter:
 
     def _unread(self, request: Any, verdict: Verdict) -> Any:
         """The request, if the policy lets pass what cannot be opened; a mask cannot be drawn there."""
-        self._tell(request, (verdict,))
+        self._report(request, (verdict,))
         if verdict.action in ("mask", "route", "block"):
             raise UnsafeContentError(verdict)
         return request
 
-    def _tell(self, request: Any, verdicts: tuple[Verdict, ...]) -> None:
+    def _report(self, request: Any, verdicts: tuple[Verdict, ...]) -> None:
         if verdicts and self.on_verdicts is not None and request.headers.get(_ATTEMPT, "0") == "0":
             self.on_verdicts(verdicts)
 
@@ -120,16 +118,16 @@ class RequestFilter:
         if decision.violation is not None and decision.handled_by in ("refusal", "error"):
             if decision.handled_by == "error" or not _ANSWERED.search(_path(request)):
                 raise UnsafeContentError(decision.violation)
-            text, record = self.guard.policy.refusal, event_of(screened.verdicts)
+            text, record = self.guard.policy.refusal_for(decision.violation), event_of(screened.verdicts)
             return refusal(body, form, text, record, is_parsed=_HELPER in request.headers)
-        model = self.route_to if decision.handled_by == "route" and "model" in body else None
+        model = self.rules.route_to if decision.handled_by == "route" and "model" in body else None
         if model is not None:
             body = {**body, "model": model}
         return request if body is before else _rewritten(request, body, model)
 
 
 def _form(request: Any) -> Form | None:
-    """The form of a request that may bring images; None for one that is none of our business."""
+    """The form of a request that may bring images; None for one that is not inspected."""
     if request.method != "POST":
         return None
     path = _path(request)
@@ -138,15 +136,15 @@ def _form(request: Any) -> Form | None:
 
 
 def _path(request: Any) -> str:
-    """The path as servers take it that do not mind how it is written."""
+    """The path in the form in which lenient servers read it."""
     return str(request.url.path).rstrip("/").lower()
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, which says each thing once: of two that have one name, a server may take the other."""
+    """An object of JSON whose keys are unique: of two values of one key, a server may take the other."""
     new = dict(pairs)
     if len(new) < len(pairs):
-        raise ValueError("an object with two values of one name")
+        raise ValueError("an object with two values of one key")
     return new
 
 

@@ -99,7 +99,7 @@ class TestImages:
 
     @pytest.mark.parametrize("form", FORMS)
     def test_a_routed_one_is_a_notice_for_the_other_model(self, screened, form):
-        result = screened(body(form, user(block(form, "yellow"))), form, BodyRules(can_route=True))
+        result = screened(body(form, user(block(form, "yellow"))), form, BodyRules(route_to="other"))
         kind = "input_text" if form == "responses" else "text"
         assert result.decision.handled_by == "route"
         assert chat_of(form, result.body) == [user({"type": kind, "text": NOTICE})]
@@ -326,7 +326,7 @@ class TestOtherBodies:
     @pytest.mark.parametrize("colour", ["blue", "yellow"])
     @pytest.mark.parametrize("on_violation", ["refuse", "raise", "notice"])
     def test_there_is_no_place_for_a_refusal_or_a_notice(self, screened, colour, on_violation):
-        result = screened({"input": [url(colour)]}, "other", BodyRules(on_violation, can_route=True))
+        result = screened({"input": [url(colour)]}, "other", BodyRules(on_violation, route_to="other"))
         assert result.decision.handled_by == "error"
 
     def test_geminis_parts_are_masked(self, screened):
@@ -407,6 +407,41 @@ class TestPrefix:
     @pytest.mark.parametrize("form", FORMS)
     def test_a_masked_image_asks_for_it(self, screened, form):
         assert PREFIX in json.dumps(screened(body(form, user(block(form, "red"))), form, BodyRules()).body)
+
+    @pytest.mark.parametrize("form", FORMS)
+    @pytest.mark.parametrize(
+        ("model", "colour", "place"),
+        [
+            ("gpt-4o", "red", "system"),
+            ("google/gemma-3-4b-it", "red", "user"),
+            ("google/gemma-3-4b-it", "green", "user"),
+        ],
+    )
+    def test_it_goes_where_the_model_of_the_body_wants_it(self, screened, form, model, colour, place):
+        before = {**body(form, user(block(form, colour))), "model": model}
+        auto, chosen = (screened(before, form, BodyRules(placement=setting)).body for setting in ("auto", place))
+        assert auto == chosen
+        assert PREFIX in json.dumps(auto)
+        other = "user" if place == "system" else "system"
+        assert screened(before, form, BodyRules(placement=other)).body != auto
+
+    @pytest.mark.parametrize("form", FORMS)
+    def test_it_goes_where_the_model_of_a_routed_body_wants_it(self, cache_dir, form):
+        guard = colour_guard(cache_dir, prefix_when="always")
+        before = {**body(form, user(block(form, "yellow"))), "model": "gpt-4o"}
+        for route_to, place in (("gemma-3", "user"), ("gpt-5", "system")):
+            auto, chosen = (
+                screen_body(guard, before, form, BodyRules(route_to=route_to, placement=setting))
+                for setting in ("auto", place)
+            )
+            assert auto.decision.handled_by == "route"
+            assert auto.body == chosen.body
+
+    def test_it_goes_where_the_model_of_a_fallback_wants_it(self, screened):
+        fallbacks = [{"model": "gemma-3", "messages": [user(block("chat", "red"))]}]
+        new = screened({**body("chat", user()), "model": "gpt-4o", "fallbacks": fallbacks}, "chat", BodyRules()).body
+        assert [message["role"] for message in new["messages"]] == ["system", "user"]
+        assert [message["role"] for message in new["fallbacks"][0]["messages"]] == ["user"]
 
     @pytest.mark.parametrize(
         ("form", "inner"),

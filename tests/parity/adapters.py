@@ -100,7 +100,7 @@ def openai_agents(guard: Guard, conversation: list[Said]) -> Arrived:
     given = ModelInputData(input=as_items(conversation), instructions=None)
     data = CallModelData(model_data=given, agent=Agent(name="a"), context=None)
     try:
-        passed = asyncio.run(input_filter(guard)(data))
+        passed = asyncio.run(input_filter(guard, on_violation="raise")(data))
     except UnsafeContentError:
         return None
     return _opened(passed.input)
@@ -129,12 +129,12 @@ ADAPTERS: list[Adapter] = [
 
 def _openai(guard: Guard, api: str, arguments: dict[str, Any]) -> Arrived:
     pytest.importorskip("openai")
-    from openai_guardalign import guard as guarded
+    from openai_guardalign import guard_client
     from with_langchain.openai_server import serving
     from with_openai.openai_ways import client_of
 
     with serving() as server:
-        client = guarded(client_of(server), guard)
+        client = guard_client(client_of(server), guard)
         create = client.chat.completions.create if api == "chat" else client.responses.create
         create(model="gpt-4o", **arguments)
         return _opened(server.requests[0].body) if server.requests else None

@@ -66,11 +66,14 @@ def running(servers, tmp_path_factory):
     }
     allowing = {"on_error": "allow"}
     configs = {
-        "guarded": {**common, "guardrails": [guardrail(folder, default_on=True, route_to="careful")]},
+        "guarded": {
+            **common,
+            "guardrails": [guardrail(folder, default_on=True, on_violation="raise", route_to="careful")],
+        },
         "choosing": {
             **common,
             "guardrails": [
-                guardrail(folder, "refusing", on_violation="refuse"),
+                guardrail(folder, "refusing"),
                 guardrail(folder, "noting", on_violation="notice"),
                 guardrail(folder, "for-users", placement="user"),
                 guardrail(folder, "monitoring", policy=colour_policy(mode="monitor")),

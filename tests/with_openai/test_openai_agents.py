@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
+import pickle
+import threading
+from types import SimpleNamespace
 
 import pytest
 from agents import (
@@ -18,15 +22,17 @@ from agents import (
     function_tool,
 )
 from agents.exceptions import ModelRefusalError
+from agents.run import ModelInputData
 from openai import AsyncOpenAI
 from openai_ways import MASKED, PREFIX, REFUSAL, client_of, images, item_block, opened_in, same, user
 from scripted_model import ScriptedModel, assistant_message, function_call
 
-from guardalign_guardrails import UnsafeContentError
-from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails import GuardSettings, NotPicklable, SettingsError, UnsafeContentError
+from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
+from guardalign_guardrails.detection.encoders import registry
 from guardalign_guardrails.testing.chats import canary, leaks
-from guardalign_guardrails.testing.colours import colour_guard, painted
-from openai_guardalign import guard
+from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, colour_policy, painted
+from openai_guardalign import guard_client
 from openai_guardalign.agents import image_guardrail, input_filter, tool_guardrail
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -97,24 +103,40 @@ class TestInputFilter:
         assert [[verdict.source for verdict in each] for each in found] == [["user"], ["user", "tool", "tool"]]
         assert result.final_output == "done"
 
-    async def test_a_blocked_image_of_the_user_ends_the_run_before_a_model_is_called(self, checks, run):
-        for colour in ("blue", "yellow"):
-            agent, model = acting()
-            with pytest.raises(UnsafeContentError):
-                await run(agent, look_at(painted(colour)), call_model_input_filter=input_filter(checks))
-            assert model.calls == ()
-
-    async def test_or_is_a_notice(self, checks, run):
+    async def test_a_blocked_image_of_the_user_is_a_notice(self, checks, run):
         agent, model = acting()
-        filtered = input_filter(checks, on_violation="notice")
-        await run(agent, look_at(painted("blue")), call_model_input_filter=filtered)
+        await run(agent, look_at(painted("blue")), call_model_input_filter=input_filter(checks))
         assert {"type": "input_text", "text": NOTICE} in model.last_call.input[0]["content"]
         assert opened_in(json.dumps(model.last_call.input)) == []
+
+    async def test_or_ends_the_run_before_a_model_is_called(self, checks, run):
+        for colour in ("blue", "yellow"):
+            agent, model = acting()
+            filtered = input_filter(checks, on_violation="raise")
+            with pytest.raises(UnsafeContentError):
+                await run(agent, look_at(painted(colour)), call_model_input_filter=filtered)
+            assert model.calls == ()
+
+    def test_there_is_no_refusal_where_there_is_no_answer(self, checks):
+        with pytest.raises(SettingsError, match="a filter cannot answer"):
+            input_filter(checks, on_violation="refuse")
+
+    @pytest.mark.parametrize(
+        ("model", "place"),
+        [("gemma-3", "user"), ("gpt-4o", "system"), (None, "system"), (SimpleNamespace(model="gemma-3"), "user")],
+    )
+    async def test_the_prefix_goes_where_the_agents_model_wants_it(self, checks, model, place):
+        data = SimpleNamespace(model_data=ModelInputData(look_at(painted("red")), "Be brief."), agent=Agent("a"))
+        data.agent.model = model
+        passed = await input_filter(checks)(data)
+        assert (PREFIX in passed.instructions) == (place == "system")
+        assert (PREFIX in json.dumps(passed.input)) == (place == "user")
 
     async def test_an_earlier_blocked_image_does_not_end_the_run(self, checks, run):
         agent, model = acting()
         chat = [*look_at(painted("blue")), {"role": "assistant", "content": "No."}, user("And now?")]
-        await run(agent, chat, call_model_input_filter=input_filter(checks))
+        filtered = input_filter(checks, on_violation="raise")
+        await run(agent, chat, call_model_input_filter=filtered)
         assert NOTICE in json.dumps(model.last_call.input)
 
     async def test_words_alone_are_left_alone(self, checks, run):
@@ -166,6 +188,12 @@ class TestGuardrails:
         assert NOTICE in json.dumps(result.to_input_list())
         assert opened_in(json.dumps(result.to_input_list())) == []
 
+    async def test_a_result_that_could_not_be_checked_has_a_notice_of_its_own(self, checks, run):
+        checks.detector.encoder.failure = RuntimeError("the encoder is broken")
+        agent, model = acting(seeing("white", guardrails=[tool_guardrail(checks)]))
+        await run(agent, "look")
+        assert model.last_call.input[-1]["output"] == UNCHECKED_NOTICE
+
     async def test_a_harmless_one_and_words_pass(self, checks, run):
         agent, model = acting(seeing("white", guardrails=[tool_guardrail(checks)]))
         await run(agent, "look")
@@ -176,14 +204,42 @@ class TestGuardrails:
         agent, _ = acting(guardrails=[image_guardrail(checks)])
         with pytest.raises(InputGuardrailTripwireTriggered) as raised:
             await Runner.run(agent, look_at(image), run_config=RunConfig(tracing_disabled=True))
+        filtering = input_filter(checks, on_violation="raise")
+        config = RunConfig(tracing_disabled=True, call_model_input_filter=filtering)
         with pytest.raises(UnsafeContentError) as filtered:
-            await Runner.run(
-                acting()[0],
-                look_at(image),
-                run_config=RunConfig(tracing_disabled=True, call_model_input_filter=input_filter(checks)),
-            )
+            await Runner.run(acting()[0], look_at(image), run_config=config)
         output, error = raised.value.guardrail_result.output, filtered.value
         assert leaks(f"{raised.value!r} {output!r} {error!r} {error.__context__!r}", image) == []
+
+
+class TestCopies:
+    """What a run is given may be pickled for another process, before and after it was used."""
+
+    @pytest.mark.parametrize("is_given", [False, True])
+    @pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+    @pytest.mark.parametrize("is_used", [False, True])
+    async def test_a_copy_of_a_filter_still_masks(self, checks, run, is_given, copied, is_used, cache_dir, monkeypatch):
+        monkeypatch.setitem(registry._PREFIXES, "colour", lambda rest, options: ColourEncoder())
+        settings = GuardSettings(policy=colour_policy(), encoder="colour", cache_dir=cache_dir)
+        filtered = input_filter(checks if is_given else settings)
+        if is_used:
+            await run(acting()[0], look_at(painted("red")), call_model_input_filter=filtered)
+        agent, model = acting()
+        await run(agent, look_at(painted("red")), call_model_input_filter=copied(filtered))
+        assert same(*opened_in(json.dumps(model.last_call.input)), MASKED)
+
+    @pytest.mark.parametrize("made", [input_filter, image_guardrail, tool_guardrail])
+    def test_a_guard_that_does_not_pickle_is_an_error_that_names_what_does_not(self, cache_dir, made):
+        checks = colour_guard(cache_dir)
+        checks.detector.encoder.lock = threading.Lock()
+        with pytest.raises(NotPicklable) as raised:
+            pickle.dumps(made(checks))
+        assert raised.value.member == "encoder"
+
+    @pytest.mark.parametrize("made", [image_guardrail, tool_guardrail])
+    def test_a_copy_of_a_guardrail_keeps_its_guard(self, checks, made):
+        copied = copy.deepcopy(made(checks))
+        assert copied.guardrail_function.settings.guard is checks
 
 
 class TestGuardedClient:
@@ -191,7 +247,7 @@ class TestGuardedClient:
 
     @pytest.mark.parametrize("kind", [OpenAIResponsesModel, OpenAIChatCompletionsModel])
     async def test_it_masks_and_refuses_below_an_agent(self, server, checks, kind):
-        model = kind("gpt-4o", guard(client_of(server, AsyncOpenAI), checks))
+        model = kind("gpt-4o", guard_client(client_of(server, AsyncOpenAI), checks))
         agent = Agent("a", instructions="Be brief.", model=model)
         config = RunConfig(tracing_disabled=True)
         result = await Runner.run(agent, look_at(painted("red")), run_config=config)

@@ -12,7 +12,7 @@ from openai_ways import MASKED, PREFIX, chat_block, images, item_block, prefixes
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, painted
-from openai_guardalign import guard
+from openai_guardalign import guard_client
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 class TestPrefix:
     @pytest.mark.parametrize("when", ["finding", "image", "always"])
     def test_it_arrives_once_in_each_request_of_a_chat(self, simple, server, cache_dir, when):
-        client = guard(simple.client(server), colour_guard(cache_dir, prefix_when=when))
+        client = guard_client(simple.client(server), colour_guard(cache_dir, prefix_when=when))
         chat = [{"role": "developer", "content": "Be brief."}]
         for turn in range(5):
             chat += [user(simple.content(*([painted("green", shade=turn)] if turn % 2 == 0 else [])))]
@@ -33,7 +33,7 @@ class TestPrefix:
             assert body["instructions"] == PREFIX
 
     def test_it_is_not_put_where_it_is_already(self, plain, server, checks):
-        client = guard(guard(plain, checks), checks)
+        client = guard_client(guard_client(plain, checks), checks)
         image = painted("red")
         client.chat.completions.create(
             model="m", messages=[{"role": "system", "content": PREFIX}, user([chat_block(image)])]
@@ -44,7 +44,7 @@ class TestPrefix:
 
     @pytest.mark.parametrize("content", ["words", "blocks"])
     def test_it_may_head_what_the_user_says(self, simple, server, cache_dir, content):
-        client = guard(simple.client(server), colour_guard(cache_dir, prefix_when="always"), placement="user")
+        client = guard_client(simple.client(server), colour_guard(cache_dir, prefix_when="always"), placement="user")
         simple.ask(
             client, [{"role": "system", "content": "Be brief."}, user("hi" if content == "words" else simple.content())]
         )
@@ -56,16 +56,16 @@ class TestPrefix:
 
     def test_words_alone_get_it_too_if_it_is_always_due(self, plain, server, cache_dir):
         checks = colour_guard(cache_dir, prefix_when="always")
-        guard(plain, checks).responses.create(model="m", input="hi")
+        guard_client(plain, checks).responses.create(model="m", input="hi")
         assert (server.last.body["instructions"], server.last.body["input"]) == (PREFIX, "hi")
-        guard(plain, checks, placement="user").responses.create(model="m", input="hi")
+        guard_client(plain, checks, placement="user").responses.create(model="m", input="hi")
         assert server.last.body["input"] == [user(f"{PREFIX}\n\nhi")]
-        guard(plain, checks, placement="user").responses.create(model="m", input=[])
+        guard_client(plain, checks, placement="user").responses.create(model="m", input=[])
         assert server.last.body["input"] == [user(PREFIX)]
 
     def test_it_does_not_replace_the_instructions_of_a_stored_prompt(self, plain, server, checks):
         prompt = {"id": "pmpt_1", "variables": {"photo": item_block(painted("red")), "image": "a cat"}}
-        guard(plain, checks).responses.create(model="m", prompt=prompt, input="hi")
+        guard_client(plain, checks).responses.create(model="m", prompt=prompt, input="hi")
         assert "instructions" not in server.last.body
         assert server.last.body["input"] == [{"role": "system", "content": PREFIX}, user("hi")]
         assert same(*images(server.last), MASKED)
@@ -76,7 +76,7 @@ class TestItems:
     """What the input of Responses can hold besides messages."""
 
     def sent(self, plain, server, checks, *items, **options):
-        guard(plain, checks, **options).responses.create(model="m", input=list(items))
+        guard_client(plain, checks, **options).responses.create(model="m", input=list(items))
         return server.last.body["input"]
 
     def test_images_from_functions_are_masked(self, plain, server, checks):
@@ -120,8 +120,8 @@ class TestItems:
         named = user([{"type": "input_image", "file_id": "file-1"}])
         elsewhere = user([{"type": "input_image", "image_url": "https://example.org/a.png"}])
         paper = user([{"type": "input_file", "filename": "a.pdf", "file_data": "data:application/pdf;base64,JVBERi0="}])
-        strict = guard(plain, colour_guard(cache_dir))
-        lenient = guard(plain, colour_guard(cache_dir, failure={"uninspectable": "allow"}))
+        strict = guard_client(plain, colour_guard(cache_dir))
+        lenient = guard_client(plain, colour_guard(cache_dir, failure={"uninspectable": "allow"}))
         for message in (named, elsewhere, paper):
             assert strict.responses.create(model="m", input=[message]).output[0].content[0].type == "refusal"
         assert server.requests == []
@@ -131,9 +131,9 @@ class TestItems:
 
     def test_an_image_tools_mask_is_one_of_them(self, plain, server, checks):
         tool = {"type": "image_generation", "input_image_mask": {"image_url": url(painted("white"))}}
-        response = guard(plain, checks).responses.create(model="m", input="draw", tools=[tool])
+        response = guard_client(plain, checks).responses.create(model="m", input="draw", tools=[tool])
         assert response.output[0].content[0].type == "refusal"
-        guard(plain, checks).responses.create(model="m", input="draw", tools=[{"type": "image_generation"}])
+        guard_client(plain, checks).responses.create(model="m", input="draw", tools=[{"type": "image_generation"}])
         assert len(server.requests) == 1
 
     def test_the_models_own_calls_and_lists_of_tools_are_words(self, plain, server, checks):
@@ -169,7 +169,7 @@ class TestMessages:
             },
             user("And now?"),
         ]
-        answer = guard(plain, checks).chat.completions.create(model="m", messages=chat)
+        answer = guard_client(plain, checks).chat.completions.create(model="m", messages=chat)
         assert answer.choices[0].message.content == "one two three"
         _, first, second, third, last = server.last.body["messages"]
         assert first["content"] == [{"type": "text", "text": NOTICE}]
@@ -180,13 +180,13 @@ class TestMessages:
     def test_images_beside_the_content_are_found(self, plain, server, checks):
         # As some hosts hand out what a model drew.
         drawn = {"role": "assistant", "content": "Here.", "images": [chat_block(painted("red"))], "audio": {"id": "a"}}
-        guard(plain, checks).chat.completions.create(model="m", messages=[user("draw"), drawn, user("again")])
+        guard_client(plain, checks).chat.completions.create(model="m", messages=[user("draw"), drawn, user("again")])
         sent = server.last.body["messages"][2]
         assert {**sent, "images": []} == {**drawn, "images": []}
         assert same(*images(server.last), MASKED)
 
     def test_images_in_extra_json_are_found_too(self, plain, server, checks):
-        client = guard(plain, checks)
+        client = guard_client(plain, checks)
         client.chat.completions.create(
             model="m", messages=[user("hi")], extra_body={"messages": [user([chat_block(painted("red"))])]}
         )
@@ -194,7 +194,7 @@ class TestMessages:
 
     def test_so_are_those_of_a_request_made_by_hand(self, plain, server, checks):
         body = {"model": "m", "messages": [user([chat_block(painted("red"))])]}
-        client = guard(plain, checks)
+        client = guard_client(plain, checks)
         client.post("/chat/completions", cast_to=object, body=body)
         client.post(
             "/chat/completions",
@@ -210,18 +210,18 @@ class TestMessages:
     def test_however_its_path_is_written(self, plain, server, checks, path):
         body = {"model": "m", "messages": [user([chat_block(painted("red"))])]}
         with contextlib.suppress(NotFoundError):
-            guard(plain, checks).post(path, cast_to=object, body=body)
+            guard_client(plain, checks).post(path, cast_to=object, body=body)
         assert same(*images(server.last), MASKED)
 
     def test_one_of_two_meanings_is_an_error(self, plain, server, checks):
         unsafe = json.dumps([user([chat_block(painted("blue"))])])
         content = f'{{"model": "m", "messages": {unsafe}, "messages": [{{"role": "user", "content": "hi"}}]}}'
         with pytest.raises(UnsafeContentError):
-            guard(plain, checks).post("/chat/completions", cast_to=object, content=content.encode())
+            guard_client(plain, checks).post("/chat/completions", cast_to=object, content=content.encode())
         assert server.requests == []
 
     def test_half_a_character_stays_half_a_character(self, plain, server, checks):
         content = json.dumps({"model": "m", "messages": [user([chat_block(painted("red"))])], "user": "\ud800"})
-        guard(plain, checks).post("/chat/completions", cast_to=object, content=content.encode())
+        guard_client(plain, checks).post("/chat/completions", cast_to=object, content=content.encode())
         assert server.last.body["user"] == "\ud800"
         assert same(*images(server.last), MASKED)

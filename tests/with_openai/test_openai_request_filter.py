@@ -1,9 +1,11 @@
-"""The guarded client as a client: copies, other endpoints, failures, verdicts, and what nobody may be told."""
+"""The guarded client as a client: copies, other endpoints, failures, verdicts, and no image in anything it reports."""
 
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+import pickle
 import traceback
 from contextvars import ContextVar
 from importlib.metadata import version
@@ -28,12 +30,12 @@ from openai_ways import (
 )
 from packaging.version import Version
 
-from guardalign_guardrails import Guard, Policy, ProfileMissing, UnsafeContentError
+from guardalign_guardrails import Guard, NotPicklable, Policy, ProfileMissing, SettingsError, UnsafeContentError
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.policy import FailureRules
 from guardalign_guardrails.testing.chats import canary, leaks
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, colour_policy, painted
-from openai_guardalign import guard
+from openai_guardalign import guard_client
 from with_langchain.openai_server import Request, digest, say
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -49,20 +51,20 @@ class TestClients:
     @pytest.mark.parametrize("kind", [OpenAI, AsyncOpenAI])
     def test_it_is_the_sdks_own_class_with_the_same_settings(self, checks, kind):
         client = kind(api_key="test", organization="o", max_retries=7, timeout=3, default_headers={"x-own": "1"})
-        guarded = guard(client, checks)
+        guarded = guard_client(client, checks)
         assert type(guarded) is kind
         for name in ("api_key", "organization", "max_retries", "timeout", "base_url"):
             assert getattr(guarded, name) == getattr(client, name)
         assert guarded.default_headers["x-own"] == "1"
 
     def test_the_given_client_stays_as_it_is(self, plain, server, checks):
-        guard(plain, checks)
+        guard_client(plain, checks)
         plain.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
         assert same(*images(server.last), painted("red"))
 
     @pytest.mark.parametrize("method", ["copy", "with_options"])
     def test_copies_are_guarded(self, plain, server, checks, method):
-        copied = getattr(guard(plain, checks), method)(timeout=11)
+        copied = getattr(guard_client(plain, checks), method)(timeout=11)
         again = getattr(copied, method)(max_retries=1)
         other = getattr(again, method)(http_client=HTTPX.Client())
         for client in (copied, again, other):
@@ -71,10 +73,29 @@ class TestClients:
         assert copied.timeout == 11
         assert again.max_retries == 1
 
+    @pytest.mark.parametrize("kind", [OpenAI, AsyncOpenAI])
+    @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy])
+    @pytest.mark.parametrize("is_used", [False, True])
+    def test_so_are_those_that_python_makes(self, server, checks, kind, copied, is_used):
+        way = Way("chat", "create", is_async=kind is AsyncOpenAI)
+        client = guard_client(client_of(server, kind), checks)
+        if is_used:
+            way.ask(client, [user("hi")])
+        again = copied(client)
+        assert type(again) is kind
+        way.ask(again, [user(way.content(painted("red")))])
+        assert same(*images(server.last), MASKED)
+
+    @pytest.mark.parametrize("part", [lambda client: client, lambda client: client._client])
+    def test_a_client_that_was_pickled_would_come_back_without_its_guard_so_it_is_an_error(self, plain, checks, part):
+        with pytest.raises(NotPicklable) as raised:
+            pickle.dumps(part(guard_client(plain, checks)))
+        assert raised.value.member == "client"
+
     def test_an_httpx_client_of_the_older_kind_does_as_well(self, server, checks):
         seen = []
         own = httpx.Client(headers={"x-own": "1"}, event_hooks={"request": [lambda r: seen.append(r.headers["x-own"])]})
-        client = guard(client_of(server, http_client=own), checks)
+        client = guard_client(client_of(server, http_client=own), checks)
         client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
         assert same(*images(server.last), MASKED)
         refused = client.chat.completions.create(model="m", messages=[user([chat_block(painted("blue"))])])
@@ -82,14 +103,14 @@ class TestClients:
         assert seen == ["1"]
 
     def test_closing_closes_the_connections(self, plain, checks):
-        with guard(plain, checks) as client:
+        with guard_client(plain, checks) as client:
             assert not client.is_closed()
         assert client.is_closed()
         assert plain.is_closed()
 
     async def test_so_it_does_in_async_code(self, server, checks):
         plain = AsyncOpenAI(base_url=server.base_url, api_key="test")
-        async with guard(plain, checks) as client:
+        async with guard_client(plain, checks) as client:
             assert not client.is_closed()
         assert client.is_closed()
         assert plain.is_closed()
@@ -107,12 +128,19 @@ class TestClients:
         ],
     )
     def test_websockets_cannot_be_opened(self, plain, checks, connect):
-        with pytest.raises(Exception, match="websockets-are-not-guarded"), connect(guard(plain, checks)):
+        with pytest.raises(Exception, match="websockets-are-not-guarded"), connect(guard_client(plain, checks)):
             pass
 
-    def test_a_policy_does_for_a_guard(self, plain):
-        client = guard(plain, colour_policy())
-        assert isinstance(client._client._filter.guard, Guard)
+    @pytest.mark.parametrize("form", ["policy", "path", "text"])
+    def test_a_policy_or_its_path_does_for_a_guard(self, plain, tmp_path, form):
+        path = tmp_path / "policy.yaml"
+        path.write_text(colour_policy().to_yaml())
+        client = guard_client(plain, {"policy": colour_policy(), "path": path, "text": str(path)}[form])
+        assert client._client._filter.guard.policy == colour_policy()
+
+    def test_anything_else_does_not(self, plain):
+        with pytest.raises(SettingsError):
+            guard_client(plain, {"policy": "policy.yaml"})
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -133,7 +161,7 @@ class TestOtherEndpoints:
 
     def test_they_are_passed_through_untouched(self, plain, sent, checks):
         content = [{"type": "image_url", "image_url": {"url": url(painted("blue"))}}]
-        for client in (plain, guard(plain, checks)):
+        for client in (plain, guard_client(plain, checks)):
             client.moderations.create(input=content)
             client.embeddings.create(model="m", input="hello", encoding_format="float")
             client.batches.create(completion_window="24h", endpoint="/v1/responses", input_file_id="file-1")
@@ -141,7 +169,7 @@ class TestOtherEndpoints:
         assert sent[:4] == sent[4:]
 
     def test_images_for_a_conversation_are_masked_and_blocked_ones_an_error(self, plain, sent, checks):
-        client = guard(plain, checks)
+        client = guard_client(plain, checks)
         items = [user([item_block(painted("red"))])]
         client.conversations.create(items=items)
         client.conversations.items.create("conv_1", items=items)
@@ -177,7 +205,7 @@ class TestOtherEndpoints:
         ],
     )
     def test_images_for_a_thread_a_session_or_a_drawing_are_too(self, plain, sent, checks, call):
-        client = guard(plain, checks)
+        client = guard_client(plain, checks)
         if not hasattr(client.beta, "agents"):
             pytest.skip("this SDK knows no agents")
         call(client, lambda block: [block(painted("red"))])
@@ -190,7 +218,7 @@ class TestOtherEndpoints:
         if not hasattr(plain, "decisions"):
             pytest.skip("this SDK knows no decisions")
         question = {"type": "predicate", "instructions": [item_block(painted("red"))]}
-        guard(plain, checks).decisions.create(
+        guard_client(plain, checks).decisions.create(
             model="m", input=[user([item_block(painted("red"))])], questions=[question]
         )
         assert [same(image, MASKED) for image in images(sent[0])] == [True, True]
@@ -205,18 +233,18 @@ class TestOtherEndpoints:
     )
     def test_images_in_forms_follow_the_rule_for_what_cannot_be_opened(self, plain, sent, cache_dir, call):
         found = []
-        strict = guard(plain, colour_guard(cache_dir), on_verdicts=found.extend)
+        strict = guard_client(plain, colour_guard(cache_dir), on_verdicts=found.extend)
         with pytest.raises(UnsafeContentError) as raised:
             call(strict, encode_png(painted()))
         assert raised.value.verdict.uninspectable == "unsupported_endpoint"
         assert found == [raised.value.verdict]
         assert sent == []
-        call(guard(plain, colour_guard(cache_dir, failure={"uninspectable": "allow"})), encode_png(painted()))
+        call(guard_client(plain, colour_guard(cache_dir, failure={"uninspectable": "allow"})), encode_png(painted()))
         assert encode_png(painted()) in sent[0].raw
 
     def test_prompts_alone_are_words(self, plain, sent, checks):
-        guard(plain, checks).videos.create(prompt="an image of a cat")
-        guard(plain, checks).images.generate(prompt="an image of a cat")
+        guard_client(plain, checks).videos.create(prompt="an image of a cat")
+        guard_client(plain, checks).images.generate(prompt="an image of a cat")
         assert len(sent) == 2
 
 
@@ -225,14 +253,14 @@ class TestFailures:
         for action, count in (("block", 0), ("allow", 1)):
             checks = colour_guard(cache_dir, failure=FailureRules(on_error=action).model_dump())
             checks.detector.encoder.failure = RuntimeError("the encoder is broken")
-            said = simple.ask(guard(simple.client(server), checks), [user(simple.content(painted("white")))])
+            said = simple.ask(guard_client(simple.client(server), checks), [user(simple.content(painted("white")))])
             assert len(server.requests) == count
-            assert said.refusal == (REFUSAL if action == "block" else "")
+            assert said.refusal == (checks.policy.refusal_unchecked if action == "block" else "")
 
     def test_a_guard_that_cannot_work_is_an_error_that_says_so(self, simple, server, cache_dir):
         checks = Guard(Policy.default(), ColourEncoder(), cache_dir=cache_dir)
         with pytest.raises(ProfileMissing):
-            simple.ask(guard(simple.client(server), checks), [user(simple.content(painted("white")))])
+            simple.ask(guard_client(simple.client(server), checks), [user(simple.content(painted("white")))])
         assert server.requests == []
 
     @pytest.mark.parametrize("is_async", [False, True])
@@ -244,7 +272,7 @@ class TestFailures:
             raise RuntimeError("the log is full") from OSError("no space")
 
         way = Way("chat", "create", is_async=is_async)
-        client = guard(way.client(server).with_options(max_retries=2), checks, on_verdicts=fail)
+        client = guard_client(way.client(server).with_options(max_retries=2), checks, on_verdicts=fail)
         with pytest.raises(RuntimeError, match="the log is full") as raised:
             way.ask(client, [user(way.content(painted("white")))])
         assert isinstance(raised.value.__cause__, OSError)
@@ -253,14 +281,16 @@ class TestFailures:
     def test_monitoring_changes_nothing_and_tells_all(self, simple, server, cache_dir):
         found = []
         client = simple.client(server)
-        watched = guard(client, colour_guard(cache_dir, mode="monitor"), on_verdicts=found.extend)
+        watched = guard_client(client, colour_guard(cache_dir, mode="monitor"), on_verdicts=found.extend)
         for each in (client, watched):
             simple.ask(each, [user(simple.content(painted("blue"), painted("red")))])
         assert server.requests[0].raw == server.requests[1].raw
         assert [verdict.proposed for verdict in found] == ["block", "mask"]
 
     def test_a_signed_request_is_not_changed(self, plain, server, checks):
-        client = guard(plain, checks).with_options(default_headers={"Authorization": "AWS4-HMAC-SHA256 Credential=a"})
+        client = guard_client(plain, checks).with_options(
+            default_headers={"Authorization": "AWS4-HMAC-SHA256 Credential=a"}
+        )
         with pytest.raises(Exception, match="signed"):
             client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
         client.chat.completions.create(model="m", messages=[user([chat_block(painted("white"))])])
@@ -271,7 +301,7 @@ class TestVerdicts:
     def test_they_are_told_once_per_request_that_has_images(self, way, server, checks):
         found = []
         server.answer = say('{"word": "cat"}')
-        client = guard(way.client(server), checks, on_verdicts=found.append)
+        client = guard_client(way.client(server), checks, on_verdicts=found.append)
         way.ask(client, [user("words")])
         way.ask(client, [user(way.content(painted("red"), painted("white")))])
         assert [[verdict.action for verdict in each] for each in found] == [["mask", "allow"]]
@@ -285,7 +315,7 @@ class TestVerdicts:
             return HTTPX.Response(status, json={"choices": []}, headers={"retry-after-ms": "1"})
 
         http = HTTPX.Client(transport=HTTPX.MockTransport(fail_once))
-        client = guard(OpenAI(api_key="test", http_client=http), checks, on_verdicts=found.append)
+        client = guard_client(OpenAI(api_key="test", http_client=http), checks, on_verdicts=found.append)
         client.chat.completions.create(model="m", messages=[user([chat_block(painted("red"))])])
         assert len(found) == 1
         assert attempts[0].content == attempts[1].content
@@ -296,7 +326,7 @@ class TestVerdicts:
         own: ContextVar[list] = ContextVar("own")
         server.answer = lambda request: {"words": [f"{request.texts[-1]} {digest(images(request)[0])}"]}
         way = Way(api, "create", is_async=True)
-        client = guard(way.client(server), checks, on_verdicts=lambda verdicts: own.get().extend(verdicts))
+        client = guard_client(way.client(server), checks, on_verdicts=lambda verdicts: own.get().extend(verdicts))
         colours = ("red", "white", "green", "magenta", "black")
 
         async def ask(place):
@@ -329,7 +359,7 @@ class TestLeaks:
         checks = colour_guard(cache_dir)
         told = []
         for options in ({}, {"on_violation": "raise"}, {"route_to": "other"}):
-            client = guard(simple.client(server), checks, on_verdicts=told.append, **options)
+            client = guard_client(simple.client(server), checks, on_verdicts=told.append, **options)
             for image in pixels:
                 told += self.outcome(simple, client, image)
             told += [repr(client), repr(client._client), repr(client._client._filter)]
