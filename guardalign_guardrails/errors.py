@@ -60,11 +60,11 @@ class EncoderUnavailable(GuardAlignError):
 
 
 class ProfileMissing(GuardAlignError):
-    """No calibration profile fits this encoder, policy and scoring."""
+    """No reference profile fits this encoder, policy and scoring."""
 
 
 class ProfileError(GuardAlignError):
-    """A calibration profile cannot be read or cannot be made from the images given."""
+    """A reference profile cannot be read or cannot be made from the images given."""
 
 
 class CalibrationError(GuardAlignError):

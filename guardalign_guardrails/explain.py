@@ -87,7 +87,7 @@ def explanation(guard: Guard, image: ImageSource, source: Source = "user", *, co
     Raises:
         ImageDecodeError: The image cannot be opened.
         EncoderUnavailable: The encoder's packages or weights are missing.
-        ProfileMissing: No calibration profile fits and the policy needs one.
+        ProfileMissing: No reference profile fits and the policy needs one.
     """
     decoded = decode(image, guard.limits)
     verdict = guard.check(image, source=source).verdict

@@ -31,7 +31,7 @@ class CategoryFinding(_Record):
     Attributes:
         score: Image-level score, higher is more unsafe; comparable within one scoring and encoder.
         p_value: Share of benign reference images that score as high in any category, in (0, 1]; None when no
-            calibration profile was used.
+            reference profile was used.
         action: What the thresholds of this category ask for, before per-source limits.
     """
 
@@ -61,7 +61,7 @@ class AfterMasking(_Record):
 
     Attributes:
         score: Image-level score of the masked image.
-        p_value: Its calibrated p-value, or None without a profile.
+        p_value: Its p-value, or None without a profile.
         coverage: Share of the image's area that is covered, in [0, 1].
         rounds: How often the mask was grown and scored again, at least 1.
         is_clean: Whether the masked image no longer calls for masking.

@@ -45,7 +45,7 @@ def _shared(tmp_path_factory: pytest.TempPathFactory, name: str) -> Path:
 
 @pytest.fixture(scope="session")
 def offline_guard(cache_dir: Path) -> Guard:
-    """A guard with the real offline encoder and raw-score thresholds, which need no calibration profile."""
+    """A guard with the real offline encoder and raw-score thresholds, which need no reference profile."""
     from guardalign_guardrails.detection.encoders.offline import OfflineEncoder
 
     # Where a command whose XDG_CACHE_HOME is ``cache_dir`` keeps them as well.

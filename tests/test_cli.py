@@ -18,16 +18,18 @@ from typer.testing import CliRunner
 
 from guardalign_guardrails.actions import LADDER
 from guardalign_guardrails.cli import app, files
-from guardalign_guardrails.cli.calibrate import wilson
 from guardalign_guardrails.cli.console import printable
 from guardalign_guardrails.cli.options import ENCODER_FORMS
 from guardalign_guardrails.cli.policy import file_schema
+from guardalign_guardrails.cli.verdict import verdict_schema
 from guardalign_guardrails.detection import encoders
 from guardalign_guardrails.detection.encoders.registry import FORMS
 from guardalign_guardrails.errors import EncoderUnavailable
+from guardalign_guardrails.evaluation.metrics import wilson
 from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.images import decode
 from guardalign_guardrails.policy import Policy
+from guardalign_guardrails.testing.colours import colour_guard, painted
 from guardalign_guardrails.verdict import Verdict
 
 ROOT = Path(__file__).parent.parent
@@ -333,12 +335,12 @@ def test_a_misspelt_policy_key_gets_a_suggestion():
 def test_a_missing_profile_says_how_to_make_one():
     image(Path("a.png"))
     Path("rates.yaml").write_text(SMALL)
-    fails_with(run("scan", "a.png", "--json", "--policy", "rates.yaml"), "guardalign calibrate")
+    fails_with(run("scan", "a.png", "--json", "--policy", "rates.yaml"), "guardalign reference")
 
 
 def test_a_profile_that_is_none_or_missing_is_one_line():
     image(Path("a.png"))
-    fails_with(run("scan", "a.png", "--policy", policy(), "--profile", "policy.yaml"), "not a calibration profile")
+    fails_with(run("scan", "a.png", "--policy", policy(), "--profile", "policy.yaml"), "not a reference profile")
     fails_with(run("scan", "a.png", "--policy", policy(), "--profile", "none.json"), "none.json")
 
 
@@ -428,17 +430,17 @@ def test_the_frame_that_explain_draws_is_the_one_the_guard_judged(offline_encode
     assert verdict.view in {f"frame {view.frame}, {view.backdrop}" for view in decode(Path("moving.gif")).views}
 
 
-# calibrate
+# reference
 
 
-def test_a_calibrated_profile_is_found_again_and_gives_p_values():
+def test_a_profile_is_found_again_and_gives_p_values():
     for seed in range(25):
         image(Path(f"benign/{seed}.png"), seed)
     image(Path("benign/copy.png"), 3)
     image(Path("unsafe/a.png"), 99)
     Path("benign/bad.png").write_bytes(b"no")
     Path("rates.yaml").write_text(SMALL + "thresholds: {flag: 0.1, prefix: null, mask: null}\n")
-    result = run("calibrate", "benign", "--unsafe", "unsafe", "--policy", "rates.yaml", "--note", "noise")
+    result = run("reference", "benign", "--unsafe", "unsafe", "--policy", "rates.yaml", "--note", "noise")
     assert result.exit_code == 0, result.output
     assert "25 benign images; skipped 1 duplicate, 1 unsupported_format" in result.stdout
     assert "needs 999 images" in result.stdout
@@ -448,23 +450,24 @@ def test_a_calibrated_profile_is_found_again_and_gives_p_values():
     assert row["p_value"] * 26 == pytest.approx(round(row["p_value"] * 26), abs=1e-4)
 
 
-def test_calibrate_writes_where_it_is_told_and_scan_takes_it_from_there():
+def test_reference_writes_where_it_is_asked_to_and_scan_takes_it_from_there():
     image(Path("benign/a.png"))
     Path("rates.yaml").write_text(SMALL)
-    assert run("calibrate", "benign", "--policy", "rates.yaml", "--out", "p.json", "--name", "mine").exit_code == 0
+    assert run("reference", "benign", "--policy", "rates.yaml", "--out", "p.json", "--name", "mine").exit_code == 0
     assert json.loads(Path("p.json").read_text())["name"] == "mine"
     assert run("scan", "benign", "--policy", "rates.yaml", "--profile", "p.json").exit_code == 0
     fails_with(
-        run("scan", "benign", "--policy", "rates.yaml", "--profile", "p.json", "--scoring", "conditional"), "calibrate"
+        run("scan", "benign", "--policy", "rates.yaml", "--profile", "p.json", "--scoring", "conditional"),
+        "guardalign reference",
     )
 
 
-def test_calibrate_refuses_to_make_something_of_nothing():
+def test_reference_refuses_to_make_something_of_nothing():
     Path("empty").mkdir()
-    fails_with(run("calibrate", "empty", "--policy", policy()), "no image")
-    fails_with(run("calibrate", "missing", "--policy", policy()), "missing")
+    fails_with(run("reference", "empty", "--policy", policy()), "no image")
+    fails_with(run("reference", "missing", "--policy", policy()), "missing")
     Path("empty/bad.png").write_bytes(b"no")
-    result = run("calibrate", "empty", "--policy", policy())
+    result = run("reference", "empty", "--policy", policy())
     assert result.exit_code == 2
     assert "No benign image could be scored" in result.stderr
 
@@ -504,6 +507,18 @@ def test_the_schema_accepts_the_shipped_policy_and_files_that_extend_it():
     assert not conforms({"extends": "default", "mode": "watch"}, schema, schema)
 
 
+def test_the_schema_of_verdicts_accepts_a_verdict_and_nothing_else(tmp_path):
+    schema = json.loads(run("verdict", "schema").stdout)
+    assert schema == verdict_schema()
+    for colour in (None, "red", "blue"):
+        verdict = colour_guard(tmp_path).check(painted(*([colour] if colour else []))).verdict
+        dumped = verdict.model_dump(mode="json")
+        assert conforms(dumped, schema, schema)
+        assert not conforms({**dumped, "pixels": "AAAA"}, schema, schema)
+        assert not conforms({**dumped, "action": "hide"}, schema, schema)
+        assert not conforms({key: value for key, value in dumped.items() if key != "finding"}, schema, schema)
+
+
 def conforms(value, schema, root):
     """The part of JSON schema that pydantic writes."""
     known = {"$ref", "$schema", "$defs", "type", "properties", "additionalProperties", "propertyNames", "required"}
@@ -518,6 +533,7 @@ def conforms(value, schema, root):
         "title",
         "description",
         "default",
+        "readOnly",
     }
     known |= {"minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"}
     assert set(schema) <= known, set(schema) - known
@@ -553,6 +569,8 @@ def conforms(value, schema, root):
 def commands():
     root = typer.main.get_command(app)
     for name, command in root.commands.items():
+        if command.hidden:
+            continue
         for inner, leaf in getattr(command, "commands", {"": command}).items():
             yield f"{name} {inner}".strip(), leaf
 
@@ -572,7 +590,7 @@ def test_the_docs_say_which_command_shares_which_flag():
 
 def test_the_docs_name_every_command_and_action():
     assert all(f"policy {name}" in DOCS for name in ("show", "check", "schema"))
-    assert all(f"guardalign {name}" in DOCS for name in ("scan", "explain", "calibrate", "policy"))
+    assert all(f"guardalign {name}" in DOCS for name in ("scan", "explain", "reference", "policy", "verdict"))
     assert all(f"`{action}`" in DOCS for action in LADDER)
 
 

@@ -11,7 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from guardalign_guardrails import Guard, Policy
 from guardalign_guardrails.actions import LADDER
+from guardalign_guardrails.testing.colours import colour_guard, painted
 
 ROOT = Path(__file__).parents[1]
 
@@ -53,6 +55,39 @@ def test_the_demo_masks_the_pistol_and_explains_every_image(tmp_path):
     # The middle of the pistol is black, the saucer on the other side is as it was.
     assert masked[300, 450].max() == 0
     assert np.array_equal(masked[:150, :280], plain[:150, :280])
+
+
+@pytest.fixture
+def make_strip(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "examples"))
+    import make_strip
+
+    return make_strip
+
+
+def test_the_strip_shows_the_image_its_heat_map_and_what_the_model_gets(make_strip, cache_dir, tmp_path):
+    painted("red").save(tmp_path / "red.png")
+    (_, sent), (caption, heat), (_, received) = make_strip.panels(colour_guard(cache_dir), tmp_path / "red.png")
+    assert caption == "the guard finds red_things"
+    assert sent.getpixel((5, 5)) == (255, 0, 0)
+    assert max(heat.size) > max(sent.size)
+    assert received.getpixel((5, 5)) == (0, 0, 0)
+    assert received.getpixel((40, 40)) == sent.getpixel((40, 40))
+    sheet = make_strip.strip([("one", sent), ("two", heat), ("three", received)])
+    assert sheet.size == (
+        3 * make_strip.PANEL_WIDTH + 2 * make_strip.GAP,
+        make_strip.PANEL_WIDTH + make_strip.CAPTION_HEIGHT,
+    )
+
+
+@pytest.mark.slow
+def test_the_strip_of_the_readme_is_what_the_script_draws(make_strip, offline_guard):
+    guard = Guard(Policy.load(ROOT / "examples" / "policy.yaml"), offline_guard.detector.encoder)
+    drawn = np.asarray(make_strip.strip(make_strip.panels(guard, make_strip.IMAGE)), dtype=np.int16)
+    shown = np.asarray(Image.open(make_strip.OUT), dtype=np.int16)
+    assert shown.shape == drawn.shape
+    # What is left is JPEG's.
+    assert np.abs(shown - drawn).mean() < 4
 
 
 def test_every_example_image_is_small_and_has_a_stated_source():

@@ -278,7 +278,7 @@ def test_rates_without_a_profile_are_an_error_that_says_how_to_make_one(tmp_path
         ColourEncoder(),
         cache_dir=tmp_path,
     )
-    with pytest.raises(ProfileMissing, match="guardalign calibrate"):
+    with pytest.raises(ProfileMissing, match="guardalign reference"):
         guard.check(painted())
 
 

@@ -15,13 +15,14 @@ from typing import Any, Final
 import typer
 from typer.core import TyperGroup
 
-from guardalign_guardrails.cli.calibrate import calibrate
 from guardalign_guardrails.cli.chat import chat
 from guardalign_guardrails.cli.console import PROGRAM, report
 from guardalign_guardrails.cli.evaluate import evaluations
 from guardalign_guardrails.cli.explain import explain
 from guardalign_guardrails.cli.policy import policies
+from guardalign_guardrails.cli.reference import reference
 from guardalign_guardrails.cli.scan import scan
+from guardalign_guardrails.cli.verdict import verdicts
 from guardalign_guardrails.errors import GuardAlignError
 
 FAILED: Final = 2
@@ -92,10 +93,13 @@ app = typer.Typer(
 )
 app.command()(scan)
 app.command()(explain)
-app.command()(calibrate)
+app.command()(reference)
+# Its name in 0.1; calibration now is of attention alone.
+app.command("calibrate", hidden=True)(reference)
 app.command()(chat)
 app.add_typer(evaluations, name="evaluate")
 app.add_typer(policies, name="policy")
+app.add_typer(verdicts, name="verdict")
 
 
 def main() -> None:

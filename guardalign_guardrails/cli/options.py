@@ -1,4 +1,4 @@
-"""The flags that scan, explain and calibrate share, and what they make: a policy, an encoder, a guard.
+"""The flags that scan, explain and reference share, and what they make: a policy, an encoder, a guard.
 
 Torch and the encoders are imported when they are asked for, so that help and policy commands stay quick.
 """
@@ -38,7 +38,7 @@ PolicyOption: TypeAlias = Annotated[
 ]
 ProfileOption: TypeAlias = Annotated[
     Path | None,
-    typer.Option("--profile", metavar="FILE", help="Calibration profile; looked up by encoder and policy otherwise."),
+    typer.Option("--profile", metavar="FILE", help="Reference profile; looked up by encoder and policy otherwise."),
 ]
 ScoringOption: TypeAlias = Annotated[
     ScoringName | None, typer.Option("--scoring", help="How to score, in place of the policy's own.")

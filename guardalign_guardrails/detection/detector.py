@@ -74,7 +74,7 @@ class Detector:
 
     @property
     def profile_key(self) -> ProfileKey:
-        """What a calibration profile must have been made with."""
+        """What a reference profile must have been made with."""
         return ProfileKey(
             encoder=self.encoder.fingerprint,
             anchors=self.policy.anchor_fingerprint,

@@ -141,10 +141,10 @@ class Profile(BaseModel):
             return cls.model_validate_json(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
             raise ProfileError(
-                f"Cannot read the profile {path} ({type(error).__name__}); make one with 'guardalign calibrate'."
+                f"Cannot read the profile {path} ({type(error).__name__}); make one with 'guardalign reference'."
             ) from error
         except ValidationError as error:
-            raise ProfileError(f"{path} is not a calibration profile; make one with 'guardalign calibrate'.") from error
+            raise ProfileError(f"{path} is not a reference profile; make one with 'guardalign reference'.") from error
 
 
 def make_profile(scores: Iterable[float], key: ProfileKey, *, name: str, encoder_name: str, note: str = "") -> Profile:
@@ -160,7 +160,7 @@ def make_profile(scores: Iterable[float], key: ProfileKey, *, name: str, encoder
 
 
 def user_profiles() -> Path:
-    """Folder where ``guardalign calibrate`` keeps profiles and where they are found again."""
+    """Folder where ``guardalign reference`` keeps profiles and where they are found again."""
     return platformdirs.user_data_path("guardalign") / "profiles"
 
 
@@ -182,7 +182,7 @@ def find_profile(key: ProfileKey, *, encoder_name: str) -> Profile:
         if (folder / file_name).is_file():
             return Profile.load(folder / file_name)
     raise ProfileMissing(
-        f"No calibration profile fits encoder '{encoder_name}', these anchors and scoring '{key.scoring.method}'. "
-        "Make one: guardalign calibrate BENIGN_FOLDER (with the same --encoder, --policy and --scoring), "
+        f"No reference profile fits encoder '{encoder_name}', these anchors and scoring '{key.scoring.method}'. "
+        "Make one: guardalign reference BENIGN_FOLDER (with the same --encoder, --policy and --scoring), "
         "or give the policy thresholds of 'kind: score'."
     )

@@ -35,7 +35,7 @@ def assess(
         images: Images with their sources, at least one.
         detector: Scores them.
         policy: Decides.
-        profile: Calibration; required by thresholds of kind ``false_positive_rate``.
+        profile: Reference profile; required by thresholds of kind ``false_positive_rate``.
 
     Returns:
         One outcome per image, in order; that of its worst view.

@@ -40,7 +40,7 @@ def decide(scores: Sequence[float], policy: Policy, profile: Profile | None, sou
     Args:
         scores: Image-level score of each category, in the policy's order.
         policy: Thresholds and rules.
-        profile: Calibration; required by thresholds of kind ``false_positive_rate``.
+        profile: Reference profile; required by thresholds of kind ``false_positive_rate``.
         source: Where the image came from.
 
     Returns:

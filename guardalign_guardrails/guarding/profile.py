@@ -28,7 +28,7 @@ def fitting_profile(policy: Policy, key: ProfileKey, given: Profile | None, enco
         if given.key.digest != key.digest:
             raise ProfileMissing(
                 f"The profile '{given.name}' was made with another encoder, other anchors or another scoring; make one "
-                "that fits with 'guardalign calibrate'."
+                "that fits with 'guardalign reference'."
             )
         return _warned(given, policy)
     try:

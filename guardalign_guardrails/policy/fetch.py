@@ -17,7 +17,7 @@ class FetchRules(BaseModel):
         allowed_hosts: Host names, or ``*.example.org`` for every name below ``example.org`` (not itself); None for any
             public host.
         private_hosts: Hosts of your own (a media store) that may have private addresses and use any port. They need not
-            be in ``allowed_hosts``. Whoever may send an image URL can make the app read from them.
+            be in ``allowed_hosts``. Users who may send image URLs can make the app read from them.
         ports: Ports that may be used.
         max_bytes: Size of one image.
         timeout_s: Seconds for one URL: name look-up, connection, TLS, headers, body and all redirects together.

@@ -189,7 +189,7 @@ class Policy(FrozenModel):
 
     @property
     def anchor_fingerprint(self) -> str:
-        """SHA-256 over the anchors and templates alone: what a calibration profile and cached features depend on."""
+        """SHA-256 over the anchors and templates alone: what a reference profile and cached features depend on."""
         return _digest(
             {
                 "templates": self.templates,

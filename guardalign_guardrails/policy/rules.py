@@ -34,8 +34,8 @@ class Thresholds(FrozenModel):
     """From which point each action is taken; None never takes it.
 
     With ``kind: false_positive_rate`` (default) a number is the share of benign images that may be acted on: the action
-    is taken when the calibrated p-value is at or below it, so a severer action has a smaller number. With
-    ``kind: score`` it is a raw score, taken at or above it, so a severer action has a larger number; no calibration
+    is taken when the p-value is at or below it, so a severer action has a smaller number. With
+    ``kind: score`` it is a raw score, taken at or above it, so a severer action has a larger number; no reference
     profile is needed then.
     """
 
@@ -71,7 +71,7 @@ class Thresholds(FrozenModel):
 
         Args:
             score: Raw score, higher is more unsafe.
-            p_value: Calibrated p-value in (0, 1], or None when no profile was used.
+            p_value: P-value in (0, 1], or None when no profile was used.
 
         Raises:
             ValueError: The thresholds are rates and ``p_value`` is None.

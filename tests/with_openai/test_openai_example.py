@@ -1,8 +1,7 @@
-"""The example of the OpenAI client runs as its first lines say, and the page about it names what exists."""
+"""The example of the OpenAI client runs as its first lines say."""
 
 from __future__ import annotations
 
-import ast
 import os
 import re
 import subprocess
@@ -12,7 +11,6 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGE = (ROOT / "docs" / "openai.md").read_text(encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -39,14 +37,3 @@ def test_one_policy_gives_the_prefix_alone_and_the_other_masks_as_well(tmp_path)
     assert told == ["None.", "'As an AI assistant,'.", "'As an AI assistant,'."]
     assert re.search(r"coffee_and_pistol.jpg mask: .* of it black, told 'As an AI assistant,'", masks)
     assert "rifle.png route: I can't help with this" in masks
-
-
-def test_python_on_the_page_is_python_and_imports_what_exists():
-    imported = []
-    for block in re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL):
-        for node in ast.walk(ast.parse(block)):
-            if isinstance(node, ast.ImportFrom):
-                module = __import__(node.module, fromlist=[alias.name for alias in node.names])
-                assert all(hasattr(module, alias.name) for alias in node.names)
-                imported.append(node.module)
-    assert "openai_guardalign.agents" in imported

@@ -1,6 +1,6 @@
 """What makes two encoders the same encoder.
 
-Calibration profiles are keyed by this digest, so it must change when features would change and must not change when
+Reference profiles are keyed by this digest, so it must change when features would change and must not change when
 the same weights are read from another place. Hence it hashes contents and never a path or a name.
 """
 

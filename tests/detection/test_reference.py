@@ -1,4 +1,4 @@
-"""Conformal calibration: ranks, thresholds, files, and the guarantee itself."""
+"""Conformal reference profiles: ranks, thresholds, files, and the guarantee itself."""
 
 from __future__ import annotations
 
@@ -73,7 +73,7 @@ def test_files_that_are_no_profiles_are_refused_in_one_line(tmp_path):
     with pytest.raises(ProfileError, match="Cannot read the profile"):
         Profile.load(tmp_path / "missing.json")
     (tmp_path / "bad.json").write_text('{"name": 1}')
-    with pytest.raises(ProfileError, match="is not a calibration profile") as refusal:
+    with pytest.raises(ProfileError, match="is not a reference profile") as refusal:
         Profile.load(tmp_path / "bad.json")
     assert "\n" not in str(refusal.value)
 
@@ -87,7 +87,7 @@ def test_scores_that_are_missing_unsorted_or_not_numbers_are_no_profile(bad):
 
 
 def test_a_missing_profile_is_one_line_that_says_how_to_make_one():
-    with pytest.raises(ProfileMissing, match="guardalign calibrate") as refusal:
+    with pytest.raises(ProfileMissing, match="guardalign reference") as refusal:
         find_profile(KEY, encoder_name="e")
     assert "\n" not in str(refusal.value)
 

@@ -1,4 +1,4 @@
-"""``guardalign calibrate``: a folder of benign images becomes a calibration profile.
+"""``guardalign reference``: a folder of benign images becomes a reference profile.
 
 Thresholds of a policy are false-positive rates; this is where they get their meaning for one encoder and policy.
 """
@@ -56,7 +56,7 @@ class Scored:
         return f"{len(self.scores)} {kind} images" + (f"; skipped {reasons}" if reasons else "")
 
 
-def calibrate(
+def reference(
     benign: Annotated[Path, typer.Argument(metavar="BENIGN_DIR", help="Folder of harmless images like those to come.")],
     unsafe: Annotated[
         Path | None, typer.Option("--unsafe", metavar="DIR", help="Folder of unsafe images, to measure recall on.")
@@ -72,7 +72,7 @@ def calibrate(
     scoring: ScoringOption = None,
     device: DeviceOption = None,
 ) -> None:
-    """Make a calibration profile from benign images; with --unsafe, say what it would find."""
+    """Make a reference profile from benign images; with --unsafe, say what it would find."""
     images = _found(benign, "BENIGN_DIR")
     others = _found(unsafe, "--unsafe") if unsafe else []
     chosen = chosen_policy(policy, scoring)
@@ -84,11 +84,9 @@ def calibrate(
 
     detector = Detector(chosen, ready, platformdirs.user_cache_path("guardalign"), chosen_scorer(scoring))
     key = detector.profile_key
-    reference = _score(detector, images, "benign")
-    print(reference.summary("benign"))
-    profile = make_profile(
-        reference.scores, key, name=name or benign.resolve().name, encoder_name=ready.name, note=note
-    )
+    scored = _score(detector, images, "benign")
+    print(scored.summary("benign"))
+    profile = make_profile(scored.scores, key, name=name or benign.resolve().name, encoder_name=ready.name, note=note)
     target = out or user_profiles() / profile_file_name(key)
     try:
         profile.save(target)
