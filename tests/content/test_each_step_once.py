@@ -24,7 +24,7 @@ STEPS = {
     "decode": [("guarding.guard", "decode")],
     "mask": [("guarding.assess", "mask_regions")],
     "encode": [("guarding.result", "encode_png"), ("content.screen", "encode_png")],
-    "write": [("content.payload", "to_base64"), ("content.dialect", "to_base64")],
+    "write": [("content.payload", "to_base64"), ("content.dialects.anthropic", "to_base64")],
 }
 CLEAN = {"find": 1, "read": 1, "decode": 1}
 EXPECTED = {
