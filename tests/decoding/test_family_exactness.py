@@ -213,6 +213,22 @@ def test_a_prompt_read_in_chunks_is_exact_too(name, size):
     assert torch.equal(chunked.sequences, whole.sequences)
 
 
+def test_a_chunk_may_end_within_the_prefix_of_one_chat_and_behind_that_of_another():
+    one = family("Gemma")
+    model, found = one.model(), prompts(one, [without_images(chat) for chat in BATCHES["padded batch"]])
+    first, second = (prompt.prefix for prompt in found.spans.prompts)
+    asked = [min(span[0] for span in prompt.instruction) for prompt in found.spans.prompts]
+    ends = [end for end in range(*first) if end > asked[1]] + [end for end in range(*second) if end > asked[0]]
+    calibration = Calibration(model, EVERYWHERE)
+    errors = []
+    for end in ends:
+        with calibration, spying(calibration, found.spans) as seen, calibration.generation(found.spans):
+            generate(model, found, prefill_chunk_size=end, max_new_tokens=1, min_new_tokens=1)
+        errors += seen.errors
+    assert ends
+    assert max(errors) < TOLERANCE[torch.float32]
+
+
 @pytest.mark.parametrize("name", ["LLaVA-1.5", "Qwen2-VL", "Gemma 3", "Llama 3"])
 def test_a_second_turn_that_goes_on_from_the_cache_of_the_first_is_exact_too(name):
     one = family(name)

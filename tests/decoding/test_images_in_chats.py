@@ -128,7 +128,7 @@ def test_a_transparent_image_is_seen_over_white_as_it_was_judged(lvlm, shown):
 def test_an_unsafe_image_is_masked_before_the_processor_sees_it(guarded, shown):
     answer = guarded.chat(ask(raw("red")))
     assert [verdict.action for verdict in answer.verdicts] == ["mask"]
-    masked = guarded.guard.check(painted("red")).image
+    masked = guarded.guard.check(painted("red")).output
     assert np.array_equal(np.asarray(shown[0]), np.asarray(masked))
     assert not np.array_equal(np.asarray(shown[0]), np.asarray(painted("red")))
 

@@ -111,6 +111,9 @@ def places(
         if is_column is not None:
             pairs &= is_column.unsqueeze(-2)
         pairs = pairs.repeat_interleave(batch // len(rows), 0).to(device)
+    if past + length < max(prompt.prefix[1] for prompt in spans.prompts):
+        # A prompt that is read in chunks has no key yet for a column that comes later; no pair has one of these.
+        column_entries = Entries(column_entries.at.clamp_max(past + length - 1), column_entries.is_uniform)
     return Places(
         row_entries.repeated(batch // len(rows)).on(device),
         column_entries.repeated(batch // len(rows)).on(device),
