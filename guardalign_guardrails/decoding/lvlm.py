@@ -21,12 +21,13 @@ from guardalign_guardrails.decoding.attention.adapter import AttentionAdapter
 from guardalign_guardrails.decoding.attention.calibration import calibration_for
 from guardalign_guardrails.decoding.chat.admission import Admission, aadmit, admit
 from guardalign_guardrails.decoding.chat.answer import Answer, Piece
-from guardalign_guardrails.decoding.chat.generation import Engine, Order, Tools
+from guardalign_guardrails.decoding.chat.generation import Engine, Order
 from guardalign_guardrails.decoding.chat.grammar import Grammars
 from guardalign_guardrails.decoding.chat.messages import ChatInput, messages_of
 from guardalign_guardrails.decoding.chat.progress import Row
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.chat.template import knows_tools
+from guardalign_guardrails.decoding.chat.tool_choice import ToolChoice, Tools, offer_of
 from guardalign_guardrails.decoding.chat.tools import ToolFormat, format_of
 from guardalign_guardrails.decoding.chat.worker import Worker
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
@@ -229,6 +230,7 @@ class CalibratedLVLM:
         chat: ChatInput,
         *,
         tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
         settings: GenerationSettings | None = None,
         is_reported: bool = False,
         logits_processors: Sequence[Any] = (),
@@ -238,6 +240,9 @@ class CalibratedLVLM:
         Args:
             chat: A user's words, or messages.
             tools: JSON schemas of functions the model may call.
+            tool_choice: ``auto`` for the model's own choice, ``none`` for no tool, ``required`` for a call of one of
+                them, or the name of the one to call. A call that has to be made is written by a grammar; it is missing
+                only where ``max_new_tokens`` cuts it off.
             settings: In place of the model's defaults.
             is_reported: Whether shares of attention are measured for the answer's ``calibration``.
             logits_processors: More of transformers' processors, such as those of a grammar.
@@ -246,12 +251,12 @@ class CalibratedLVLM:
             The answer; the policy's refusal if an image was blocked and ``on_violation`` is ``refuse``.
 
         Raises:
-            PromptError: The chat cannot be written into a prompt.
+            PromptError: The chat cannot be written into a prompt, or the tool to call is not among the tools.
             ContextOverflow: It is too long.
             ImageDecodeError: An image cannot be opened.
             UnsafeContentError: An image was blocked and ``on_violation`` is ``raise``.
         """
-        order = self._order(settings, tools, is_reported, logits_processors)
+        order = self._order(settings, tools, tool_choice, is_reported, logits_processors)
         (admission,) = admit(self.guard, [messages_of(chat)], self.on_violation, self.limits)
         if (refusal := self._refusal(admission)) is not None:
             return refusal
@@ -262,12 +267,13 @@ class CalibratedLVLM:
         chat: ChatInput,
         *,
         tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
         settings: GenerationSettings | None = None,
         is_reported: bool = False,
         logits_processors: Sequence[Any] = (),
     ) -> Answer:
         """`chat` without blocking the event loop; cancelling the task frees the model within one token."""
-        order = self._order(settings, tools, is_reported, logits_processors)
+        order = self._order(settings, tools, tool_choice, is_reported, logits_processors)
         (admission,) = await aadmit(self.guard, [messages_of(chat)], self.on_violation, self.limits)
         if (refusal := self._refusal(admission)) is not None:
             return refusal
@@ -278,12 +284,16 @@ class CalibratedLVLM:
         chat: ChatInput,
         *,
         tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
         settings: GenerationSettings | None = None,
         is_reported: bool = False,
         logits_processors: Sequence[Any] = (),
     ) -> Iterator[Piece]:
-        """`chat` in pieces, as tokens come: verdicts first, the whole answer last. Closing it frees the model."""
-        order = self._order(settings, tools, is_reported, logits_processors)
+        """`chat` in pieces, as tokens come: verdicts first, the whole answer last. Closing it frees the model.
+
+        What may turn out to be a call in JSON comes with the last piece only.
+        """
+        order = self._order(settings, tools, tool_choice, is_reported, logits_processors)
         (admission,) = admit(self.guard, [messages_of(chat)], self.on_violation, self.limits)
         if (refusal := self._refusal(admission)) is not None:
             yield Piece(refusal.text, answer=refusal, verdicts=refusal.verdicts)
@@ -299,12 +309,13 @@ class CalibratedLVLM:
         chat: ChatInput,
         *,
         tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
         settings: GenerationSettings | None = None,
         is_reported: bool = False,
         logits_processors: Sequence[Any] = (),
     ) -> AsyncIterator[Piece]:
         """`stream` without blocking the event loop."""
-        order = self._order(settings, tools, is_reported, logits_processors)
+        order = self._order(settings, tools, tool_choice, is_reported, logits_processors)
         (admission,) = await aadmit(self.guard, [messages_of(chat)], self.on_violation, self.limits)
         if (refusal := self._refusal(admission)) is not None:
             yield Piece(refusal.text, answer=refusal, verdicts=refusal.verdicts)
@@ -320,6 +331,7 @@ class CalibratedLVLM:
         chats: Sequence[ChatInput],
         *,
         tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
         settings: GenerationSettings | None = None,
         is_reported: bool = False,
     ) -> list[Answer]:
@@ -327,7 +339,7 @@ class CalibratedLVLM:
 
         Chats with images and chats without are a generation each. Raises what `chat` raises.
         """
-        order = self._order(settings, tools, is_reported)
+        order = self._order(settings, tools, tool_choice, is_reported)
         read = [messages_of(chat) for chat in chats]
         admissions = admit(self.guard, read, self.on_violation, self.limits) if read else []
         return self._worker.run(lambda cancelled: self._grouped(admissions, order, cancelled))
@@ -337,11 +349,12 @@ class CalibratedLVLM:
         chats: Sequence[ChatInput],
         *,
         tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
         settings: GenerationSettings | None = None,
         is_reported: bool = False,
     ) -> list[Answer]:
         """`batch` without blocking the event loop."""
-        order = self._order(settings, tools, is_reported)
+        order = self._order(settings, tools, tool_choice, is_reported)
         read = [messages_of(chat) for chat in chats]
         admissions = await aadmit(self.guard, read, self.on_violation, self.limits) if read else []
         return await self._worker.arun(lambda cancelled: self._grouped(admissions, order, cancelled))
@@ -352,10 +365,12 @@ class CalibratedLVLM:
         self,
         settings: GenerationSettings | None,
         tools: Tools | None,
+        tool_choice: ToolChoice,
         is_reported: bool,
         logits_processors: Sequence[Any] = (),
     ) -> Order:
-        return Order(settings or self.settings, tools or None, is_reported, tuple(logits_processors))
+        used = settings or self.settings
+        return Order(used, offer_of(tools, tool_choice, used.json_schema), is_reported, tuple(logits_processors))
 
     def _refusal(self, admission: Admission) -> Answer | None:
         """The policy's answer in the model's place; None if the model is asked."""
@@ -383,8 +398,11 @@ class CalibratedLVLM:
     ) -> Callable[[threading.Event, Callable[[Piece], None]], None]:
         def job(cancelled: threading.Event, put: Callable[[Piece], None]) -> None:
             sent: list[str] = []
+            is_held = bool(order.offer.json_calls)
 
             def on_token(row: Row) -> None:
+                if is_held:
+                    return
                 text = row.words.piece()
                 logprobs = row.new_logprobs()
                 if text or logprobs:
@@ -398,6 +416,6 @@ class CalibratedLVLM:
             (answer,) = self._engine.answers([admission], order, cancelled, on_token, on_head)
             heard = "".join(sent)
             rest = answer.text[len(heard) :] if answer.text.startswith(heard) else ""
-            put(Piece(rest, answer=answer))
+            put(Piece(rest, (answer.logprobs or ()) if is_held else (), answer=answer))
 
         return job

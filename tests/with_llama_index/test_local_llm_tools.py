@@ -196,7 +196,7 @@ class TestCallsThatHaveToBeMade:
         assert response.raw["finish_reason"] == "length"
 
     def test_need_a_tool_that_is_there(self, calling):
-        with pytest.raises(ValueError, match="not among the tools"):
+        with pytest.raises(PromptError, match="names of the tools"):
             calling("x").chat_with_tools([LOOK], chat_history=QUESTION, tool_choice="listen")
 
     def test_no_tool_is_offered_if_none_is_to_be_called(self, calling):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,12 +21,10 @@ from guardalign_guardrails.decoding.chat.progress import Logits, Progress, Row, 
 from guardalign_guardrails.decoding.chat.prompts import Prompts, to_device, tokenize
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings, generation_config
 from guardalign_guardrails.decoding.chat.template import render
-from guardalign_guardrails.decoding.chat.tools import ToolFormat
+from guardalign_guardrails.decoding.chat.tool_choice import ToolOffer, Tools
+from guardalign_guardrails.decoding.chat.tools import ToolFormat, numbered
 from guardalign_guardrails.decoding.config import SafetyPrefix
 from guardalign_guardrails.errors import ContextOverflow
-
-Tools = Sequence[Mapping[str, Any]]
-"""JSON schemas of functions, as OpenAI and Hugging Face write them."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,13 +33,13 @@ class Order:
 
     Attributes:
         settings: Of the generation.
-        tools: Functions the model may call; None for none.
+        offer: The tools, and the schema of the answer.
         is_reported: Whether shares of attention are measured.
         logits_processors: More of transformers' processors.
     """
 
     settings: GenerationSettings
-    tools: Tools | None = None
+    offer: ToolOffer
     is_reported: bool = False
     logits_processors: tuple[Any, ...] = field(default=(), repr=False)
 
@@ -128,10 +126,13 @@ class Engine:
             PromptError: A chat cannot be written into a prompt.
             ContextOverflow: One is too long.
         """
-        prompts, room = self.prompts(admissions, order.tools)
-        if on_head is not None and prompts.heads[0]:
-            on_head(prompts.heads[0])
-        settings, tool_format = order.settings, self.tool_format if order.tools else None
+        offer, settings = order.offer, order.settings
+        prompts, room = self.prompts(admissions, offer.tools)
+        # What stands at the start of answers is no part of their JSON.
+        heads = prompts.heads if offer.schema is None else ("",) * len(prompts.heads)
+        if on_head is not None and heads[0]:
+            on_head(heads[0])
+        tool_format = self.tool_format if offer.tools and offer.schema is None else None
         hold = None if tool_format is None else tool_format.opening
         rows = [
             Row(Words(self.tokenizer, settings.stop, hold, keep_special=tool_format is not None)) for _ in admissions
@@ -148,8 +149,8 @@ class Engine:
         )
         report = self._generate(prompts, order, progress, min(settings.max_new_tokens, room), logits)
         return [
-            self._finished(row, admission, length, head, tool_format, report, settings)
-            for row, admission, length, head in zip(rows, admissions, prompts.lengths, prompts.heads, strict=True)
+            self._finished(row, admission, length, head, tool_format, report, order)
+            for row, admission, length, head in zip(rows, admissions, prompts.lengths, heads, strict=True)
         ]
 
     def _generate(
@@ -169,7 +170,7 @@ class Engine:
             max_new_tokens=max_new_tokens,
             pad_token_id=self.tokenizer.pad_token_id,
         )
-        schema = order.settings.json_schema
+        schema = order.offer.schema
         grammar = [] if schema is None else [self.grammars.processor(schema)]
         processors = [*order.logits_processors, *grammar, *([] if logits is None else [logits[0]])]
         report = None
@@ -201,18 +202,20 @@ class Engine:
         head: str,
         tool_format: ToolFormat | None,
         report: CalibrationReport | None,
-        settings: GenerationSettings,
+        order: Order,
     ) -> Answer:
         row.words.finish()
         reason: FinishReason = "stop" if row.words.is_stopped else row.reason or "length"
         text, calls = (row.words.text, ()) if tool_format is None else tool_format.parse(row.words.text)
+        if (call := order.offer.call_in(text)) is not None:
+            text, calls = "", numbered([call])
         return Answer(
             head + text,
             "tool_calls" if calls and reason == "stop" else reason,
             Usage(length, row.tokens),
             admission.verdicts,
             calls,
-            None if settings.logprobs is None else tuple(row.logprobs),
+            None if order.settings.logprobs is None else tuple(row.logprobs),
             report,
         )
 

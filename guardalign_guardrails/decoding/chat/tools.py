@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -44,20 +44,20 @@ def _tagged(text: str) -> Parsed:
         return "" if read else found[0]
 
     words = re.sub(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", take, text, flags=re.DOTALL)
-    return words.strip() if calls else text, _numbered(calls)
+    return words.strip() if calls else text, numbered(calls)
 
 
 def _listed(text: str) -> Parsed:
     """``[TOOL_CALLS][{"name": ..., "arguments": {...}}]``: Mistral."""
     words, mark, rest = text.partition("[TOOL_CALLS]")
     calls = _calls(rest) if mark else []
-    return (words.strip(), _numbered(calls)) if calls else (text, ())
+    return (words.strip(), numbered(calls)) if calls else (text, ())
 
 
 def _bare(text: str) -> Parsed:
     """The whole answer is ``{"name": ..., "parameters": {...}}``: Llama 3."""
     calls = _calls(text.removeprefix("<|python_tag|>"))
-    return ("", _numbered(calls)) if calls else (text, ())
+    return ("", numbered(calls)) if calls else (text, ())
 
 
 # What a template says only if its model was taught the format, most telling first.
@@ -85,6 +85,7 @@ def _calls(text: str) -> list[ToolCall]:
     return calls
 
 
-def _numbered(calls: list[ToolCall]) -> tuple[ToolCall, ...]:
+def numbered(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
+    """Calls of one answer with ids of their own."""
     # Nine letters or digits, which is what Mistral's templates insist on.
     return tuple(ToolCall(call.name, call.arguments, f"call{number:05d}") for number, call in enumerate(calls))

@@ -1,23 +1,15 @@
-"""One call of a local chat model: LangChain's arguments as what the core is asked, and what its answer then means.
-
-Answers that must be JSON, and tool calls that must be made, are the same thing to the core: a grammar. A call that was
-forced is JSON of a tool's name and arguments, whatever way of writing calls the model was taught.
-"""
+"""One call of a local chat model: LangChain's arguments as arguments of the core."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
-from langchain_core.utils.json_schema import dereference_refs
 
-from guardalign_guardrails.decoding.chat.answer import Answer, Piece
-from guardalign_guardrails.decoding.chat.messages import ToolCall
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
-from guardalign_guardrails.decoding.config import SafetyPrefix
+from guardalign_guardrails.decoding.chat.tool_choice import ToolChoice
 from guardalign_guardrails.errors import PromptError
 
 SETTINGS: Final = (
@@ -50,43 +42,24 @@ class Call:
     Attributes:
         settings: Of the generation.
         tools: Functions the model may call.
+        tool_choice: Which of them, as the core takes it.
         is_reported: Whether shares of attention are measured.
-        json_calls: Tools of which a JSON answer may be a call.
     """
 
     settings: GenerationSettings
     tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
+    tool_choice: ToolChoice = None
     is_reported: bool = False
-    json_calls: frozenset[str] = frozenset()
-
-    @property
-    def is_held(self) -> bool:
-        """Whether nothing is handed on before the end, since only then it can be told what it is."""
-        return bool(self.json_calls)
 
     @property
     def arguments(self) -> dict[str, Any]:
         """Keyword arguments for the core."""
-        return {"tools": self.tools or None, "settings": self.settings, "is_reported": self.is_reported}
-
-    def words_of(self, piece: Piece, prefix: SafetyPrefix) -> str:
-        """What a piece of an answer says."""
-        return "" if self.is_held or piece.text == self._head(prefix) else piece.text
-
-    def read(self, answer: Answer, prefix: SafetyPrefix) -> tuple[str, tuple[ToolCall, ...]]:
-        """An answer's words and tool calls.
-
-        Args:
-            answer: Of the core.
-            prefix: The model's; what stands at the start of answers is no part of their JSON.
-        """
-        words = answer.text.removeprefix(self._head(prefix))
-        made = None if answer.tool_calls or not self.json_calls else _call_in(words, self.json_calls)
-        return (words, answer.tool_calls) if made is None else ("", (made,))
-
-    def _head(self, prefix: SafetyPrefix) -> str:
-        is_at_start = self.settings.json_schema is not None and prefix.placement == "response"
-        return prefix.text.strip() if is_at_start else ""
+        return {
+            "tools": self.tools or None,
+            "tool_choice": self.tool_choice,
+            "settings": self.settings,
+            "is_reported": self.is_reported,
+        }
 
 
 def settings_of(base: GenerationSettings, values: Mapping[str, Any]) -> GenerationSettings:
@@ -123,54 +96,24 @@ def call_of(
 
     Raises:
         TypeError: An argument has no meaning for a local model.
-        PromptError: A tool choice, a tool or a response format cannot be read.
+        PromptError: A response format cannot be read.
         ValidationError: A setting is out of range.
     """
     given = {_OTHER_NAMES.get(name, name): value for name, value in arguments.items() if name not in _MEANINGLESS}
-    tools, names = chosen(given.pop("tools", None) or (), given.pop("tool_choice", None))
+    tools, choice = tools_of(given.pop("tools", None) or ()), given.pop("tool_choice", None)
     schema = schema_of(given.pop("response_format", None))
     is_reported = bool(given.pop("report", is_reported))
     if unknown := sorted(given.keys() - set(SETTINGS)):
         raise TypeError(f"a local model takes no {', '.join(unknown)}; settings are {', '.join(SETTINGS)}")
     settings = settings_of(base, {**defaults, **{name: value for name, value in given.items() if value is not None}})
-    if schema is not None and tools and not names:
-        # It may call a tool, or answer: what it writes tells which.
-        names = tuple(_name(tool) for tool in tools)
-        schema = {"anyOf": [dereference_refs(schema), *_schemas(tools, names)]}
-    elif names:
-        (*several,) = _schemas(tools, names)
-        schema = several[0] if len(several) == 1 else {"anyOf": several}
     if schema is not None:
         settings = settings.model_copy(update={"json_schema": schema})
-    return Call(settings, tools, is_reported, frozenset(names))
+    return Call(settings, tools, choice, is_reported)
 
 
-def chosen(tools: Sequence[Any], choice: Any) -> tuple[tuple[dict[str, Any], ...], tuple[str, ...]]:
-    """The tools a model is given, and the names of those of which it must call one.
-
-    Args:
-        tools: In any form that LangChain knows.
-        choice: ``auto``, ``none``, ``any``, ``required``, a tool's name, or one of those as providers write them.
-
-    Raises:
-        PromptError: It names no tool that is there.
-    """
-    given = tuple(convert_to_openai_tool(tool) for tool in tools)
-    if isinstance(choice, Mapping):
-        named = choice.get("function", choice)
-        choice = named.get("name") or choice.get("type")
-    if choice is None or choice == "auto":
-        return given, ()
-    if choice is False or choice == "none":
-        return (), ()
-    names = tuple(_name(tool) for tool in given)
-    if choice is True or choice in ("any", "required"):
-        if not names:
-            raise PromptError("A tool call cannot be forced where there is no tool; bind one.")
-        return given, names
-    if choice not in names:
-        raise PromptError("tool_choice is none of auto, none, any and the names of the tools that are bound.")
-    return given, (choice,)
+def tools_of(tools: Sequence[Any]) -> tuple[dict[str, Any], ...]:
+    """Tools in any form that LangChain knows, as JSON schemas of functions."""
+    return tuple(convert_to_openai_tool(tool) for tool in tools)
 
 
 def schema_of(response_format: Any) -> dict[str, Any] | None:
@@ -195,33 +138,3 @@ def schema_of(response_format: Any) -> dict[str, Any] | None:
     except Exception as error:  # noqa: BLE001  it raises what comes along
         kind = type(error).__name__
     raise PromptError(f"The response format cannot be read as a JSON schema ({kind}).")
-
-
-def _name(tool: Mapping[str, Any]) -> str:
-    return str(tool["function"]["name"])
-
-
-def _schemas(tools: Sequence[Mapping[str, Any]], names: Sequence[str]) -> list[dict[str, Any]]:
-    """Schemas of calls. References are resolved, since they point from the root of what they were in."""
-    return [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": _name(tool)},
-                "arguments": dereference_refs(tool["function"].get("parameters") or {"type": "object"}),
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for tool in tools
-        if _name(tool) in names
-    ]
-
-
-def _call_in(words: str, names: frozenset[str]) -> ToolCall | None:
-    try:
-        value = json.loads(words)
-    except ValueError:
-        return None
-    is_call = isinstance(value, dict) and value.keys() == {"name", "arguments"} and value["name"] in names
-    return ToolCall(value["name"], value["arguments"]) if is_call and isinstance(value["arguments"], dict) else None

@@ -21,7 +21,6 @@ from guardalign_guardrails.decoding.chat.messages import Message, ToolCall
 from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
 from langchain_guardalign.chat.refusal import FINISH_REASON
-from langchain_guardalign.local.call import Call
 from langchain_guardalign.messages import role
 from langchain_guardalign.rewrite import with_verdicts
 
@@ -45,37 +44,33 @@ def chat_of(messages: Sequence[BaseMessage]) -> list[Message]:
     ]
 
 
-def message_of(answer: Answer, call: Call, lvlm: CalibratedLVLM, row: int = 0) -> BaseMessage:
+def message_of(answer: Answer, lvlm: CalibratedLVLM, row: int = 0) -> BaseMessage:
     """A whole answer.
 
     Args:
         answer: Of the core.
-        call: What was asked.
         lvlm: Who answered.
         row: Its place among the answers that share its calibration report.
     """
-    words, calls = call.read(answer, lvlm.prefix)
     message = AIMessage(
-        words,
-        tool_calls=[tool_call(name=one.name, args=dict(one.arguments), id=_new_id()) for one in calls],
-        response_metadata={**_metadata(answer, calls, lvlm, row), **_logprobs(answer.logprobs)},
+        answer.text,
+        tool_calls=[tool_call(name=one.name, args=dict(one.arguments), id=_new_id()) for one in answer.tool_calls],
+        response_metadata={**_metadata(answer, lvlm, row), **_logprobs(answer.logprobs)},
         usage_metadata=_usage(answer),
     )
     return with_verdicts(message, answer.verdicts)
 
 
-def chunk_of(piece: Piece, call: Call, lvlm: CalibratedLVLM) -> ChatGenerationChunk | None:
+def chunk_of(piece: Piece, lvlm: CalibratedLVLM) -> ChatGenerationChunk | None:
     """A piece of an answer; None if there is nothing in it to hand on."""
-    words = call.words_of(piece, lvlm.prefix)
     answer = piece.answer
     if answer is None:
-        if not words and not piece.logprobs:
+        if not piece.text and not piece.logprobs:
             return None
         metadata = _logprobs(piece.logprobs or None)
-        return ChatGenerationChunk(message=AIMessageChunk(content=words, response_metadata=metadata))
-    read, calls = call.read(answer, lvlm.prefix)
+        return ChatGenerationChunk(message=AIMessageChunk(content=piece.text, response_metadata=metadata))
     message = AIMessageChunk(
-        content=read if call.is_held else words,
+        content=piece.text,
         tool_call_chunks=[
             tool_call_chunk(
                 name=one.name,
@@ -83,9 +78,9 @@ def chunk_of(piece: Piece, call: Call, lvlm: CalibratedLVLM) -> ChatGenerationCh
                 id=_new_id(),
                 index=place,
             )
-            for place, one in enumerate(calls)
+            for place, one in enumerate(answer.tool_calls)
         ],
-        response_metadata={**_metadata(answer, calls, lvlm, 0), **_logprobs(piece.logprobs or None)},
+        response_metadata={**_metadata(answer, lvlm, 0), **_logprobs(piece.logprobs or None)},
         usage_metadata=_usage(answer),
         chunk_position="last",
     )
@@ -104,12 +99,12 @@ def _usage(answer: Answer) -> UsageMetadata:
     )
 
 
-def _metadata(answer: Answer, calls: Sequence[ToolCall], lvlm: CalibratedLVLM, row: int) -> dict[str, Any]:
+def _metadata(answer: Answer, lvlm: CalibratedLVLM, row: int) -> dict[str, Any]:
     reason: str = FINISH_REASON if answer.finish_reason == "refusal" else answer.finish_reason
     config = lvlm.calibration
     return {
         "model_name": lvlm.name,
-        "finish_reason": "tool_calls" if calls and reason == "stop" else reason,
+        "finish_reason": reason,
         **({} if config is None or answer.calibration is None else {CALIBRATION_KEY: _summary(answer, config, row)}),
     }
 

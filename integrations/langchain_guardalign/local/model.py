@@ -22,6 +22,7 @@ from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.errors import ModelUnavailable, PromptError
 
 try:
+    from guardalign_guardrails.decoding.chat.tool_choice import offer_of
     from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
 except ImportError as error:
     raise ImportError(
@@ -29,7 +30,7 @@ except ImportError as error:
     ) from error
 
 from langchain_guardalign.local.batch import Batching, aanswer, answer
-from langchain_guardalign.local.call import ANY_OBJECT, Call, call_of, chosen, schema_of
+from langchain_guardalign.local.call import ANY_OBJECT, Call, call_of, schema_of, tools_of
 from langchain_guardalign.local.events import atell, listeners, opening, tell
 from langchain_guardalign.local.messages import chat_of, chunk_of, message_of
 from langchain_guardalign.local.structured import called, structured
@@ -108,8 +109,8 @@ class ChatGuardAlign(Batching):
         Raises:
             PromptError: The model knows no tools (raised by the call if nothing is loaded yet), or the choice is none.
         """
-        given, _ = chosen(tools, None)
-        chosen(tools, tool_choice)
+        given = tools_of(tools)
+        offer_of(given, tool_choice)
         if given and self.loaded is not None:
             _check_tools(self.loaded)
         choice = {} if tool_choice is None else {"tool_choice": tool_choice}
@@ -174,7 +175,7 @@ class ChatGuardAlign(Batching):
             tell([error.verdict], config)
             raise
         tell(given.verdicts, config)
-        return ChatResult(generations=[ChatGeneration(message=message_of(given, call, lvlm, row))])
+        return ChatResult(generations=[ChatGeneration(message=message_of(given, lvlm, row))])
 
     async def _agenerate(
         self,
@@ -191,7 +192,7 @@ class ChatGuardAlign(Batching):
             await atell([error.verdict], config)
             raise
         await atell(given.verdicts, config)
-        return ChatResult(generations=[ChatGeneration(message=message_of(given, call, lvlm, row))])
+        return ChatResult(generations=[ChatGeneration(message=message_of(given, lvlm, row))])
 
     def _stream(
         self,
@@ -206,7 +207,7 @@ class ChatGuardAlign(Batching):
             with closing(cast("Any", lvlm.stream(chat_of(messages), **call.arguments))) as pieces:
                 for piece in pieces:
                     tell(piece.verdicts, config)
-                    chunk = chunk_of(piece, call, lvlm)
+                    chunk = chunk_of(piece, lvlm)
                     if chunk is None:
                         continue
                     if run_manager is not None:
@@ -229,7 +230,7 @@ class ChatGuardAlign(Batching):
             async with aclosing(cast("Any", lvlm.astream(chat_of(messages), **call.arguments))) as pieces:
                 async for piece in pieces:
                     await atell(piece.verdicts, config)
-                    chunk = chunk_of(piece, call, lvlm)
+                    chunk = chunk_of(piece, lvlm)
                     if chunk is None:
                         continue
                     if run_manager is not None:

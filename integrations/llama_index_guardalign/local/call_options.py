@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from guardalign_guardrails.content.chat import first_violation
 from guardalign_guardrails.decoding.chat.answer import Answer
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
+from guardalign_guardrails.decoding.chat.tool_choice import ToolChoice, offer_of
 from guardalign_guardrails.errors import UnsafeContentError
-from llama_index_guardalign.local.tools import Offer, offer_of, with_required_call
 
 SETTING_NAMES: Final[Mapping[str, str]] = {"max_tokens": "max_new_tokens"}
 """What LlamaIndex calls otherwise than `GenerationSettings` does."""
@@ -24,12 +24,14 @@ class Order:
 
     Attributes:
         settings: Of the generation.
-        offer: The tools.
+        tools: JSON schemas of functions the model may call.
+        tool_choice: Which of them, as the core takes it.
         is_reported: Whether shares of attention are measured.
     """
 
     settings: GenerationSettings
-    offer: Offer
+    tools: tuple[Mapping[str, Any], ...]
+    tool_choice: ToolChoice
     is_reported: bool
 
     @classmethod
@@ -52,17 +54,19 @@ class Order:
         own = {name: values.pop(name, None) for name in _OWN}
         if isinstance(values.get("stop"), str):
             values["stop"] = (values["stop"],)
-        settings, offer = GenerationSettings(**values), offer_of(own["tools"], own["tool_choice"])
-        if offer.is_required and settings.json_schema is None:
-            settings = settings.model_copy(update={"json_schema": offer.schema})
-        else:
-            offer = replace(offer, is_required=False)
-        return cls(settings, offer, bool(own["report"]))
+        # An empty choice is none.
+        choice, tools = own["tool_choice"] or None, tuple(own["tools"] or ())
+        return cls(GenerationSettings(**values), tools, choice, bool(own["report"]))
 
     @property
     def arguments(self) -> dict[str, Any]:
         """For the core's ``chat`` and its like."""
-        return {"tools": self.offer.tools, "settings": self.settings, "is_reported": self.is_reported}
+        return {
+            "tools": self.tools,
+            "tool_choice": self.tool_choice,
+            "settings": self.settings,
+            "is_reported": self.is_reported,
+        }
 
     def finished(self, answer: Answer) -> Answer:
         """An answer as the caller is to have it.
@@ -70,9 +74,9 @@ class Order:
         Raises:
             UnsafeContentError: It is a refusal where JSON of a schema was asked for.
         """
-        found = first_violation(answer.verdicts)
-        if answer.finish_reason == "refusal":
-            if self.settings.json_schema is not None and found is not None:
-                raise UnsafeContentError(found)
+        if answer.finish_reason != "refusal":
             return answer
-        return with_required_call(answer) if self.offer.is_required else answer
+        found = first_violation(answer.verdicts)
+        if found is not None and offer_of(self.tools, self.tool_choice, self.settings.json_schema).schema is not None:
+            raise UnsafeContentError(found)
+        return answer

@@ -48,8 +48,7 @@ class Growth:
     """An answer as its pieces come.
 
     Args:
-        order: What was asked for. An answer that has to be a call is shown when it is whole: until then it is JSON that
-            nobody asked for.
+        order: What was asked for.
     """
 
     def __init__(self, order: Order) -> None:
@@ -62,13 +61,12 @@ class Growth:
         Raises:
             UnsafeContentError: It is a refusal where JSON of a schema was asked for.
         """
-        is_held = self._order.offer.is_required
         if piece.answer is not None:
             answer = self._order.finished(piece.answer)
-            return Step(answer.text, "" if is_held else piece.text, piece.logprobs, answer)
+            return Step(answer.text, piece.text, piece.logprobs, answer)
         self._text += piece.text
         is_empty = not piece.text and not piece.logprobs
-        return None if is_held or is_empty else Step(self._text, piece.text, piece.logprobs)
+        return None if is_empty else Step(self._text, piece.text, piece.logprobs)
 
 
 def chat_response(step: Step, model: str) -> ChatResponse:
