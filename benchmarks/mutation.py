@@ -47,7 +47,12 @@ TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
 LEAST: Final = 40
 """Mutants of each module that come first, if there is no time for all."""
 
-_PYTEST: Final = ("-x", "-q", "-n", "0", "-p", "no:cacheprovider", "--hypothesis-seed=0", "-m", "not slow")
+# Plugins that other packages bring take longer to load than most mutants to die.
+_PLUGINS: Final = ("xdist.plugin", "pytest_asyncio.plugin", "pytest_socket", "_hypothesis_pytestplugin")
+_PYTEST: Final = (
+    *("-x", "-q", "-n", "0", "--hypothesis-seed=0", "-m", "not slow", "-p", "no:cacheprovider"),
+    *(option for plugin in _PLUGINS for option in ("-p", plugin)),
+)
 _NOT_COPIED: Final = shutil.ignore_patterns(".*", "out", "build", "dist", "__pycache__")
 _SUMS: Final = frozenset({"Add", "Sub", "Mul", "Div"})
 _BITS: Final = frozenset({"BitOr", "BitAnd", "BitXor"})
@@ -300,6 +305,7 @@ class Workplace:
             # Files change within a second, which is as long as Python takes compiled ones for current.
             "PYTHONDONTWRITEBYTECODE": "1",
             "PYTHONHASHSEED": "0",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "OMP_NUM_THREADS": "1",
         }
         self._process = subprocess.Popen(

@@ -75,3 +75,51 @@ def test_with_rates_a_region_is_masked_from_the_mildest_action_that_keeps_the_or
     assert mask_thresholds(rates, PROFILE, "tool") == [PROFILE.threshold(0.1)] * 2
     with pytest.raises(ValueError, match="need a profile"):
         mask_thresholds(rates, None, "tool")
+
+
+@pytest.mark.parametrize(
+    ("rule", "action", "reasons"),
+    [
+        ("", "mask", ("fire calls for mask",)),
+        ("sources: {user: {at_most: flag}}", "flag", ("fire calls for mask", "the rule for its source makes it flag")),
+        (
+            "sources: {user: {at_least: block}}",
+            "block",
+            ("fire calls for mask", "the rule for its source makes it block"),
+        ),
+        ("sources: {user: {at_least: flag, at_most: route}}", "mask", ("fire calls for mask",)),
+    ],
+)
+def test_the_reasons_name_what_calls_for_an_action_and_the_rule_only_where_it_changes_something(rule, action, reasons):
+    decision = decide([0.995, 0.1], policy(rule), PROFILE, "user")
+    assert (decision.action, decision.reasons) == (action, reasons)
+
+
+def test_a_raised_flag_is_said_in_the_reasons():
+    decision = decide([0.96, 0.1], policy("sources: {tool: {at_least: mask}}"), PROFILE, "tool")
+    assert decision.reasons == ("fire calls for flag", "the rule for its source makes it mask")
+
+
+def test_the_best_category_is_that_of_the_highest_score_and_its_figures_are_the_images():
+    decision = decide([0.2, 0.96], policy(), PROFILE, "user")
+    assert (decision.category, decision.score, decision.p_value) == ("flood", 0.96, PROFILE.p_value(0.96))
+    assert [finding.action for finding in decision.categories.values()] == ["allow", "flag"]
+    assert decide([0.1, 0.1], policy(), PROFILE, "user").reasons == ()
+
+
+def test_without_a_profile_there_are_no_p_values():
+    by_score = policy("sources: {tool: {thresholds: {kind: score, mask: 0.5}}}")
+    decision = decide([0.5, 0.1], by_score, None, "tool")
+    assert (decision.action, decision.p_value) == ("mask", None)
+    assert decision.categories["flood"].p_value is None
+
+
+@pytest.mark.parametrize("scores", [[], [0.5], [0.5, 0.5, 0.5]])
+def test_scores_that_are_not_one_for_each_category_are_an_error(scores):
+    with pytest.raises(ValueError, match="zip"):
+        decide(scores, policy(), PROFILE, "user")
+
+
+def test_each_category_is_masked_from_its_own_threshold():
+    own = policy("sources: {tool: {thresholds: {kind: score, mask: 0.5}, categories: {flood: {flag: 0.05}}}}")
+    assert mask_thresholds(own, PROFILE, "tool") == [0.5, float("inf")]

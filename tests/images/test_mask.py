@@ -1,6 +1,7 @@
 """Masking: what is inside a box is gone, what is outside stays, and nothing else changes."""
 
 import io
+import math
 
 import numpy as np
 import pytest
@@ -200,3 +201,93 @@ def test_a_soft_edge_is_made_of_the_original_and_not_of_a_neighbours_edge(fill):
     for left, top, right, bottom in NEIGHBOURS:
         outside[top:bottom, left:right] = False
     assert np.abs(result - np.asarray(expected, int))[outside].max() <= 1
+
+
+@pytest.mark.parametrize("feather", [0.1, 0.25, 0.5])
+@pytest.mark.parametrize("box", [(20, 30, 60, 50), (40, 10, 60, 50), (0, 0, 40, 20), (50, 40, 90, 60)])
+def test_each_pixel_of_a_soft_edge_takes_of_the_cover_by_its_distance_from_the_box(box, feather):
+    width, height = 90, 60
+    left, top, right, bottom = box
+    reach = round(feather * 20)
+    expected = np.empty((height, width))
+    for y in range(height):
+        for x in range(width):
+            away = math.hypot(max(left - x, x - (right - 1), 0), max(top - y, y - (bottom - 1), 0))
+            expected[y, x] = 255 * min(1, away / (reach + 1))
+    result = np.asarray(mask_regions(Image.new("RGB", (width, height), "white"), [box], feather=feather))[..., 0]
+    assert np.abs(result - expected).max() <= 1.5
+
+
+def test_an_edge_softer_than_half_a_pixel_is_hard_and_one_of_a_pixel_is_one_pixel_wide():
+    image = Image.new("RGB", (60, 60), "white")
+    hard = np.asarray(mask_regions(image, [(20, 20, 40, 40)], feather=0))
+    assert np.array_equal(np.asarray(mask_regions(image, [(20, 20, 40, 40)], feather=0.02)), hard)
+    soft = np.asarray(mask_regions(image, [(20, 20, 40, 40)], feather=0.05), int)[30, :, 0]
+    assert (soft[18], soft[20], soft[39], soft[41]) == (255, 0, 0, 255)
+    assert soft[19] == soft[40] == pytest.approx(127, abs=1)
+
+
+@pytest.mark.parametrize(
+    ("size", "cells"),
+    [
+        ((400, 300), (8, 6)),
+        ((300, 400), (6, 8)),
+        ((64, 8), (8, 1)),
+        ((31, 9), (7, 2)),
+        ((9, 31), (2, 7)),
+        ((3, 3), (1, 1)),
+    ],
+)
+def test_a_mosaic_has_eight_cells_along_its_longer_side_and_none_is_narrower_than_four_pixels(size, cells):
+    result = np.asarray(mask_regions(noise(*size), [(0, 0, *size)], fill="pixelate"), int)
+    columns, rows = (1 + np.any(np.diff(result, axis=axis), axis=(1 - axis, 2)).sum() for axis in (1, 0))
+    assert (columns, rows) == cells
+
+
+@pytest.mark.parametrize("fill", ["blur", "pixelate"])
+def test_a_cover_shows_the_colours_of_its_own_box_and_of_nothing_beside_it(fill):
+    image = Image.new("RGB", (100, 80), "red")
+    image.paste("blue", (40, 32, 72, 64))
+    inside = np.asarray(mask_regions(image, [(40, 32, 72, 64)], fill=fill, feather=0))[32:64, 40:72]
+    assert (inside == (0, 0, 255)).all()
+
+
+def test_a_blur_mixes_colours_of_neighbouring_cells_and_leaves_those_further_away_as_they_are():
+    image = Image.new("RGB", (320, 240), "black")
+    image.paste("white", (160, 0, 320, 240))
+    row = np.asarray(mask_regions(image, [(0, 0, 320, 240)], fill="blur"), int)[120, :, 0]
+    assert row[:61].max() <= 2
+    assert row[-61:].min() >= 253
+    assert 5 < row[100] < 30
+    assert 225 < row[219] < 250
+
+
+def test_a_mask_is_black_and_a_little_soft_unless_it_is_told_otherwise():
+    image = Image.new("RGB", (200, 200), "white")
+    by_default = np.asarray(mask_regions(image, [(50, 50, 150, 150)]))
+    assert np.array_equal(by_default, np.asarray(mask_regions(image, [(50, 50, 150, 150)], feather=0.04)))
+    assert (by_default[50:150, 50:150] == 0).all()
+    assert 0 < by_default[100, 46, 0] < 255
+    assert by_default[100, 45, 0] == 255
+
+
+def test_a_box_without_width_or_height_is_no_mistake_and_covers_nothing():
+    image = noise(20, 20)
+    assert np.array_equal(np.asarray(mask_regions(image, [(5, 5, 5, 5), (3, 7, 9, 7)])), np.asarray(image))
+
+
+def test_boxes_that_touch_the_edges_are_covered_to_the_last_pixel():
+    result = np.asarray(mask_regions(Image.new("RGB", (30, 20), "white"), [(29, 0, 30, 1), (0, 19, 1, 20)], feather=0))
+    assert [tuple(place) for place in np.argwhere(result[..., 0] == 0)] == [(0, 29), (19, 0)]
+
+
+def test_coverage_of_the_whole_image_is_one_and_never_more():
+    assert coverage([(0, 0, 3, 3)], (3, 3)) == 1.0
+    assert coverage([(-1, -1, 9, 9)] * 3, (7, 3)) == 1.0
+    assert coverage([(0.0, 0.0, 0.1, 0.7), (0.1, 0.0, 1 / 3, 0.7), (1 / 3, 0.0, 0.7, 0.7)], (0.7, 0.7)) <= 1.0
+
+
+def test_the_text_of_a_png_is_as_small_as_zlibs_usual_level_makes_it():
+    data = encode_png(noise())
+    start = data.index(b"IDAT") + 4
+    assert data[start : start + 2] == b"\x78\x9c", "level 6: another level would give other bytes for the same pixels"
