@@ -260,3 +260,161 @@ def test_cosine_cost_lies_between_zero_and_two():
     torch.testing.assert_close(cost.diagonal(), torch.zeros(5), rtol=0, atol=1e-6)
     assert float(cost.min()) >= 0
     assert float(cost.max()) <= 2
+
+
+def test_rounding_never_makes_a_cost_less_than_zero_or_more_than_two():
+    x = torch.nn.functional.normalize(torch.randn(4, 3, 8), dim=-1) * (1 + 1e-6)
+    cost = cosine_cost(x, torch.stack([x[:, 0], -x[:, 0]], 1))
+    assert (cost[:, 0, 0] == 0).all()
+    assert (cost[:, 0, 1] == 2).all()
+
+
+def unit(*shape, seed=5):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=generator, dtype=torch.float64), dim=-1)
+
+
+def test_a_batch_of_costs_entropies_and_weights_is_what_a_loop_makes_of_it():
+    regions, anchors = unit(2, 1, 5, 8), unit(3, 4, 8, seed=6)
+    cost = cosine_cost(regions, anchors)
+    assert cost.shape == (2, 3, 5, 4)
+    logits = torch.randn(2, 3, 4)
+    for image in range(2):
+        for category in range(3):
+            for region in range(5):
+                for anchor in range(4):
+                    expected = 1 - float(regions[image, 0, region] @ anchors[category, anchor])
+                    assert float(cost[image, category, region, anchor]) == pytest.approx(expected)
+            p = torch.softmax(logits[image, category], 0)
+            assert float(entropy(logits)[image, category]) == pytest.approx(float(-(p * p.log()).sum()), abs=1e-6)
+    h = torch.rand(2, 3, 4)
+    for sign, temperature in ((-1.0, 1.0), (1.0, 0.5)):
+        expected = [[torch.softmax(sign * row / temperature, 0) for row in rows] for rows in h]
+        expected = torch.stack([torch.stack(rows) for rows in expected])
+        torch.testing.assert_close(entropy_weights(h, sign, temperature), expected)
+    torch.testing.assert_close(entropy_weights(h), torch.softmax(-h, -1))
+
+
+def test_replaced_entropies_of_several_views_are_those_of_each():
+    anchors, views = unit(4, 3, 8), unit(2, 5, 8, seed=7)
+    found = replaced_entropies(views, anchors.mean(1), anchors, 7.0)
+    assert found.shape == (2, 5, 4, 3)
+    for row in range(2):
+        for column in range(5):
+            alone = replaced_entropies(views[row, column], anchors.mean(1), anchors, 7.0)
+            torch.testing.assert_close(found[row, column], alone)
+
+
+def test_conditional_costs_and_shares_of_a_batch_are_sums_over_the_anchors_of_each_region():
+    generator = torch.Generator().manual_seed(8)
+    cost, plan = torch.rand(2, 3, 5, 4, generator=generator), torch.rand(2, 3, 5, 4, generator=generator)
+    mass = torch.rand(2, 5, generator=generator)
+    groups = torch.tensor([[1.0, 0, 0, 1], [0, 1, 1, 0], [0, 0, 1, 0]])
+    found, shares = conditional_cost(plan, cost, mass), mass_share(plan, groups)
+    assert (found.shape, shares.shape) == ((2, 3, 5), (2, 3, 5, 3))
+    for image in range(2):
+        for category in range(3):
+            for region in range(5):
+                row = plan[image, category, region]
+                expected = float(row @ cost[image, category, region] / mass[image, region])
+                assert float(found[image, category, region]) == pytest.approx(expected, rel=1e-5)
+                own = [float((row * group).sum() / row.sum()) for group in groups]
+                assert shares[image, category, region].tolist() == pytest.approx(own, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+def test_results_are_as_precise_as_the_most_precise_input_and_never_less_than_float32(dtype):
+    wanted = torch.float64 if dtype == torch.float64 else torch.float32
+    x, single = unit(3, 8), unit(4, 8).float()
+    mass = torch.full((3,), 1 / 3)
+    cost = cosine_cost(x.to(dtype), single)
+    assert cost.dtype == cosine_cost(single, x.to(dtype)).dtype == wanted
+    assert entropy(x.to(dtype)).dtype == entropy_weights(x.to(dtype)).dtype == wanted
+    assert replaced_entropies(x[0].to(dtype), single, single[:, None], 2.0).dtype == wanted
+    plan = sinkhorn(cost, mass.to(dtype), torch.full((4,), 0.25), epsilon=0.1)
+    assert plan.dtype == conditional_cost(plan, cost, mass).dtype == mass_share(plan, torch.eye(4)).dtype == wanted
+
+
+def iterations(cost, a, b, epsilon, relaxation, tolerance):
+    """How many pairs of half-steps it takes, by Sinkhorn's iteration on one problem as in a textbook."""
+    kernel = (-cost / epsilon).exp()
+    u, v = 1 / (kernel @ b), torch.ones_like(b)
+    power = 1.0 if relaxation is None else relaxation / (relaxation + epsilon)
+    for count in range(1, 10_000):
+        pull = kernel.T @ (a * u)
+        new = pull**-power
+        change = (v * b * pull - b).abs().sum() if relaxation is None else (new.log() - v.log()).abs().max()
+        v = new
+        u = 1 / (kernel @ (b * v))
+        if change < tolerance:
+            return count
+    raise AssertionError("does not converge")
+
+
+@pytest.mark.parametrize("relaxation", [None, 0.05, 0.5])
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-5, 1e-8])
+def test_iteration_stops_as_soon_as_the_plan_is_within_the_tolerance(relaxation, tolerance):
+    generator = torch.Generator().manual_seed(9)
+    cost = 2 * torch.rand(6, 5, generator=generator, dtype=torch.float64)
+    a, b = (torch.softmax(torch.randn(n, generator=generator, dtype=torch.float64), 0) for n in (6, 5))
+    count = iterations(cost, a, b, 0.1, relaxation, tolerance)
+    found = sinkhorn(cost, a, b, epsilon=0.1, relaxation=relaxation, tolerance=tolerance, max_iterations=1000)
+    after = [
+        sinkhorn(cost, a, b, epsilon=0.1, relaxation=relaxation, tolerance=0, max_iterations=most)
+        for most in (count - 1, count, count + 1)
+    ]
+    assert [torch.equal(found, plan) for plan in after] == [False, True, False]
+
+
+def test_a_batch_goes_on_until_its_last_problem_is_within_the_tolerance():
+    generator = torch.Generator().manual_seed(10)
+    hard = 2 * torch.rand(6, 5, generator=generator, dtype=torch.float64)
+    a, b = torch.full((6,), 1 / 6, dtype=torch.float64), torch.full((5,), 0.2, dtype=torch.float64)
+    cost = torch.stack([torch.zeros_like(hard), hard])
+    for relaxation in (None, 0.5):
+        together = sinkhorn(cost, a, b, epsilon=0.05, relaxation=relaxation, tolerance=1e-6, max_iterations=1000)
+        alone = sinkhorn(hard, a, b, epsilon=0.05, relaxation=relaxation, tolerance=1e-6, max_iterations=1000)
+        torch.testing.assert_close(together[1], alone, rtol=0, atol=1e-12)
+
+
+def test_two_hundred_iterations_and_a_tolerance_of_a_ten_thousandth_are_what_is_taken_by_default():
+    generator = torch.Generator().manual_seed(11)
+    cost = 2 * torch.rand(9, 7, generator=generator, dtype=torch.float64)
+    a, b = (torch.softmax(torch.randn(n, generator=generator, dtype=torch.float64), 0) for n in (9, 7))
+    for most in (199, 200, 201):
+        # Too little regularisation to come to an end.
+        other = sinkhorn(cost, a, b, epsilon=0.004, tolerance=0, max_iterations=most)
+        assert torch.equal(sinkhorn(cost, a, b, epsilon=0.004, tolerance=0), other) == (most == 200)
+    for tolerance in (1e-3, 1e-4, 1e-5):
+        other = sinkhorn(cost, a, b, epsilon=0.1, tolerance=tolerance)
+        assert torch.equal(sinkhorn(cost, a, b, epsilon=0.1), other) == (tolerance == 1e-4)
+
+
+def test_without_an_iteration_each_region_shares_its_mass_by_cost_and_weight_of_the_anchors():
+    cost, a, b = unit(4, 3).abs(), torch.full((4,), 0.25).double(), torch.tensor([0.5, 0.3, 0.2]).double()
+    expected = a[:, None] * torch.softmax(-cost / 0.1 + b.log(), -1)
+    torch.testing.assert_close(sinkhorn(cost, a, b, epsilon=0.1, max_iterations=0), expected)
+
+
+def test_marginals_may_differ_from_problem_to_problem():
+    generator = torch.Generator().manual_seed(12)
+    cost = 2 * torch.rand(2, 3, 5, 4, generator=generator, dtype=torch.float64)
+    a = torch.softmax(torch.randn(2, 1, 5, generator=generator, dtype=torch.float64), -1)
+    b = torch.softmax(torch.randn(3, 4, generator=generator, dtype=torch.float64), -1)
+    plan = converged(cost, a, b, 0.1)
+    for image in range(2):
+        for category in range(3):
+            alone = converged(cost[image, category], a[image, 0], b[category], 0.1)
+            torch.testing.assert_close(plan[image, category], alone, rtol=0, atol=1e-9)
+
+
+def test_regions_without_mass_get_an_empty_row_and_change_nothing():
+    generator = torch.Generator().manual_seed(13)
+    cost = 2 * torch.rand(4, 3, generator=generator, dtype=torch.float64)
+    a, b = torch.tensor([0.5, 0.0, 0.25, 0.25]).double(), torch.full((3,), 1 / 3).double()
+    plan, rest = (
+        sinkhorn(*case, b, epsilon=0.1, max_iterations=300, tolerance=1e-10)
+        for case in ((cost, a), (cost[[0, 2, 3]], a[[0, 2, 3]]))
+    )
+    assert (plan[1] == 0).all()
+    torch.testing.assert_close(plan[[0, 2, 3]], rest, rtol=0, atol=1e-9)
