@@ -40,6 +40,48 @@ def converged(cost, a, b, epsilon, **kwargs):
     return sinkhorn(cost, a, b, epsilon=epsilon, max_iterations=20_000, tolerance=1e-12, **kwargs)
 
 
+def iterations(cost, a, b, epsilon, relaxation, tolerance):
+    """How many pairs of half-steps it takes, by Sinkhorn's iteration on one problem as in a textbook."""
+    kernel = (-cost / epsilon).exp()
+    u, v = 1 / (kernel @ b), torch.ones_like(b)
+    power = 1.0 if relaxation is None else relaxation / (relaxation + epsilon)
+    for count in range(1, 10_000):
+        pull = kernel.T @ (a * u)
+        new = pull**-power
+        change = (v * b * pull - b).abs().sum() if relaxation is None else (new.log() - v.log()).abs().max()
+        v = new
+        u = 1 / (kernel @ (b * v))
+        if change < tolerance:
+            return count
+    raise AssertionError("does not converge")
+
+
+@pytest.mark.parametrize("relaxation", [None, 0.05, 0.5])
+@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-5, 1e-8])
+def test_iteration_stops_as_soon_as_the_plan_is_within_the_tolerance(relaxation, tolerance):
+    generator = torch.Generator().manual_seed(9)
+    cost = 2 * torch.rand(6, 5, generator=generator, dtype=torch.float64)
+    a, b = (torch.softmax(torch.randn(n, generator=generator, dtype=torch.float64), 0) for n in (6, 5))
+    count = iterations(cost, a, b, 0.1, relaxation, tolerance)
+    found = sinkhorn(cost, a, b, epsilon=0.1, relaxation=relaxation, tolerance=tolerance, max_iterations=1000)
+    after = [
+        sinkhorn(cost, a, b, epsilon=0.1, relaxation=relaxation, tolerance=0, max_iterations=most)
+        for most in (count - 1, count, count + 1)
+    ]
+    assert [torch.equal(found, plan) for plan in after] == [False, True, False]
+
+
+def test_a_batch_goes_on_until_its_last_problem_is_within_the_tolerance():
+    generator = torch.Generator().manual_seed(10)
+    hard = 2 * torch.rand(6, 5, generator=generator, dtype=torch.float64)
+    a, b = torch.full((6,), 1 / 6, dtype=torch.float64), torch.full((5,), 0.2, dtype=torch.float64)
+    cost = torch.stack([torch.zeros_like(hard), hard])
+    for relaxation in (None, 0.5):
+        together = sinkhorn(cost, a, b, epsilon=0.05, relaxation=relaxation, tolerance=1e-6, max_iterations=1000)
+        alone = sinkhorn(hard, a, b, epsilon=0.05, relaxation=relaxation, tolerance=1e-6, max_iterations=1000)
+        torch.testing.assert_close(together[1], alone, rtol=0, atol=1e-12)
+
+
 @problems
 @given(problem())
 def test_the_plan_has_the_marginals_it_was_given(case):
@@ -333,48 +375,6 @@ def test_results_are_as_precise_as_the_most_precise_input_and_never_less_than_fl
     assert replaced_entropies(x[0].to(dtype), single, single[:, None], 2.0).dtype == wanted
     plan = sinkhorn(cost, mass.to(dtype), torch.full((4,), 0.25), epsilon=0.1)
     assert plan.dtype == conditional_cost(plan, cost, mass).dtype == mass_share(plan, torch.eye(4)).dtype == wanted
-
-
-def iterations(cost, a, b, epsilon, relaxation, tolerance):
-    """How many pairs of half-steps it takes, by Sinkhorn's iteration on one problem as in a textbook."""
-    kernel = (-cost / epsilon).exp()
-    u, v = 1 / (kernel @ b), torch.ones_like(b)
-    power = 1.0 if relaxation is None else relaxation / (relaxation + epsilon)
-    for count in range(1, 10_000):
-        pull = kernel.T @ (a * u)
-        new = pull**-power
-        change = (v * b * pull - b).abs().sum() if relaxation is None else (new.log() - v.log()).abs().max()
-        v = new
-        u = 1 / (kernel @ (b * v))
-        if change < tolerance:
-            return count
-    raise AssertionError("does not converge")
-
-
-@pytest.mark.parametrize("relaxation", [None, 0.05, 0.5])
-@pytest.mark.parametrize("tolerance", [1e-1, 1e-3, 1e-5, 1e-8])
-def test_iteration_stops_as_soon_as_the_plan_is_within_the_tolerance(relaxation, tolerance):
-    generator = torch.Generator().manual_seed(9)
-    cost = 2 * torch.rand(6, 5, generator=generator, dtype=torch.float64)
-    a, b = (torch.softmax(torch.randn(n, generator=generator, dtype=torch.float64), 0) for n in (6, 5))
-    count = iterations(cost, a, b, 0.1, relaxation, tolerance)
-    found = sinkhorn(cost, a, b, epsilon=0.1, relaxation=relaxation, tolerance=tolerance, max_iterations=1000)
-    after = [
-        sinkhorn(cost, a, b, epsilon=0.1, relaxation=relaxation, tolerance=0, max_iterations=most)
-        for most in (count - 1, count, count + 1)
-    ]
-    assert [torch.equal(found, plan) for plan in after] == [False, True, False]
-
-
-def test_a_batch_goes_on_until_its_last_problem_is_within_the_tolerance():
-    generator = torch.Generator().manual_seed(10)
-    hard = 2 * torch.rand(6, 5, generator=generator, dtype=torch.float64)
-    a, b = torch.full((6,), 1 / 6, dtype=torch.float64), torch.full((5,), 0.2, dtype=torch.float64)
-    cost = torch.stack([torch.zeros_like(hard), hard])
-    for relaxation in (None, 0.5):
-        together = sinkhorn(cost, a, b, epsilon=0.05, relaxation=relaxation, tolerance=1e-6, max_iterations=1000)
-        alone = sinkhorn(hard, a, b, epsilon=0.05, relaxation=relaxation, tolerance=1e-6, max_iterations=1000)
-        torch.testing.assert_close(together[1], alone, rtol=0, atol=1e-12)
 
 
 def test_two_hundred_iterations_and_a_tolerance_of_a_ten_thousandth_are_what_is_taken_by_default():
