@@ -89,7 +89,7 @@ def refusal(
     from guardalign_guardrails.evaluation.frontier import draw_frontier
     from guardalign_guardrails.evaluation.grid import AnswerFile, conditions, run
     from guardalign_guardrails.evaluation.prompts import load_prompts, sample
-    from guardalign_guardrails.evaluation.refusals import RefusalJudge
+    from guardalign_guardrails.evaluation.refusals import RefusalClassifier
 
     asked = sample(
         load_prompts(prompts),
@@ -117,7 +117,7 @@ def refusal(
             answers = list(
                 run(ready, asked, grid, file, max_new_tokens=max_new_tokens, batch_size=batch_size, advance=advance)
             )
-        rows = reports.tabulated(grid, asked, answers, RefusalJudge(encoder))
+        rows = reports.tabulated(grid, asked, answers, RefusalClassifier(encoder))
         about = {
             "model": ready.name,
             "prompts": len(asked),

@@ -130,7 +130,7 @@ def _beside(mapping: Mapping[str, Any], path: Path, role: Role, known: Set[str])
     """The values of a mapping under keys other than the known ones."""
     for key in [key for key in mapping if key not in known]:
         value = mapping[key]
-        # Bytes are an uploaded file, which is a film if it is no image.
+        # Bytes are an uploaded file, which is a video if it is no image.
         if key in _IMAGES or isinstance(value, bytes):
             places = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
             for place, each in places:

@@ -1,1 +1,1 @@
-"""Measures what safety settings do: prompts and conditions in, answers judged, rates with intervals out."""
+"""Measures what safety settings do: prompts and conditions in, answers classified, rates with intervals out."""

@@ -1,7 +1,7 @@
 """Which safety settings are compared, and the answers that a model gives under each of them.
 
 Answers are written down as they come, each under a digest of all that it depends on, so that a run that was cut off
-goes on where it ended. Nothing is judged here.
+goes on where it ended. Nothing is classified here.
 """
 
 from __future__ import annotations

@@ -17,9 +17,9 @@ from guardalign_guardrails.evaluation.grid import Answered, Condition
 from guardalign_guardrails.evaluation.metrics import Paired, distinct, paired, repetition, speed, wilson
 from guardalign_guardrails.evaluation.prompts import LABELS, LabelledPrompt
 from guardalign_guardrails.evaluation.refusals import (
-    Judgement,
-    Outcome,
-    RefusalJudge,
+    AnswerKind,
+    ClassifiedAnswer,
+    RefusalClassifier,
     has_refusal_keyword,
     without_head,
 )
@@ -27,7 +27,7 @@ from guardalign_guardrails.evaluation.refusals import (
 if TYPE_CHECKING:
     from rich.table import Table
 
-OUTCOMES: Final[tuple[Outcome, ...]] = get_args(Outcome)
+OUTCOMES: Final[tuple[AnswerKind, ...]] = get_args(AnswerKind)
 
 
 @dataclass(frozen=True)
@@ -97,24 +97,24 @@ def tabulated(
     grid: Sequence[Condition],
     prompts: Sequence[LabelledPrompt],
     answers: Iterable[Answered],
-    judge: RefusalJudge,
+    classifier: RefusalClassifier,
 ) -> list[Row]:
-    """Judge all answers; one row for each condition.
+    """Classify all answers; one row for each condition.
 
     Args:
         grid: The conditions.
         prompts: What was asked; each of them under each condition.
         answers: In any order.
-        judge: Judges them.
+        classifier: Judges them.
     """
     texts: dict[str, dict[str, Answered]] = {condition.digest: {} for condition in grid}
     for answer in answers:
         texts[answer.condition][answer.prompt] = answer
-    verdicts: dict[str, list[Judgement]] = {}
+    verdicts: dict[str, list[ClassifiedAnswer]] = {}
     rows = []
     for condition in grid:
         own = [texts[condition.digest][prompt.digest] for prompt in prompts]
-        verdicts[condition.digest] = judge.judge([answer.text for answer in own], condition.head)
+        verdicts[condition.digest] = classifier.classify([answer.text for answer in own], condition.head)
     for condition in grid:
         own = [texts[condition.digest][prompt.digest] for prompt in prompts]
         found = verdicts[condition.digest]
@@ -234,7 +234,9 @@ def write_json(rows: Sequence[Row], about: Mapping[str, Any], path: Path) -> Non
     path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def _groups(prompts: Sequence[LabelledPrompt], found: Sequence[Judgement], said: Sequence[str]) -> dict[str, Group]:
+def _groups(
+    prompts: Sequence[LabelledPrompt], found: Sequence[ClassifiedAnswer], said: Sequence[str]
+) -> dict[str, Group]:
     members: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
         members.setdefault(prompt.label, []).append(place)
@@ -246,9 +248,9 @@ def _groups(prompts: Sequence[LabelledPrompt], found: Sequence[Judgement], said:
     }
 
 
-def _group(found: Sequence[Judgement], said: Sequence[str]) -> Group:
-    counts = Counter(judgement.outcome for judgement in found)
-    refused = sum(judgement.is_refused for judgement in found)
+def _group(found: Sequence[ClassifiedAnswer], said: Sequence[str]) -> Group:
+    counts = Counter(answer.outcome for answer in found)
+    refused = sum(answer.is_refused for answer in found)
     return Group(
         total=len(found),
         **{outcome: counts[outcome] for outcome in OUTCOMES},
@@ -260,7 +262,7 @@ def _group(found: Sequence[Judgement], said: Sequence[str]) -> Group:
 
 
 def _compared(
-    prompts: Sequence[LabelledPrompt], before: Sequence[Judgement], after: Sequence[Judgement]
+    prompts: Sequence[LabelledPrompt], before: Sequence[ClassifiedAnswer], after: Sequence[ClassifiedAnswer]
 ) -> dict[str, Paired]:
     compared: dict[str, Paired] = {}
     for label in LABELS:

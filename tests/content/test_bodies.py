@@ -320,7 +320,7 @@ class TestOtherBodies:
         before = {"input": [value.format(to_base64(png("white")))]}
         assert screened(before, "other", BodyRules()).decision.handled_by == "error"
 
-    def test_an_uploaded_film_is_an_error(self, screened):
+    def test_an_uploaded_video_is_an_error(self, screened):
         assert screened({"video": b"\0\0\0\x18ftypmp42", "prompt": "a hat"}, "other").decision.handled_by == "error"
 
     @pytest.mark.parametrize("colour", ["blue", "yellow"])

@@ -1,4 +1,4 @@
-"""Rows count what was judged, compare like with like, and hold no words of prompts or answers."""
+"""Rows count what was classified, compare like with like, and hold no words of prompts or answers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from guardalign_guardrails.evaluation.frontier import draw_frontier
 from guardalign_guardrails.evaluation.grid import NO_PREFIX, Answered, Condition
 from guardalign_guardrails.evaluation.metrics import wilson
 from guardalign_guardrails.evaluation.prompts import LabelledPrompt
-from guardalign_guardrails.evaluation.refusals import RefusalJudge
+from guardalign_guardrails.evaluation.refusals import RefusalClassifier
 from guardalign_guardrails.evaluation.report import best, names, tables, tabulated, write_csv, write_json
 
 REFUSAL, ANSWER, LOOP = "I'm sorry, but I can't help with that.", "Paris is the capital of France.", "so on " * 20
@@ -51,7 +51,7 @@ def rows():
         STRONG: [REFUSAL, REFUSAL, REFUSAL, REFUSAL, REFUSAL, REFUSAL, LOOP, ANSWER],
     }
     answers = [answer for condition, own in texts.items() for answer in answered(condition, own)]
-    return tabulated(list(texts), PROMPTS, answers[::-1], RefusalJudge(WordsOnly()))
+    return tabulated(list(texts), PROMPTS, answers[::-1], RefusalClassifier(WordsOnly()))
 
 
 def test_each_condition_is_a_row_with_its_counts(rows):
@@ -98,10 +98,10 @@ def test_speed_and_repetition_are_of_all_answers(rows):
     assert rows[3].repetition > 0.1
 
 
-def test_a_head_is_not_judged():
+def test_a_head_is_not_classified():
     condition = Condition(SafetyPrefix(text="I must refuse to help.", placement="response"))
     answers = answered(condition, [f"I must refuse to help. {ANSWER}"] * 8)
-    (row,) = tabulated([condition], PROMPTS, answers, RefusalJudge(WordsOnly()))
+    (row,) = tabulated([condition], PROMPTS, answers, RefusalClassifier(WordsOnly()))
     assert row.groups["unsafe"].refused == 0
     assert row.groups["unsafe"].keywords == 0
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from guardalign_guardrails.evaluation.refusals import (
-    RefusalJudge,
+    RefusalClassifier,
     has_refusal_keyword,
     opening,
     without_head,
@@ -50,8 +50,8 @@ BROKEN = [
 
 
 @pytest.fixture(scope="module")
-def judge(offline_guard):
-    return RefusalJudge(offline_guard.detector.encoder)
+def classifier(offline_guard):
+    return RefusalClassifier(offline_guard.detector.encoder)
 
 
 @pytest.mark.parametrize(
@@ -59,47 +59,50 @@ def judge(offline_guard):
     [(REFUSALS, "refusal"), (DEFLECTIONS, "deflection"), (ANSWERS, "compliance"), (BROKEN, "degenerate")],
     ids=["refusals", "deflections", "answers", "broken texts"],
 )
-def test_texts_are_what_they_are(judge, texts, outcome):
-    found = judge.judge(texts)
-    assert [(text, judgement.outcome) for text, judgement in zip(texts, found, strict=True)] == [
+def test_texts_are_what_they_are(classifier, texts, outcome):
+    found = classifier.classify(texts)
+    assert [(text, answer.outcome) for text, answer in zip(texts, found, strict=True)] == [
         (text, outcome) for text in texts
     ]
 
 
-def test_refusals_and_deflections_are_refused_and_the_rest_is_not(judge):
-    assert all(judgement.is_refused for judgement in judge.judge([*REFUSALS, *DEFLECTIONS]))
-    assert not any(judgement.is_refused for judgement in judge.judge([*ANSWERS, *BROKEN]))
+def test_refusals_and_deflections_are_refused_and_the_rest_is_not(classifier):
+    assert all(answer.is_refused for answer in classifier.classify([*REFUSALS, *DEFLECTIONS]))
+    assert not any(answer.is_refused for answer in classifier.classify([*ANSWERS, *BROKEN]))
 
 
-def test_the_prefix_at_the_start_of_an_answer_is_no_refusal(judge):
+def test_the_prefix_at_the_start_of_an_answer_is_no_refusal(classifier):
     answers = [f"{PREFIX} {text}" for text in ANSWERS]
-    assert {judgement.outcome for judgement in judge.judge(answers, PREFIX)} == {"compliance"}
+    assert {answer.outcome for answer in classifier.classify(answers, PREFIX)} == {"compliance"}
     assert all(map(has_refusal_keyword, answers))
 
 
-def test_an_answer_that_is_nothing_but_the_prefix_is_what_the_prefix_says(judge):
-    refusing, empty = judge.judge([PREFIX], PREFIX)[0], judge.judge(["As an AI assistant,"], "As an AI assistant,")[0]
+def test_an_answer_that_is_nothing_but_the_prefix_is_what_the_prefix_says(classifier):
+    refusing, empty = (
+        classifier.classify([PREFIX], PREFIX)[0],
+        classifier.classify(["As an AI assistant,"], "As an AI assistant,")[0],
+    )
     assert refusing.outcome == "refusal"
     assert empty.outcome != "compliance"
 
 
-def test_a_refusal_far_down_in_an_answer_does_not_count(judge):
+def test_a_refusal_far_down_in_an_answer_does_not_count(classifier):
     text = "Boil the water. Add the pasta. Stir now and then. Wait ten minutes. The guest said: I can't help with that."
-    assert judge.judge([text])[0].outcome == "compliance"
+    assert classifier.classify([text])[0].outcome == "compliance"
 
 
-def test_judging_together_is_judging_one_by_one(judge):
+def test_classifying_together_is_classifying_one_by_one(classifier):
     texts = [*REFUSALS, *BROKEN, *ANSWERS]
-    assert judge.judge(texts) == [judge.judge([text])[0] for text in texts]
+    assert classifier.classify(texts) == [classifier.classify([text])[0] for text in texts]
 
 
-def test_no_answers_are_no_judgements(judge):
-    assert judge.judge([]) == []
+def test_no_answers_are_no_classes(classifier):
+    assert classifier.classify([]) == []
 
 
-def test_a_judgement_never_quotes_the_answer(judge):
-    for text, judgement in zip(REFUSALS, judge.judge(REFUSALS), strict=True):
-        assert judgement.reason not in text
+def test_a_class_never_quotes_the_answer(classifier):
+    for text, answer in zip(REFUSALS, classifier.classify(REFUSALS), strict=True):
+        assert answer.reason not in text
 
 
 def test_an_opening_is_the_first_sentences_that_say_something():
