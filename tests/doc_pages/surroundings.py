@@ -86,6 +86,11 @@ class App:
         return self.request.getfixturevalue("offline_guard").detector.encoder
 
 
+def hides_the_pistol(image: Image.Image) -> bool:
+    """Whether its middle is black in an example photo that may have been masked."""
+    return not np.asarray(image)[300, 450].any()
+
+
 # The project's own pages
 
 
@@ -108,11 +113,9 @@ def readme(app: App) -> Around:
         "index": index_of(TextNode(text="The wire is black.")),
         "llm": RecordingLLM(),
     }
-    masked = Image.open(io.BytesIO(names["to_send"]))
     assert names["result"].verdict.action == "mask"
-    assert np.asarray(masked)[300, 450].max() == 0
-    (sent,) = app.openai.last.images
-    assert np.asarray(sent)[300, 450].max() == 0
+    assert hides_the_pistol(Image.open(io.BytesIO(names["to_send"])))
+    assert [hides_the_pistol(image) for image in app.openai.last.images] == [True]
     assert str(names["engine"].query("What colour is the wire?")) == "one two three"
     assert asked[0]["guard"] is names["guard"]
 
@@ -291,9 +294,9 @@ def openai(app: App) -> Around:
     class Answer(BaseModel):
         word: str
 
-    url = to_data_url(encode_png(RED), "image/png")
+    url = to_data_url((app.folder / "photo.jpg").read_bytes(), "image/jpeg")
     app.openai.answer = lambda _: {"words": ('{"word": "bird"}',)}
-    names = yield {
+    yield {
         "Agent": Agent,
         "Answer": Answer,
         "RunConfig": RunConfig,
@@ -301,8 +304,7 @@ def openai(app: App) -> Around:
         "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}],
         "policy": app.guard(),
     }
-    assert names
-    assert [[shows(image, "red") for image in request.images] for request in app.openai.requests] == [[False], [False]]
+    assert [[hides_the_pistol(image) for image in each.images] for each in app.openai.requests] == [[True], [True]]
 
 
 def decoding(app: App) -> Around:
