@@ -119,3 +119,5 @@ def test_what_make_test_checks_is_checked_before_a_commit_too():
     for tool in ("ruff check", "ruff format", "mypy"):
         assert f"$(BIN)/{tool}" in MAKEFILE
         assert f".venv/bin/{tool}" in entries
+    assert ".venv/bin/python tools/words.py" in entries
+    assert (ROOT / "tools" / "words.py").is_file()
