@@ -9,9 +9,8 @@ from llama_index_guardalign.chat.tool_guard import guard_tool
 from llama_index_guardalign.chat.workflow import CheckImages, ImagesBlocked, ImagesPassed, add_guard_step
 from llama_index_guardalign.events import GuardVerdictEvent
 from llama_index_guardalign.nodes.postprocessor import ImageGuardPostprocessor
-from llama_index_guardalign.nodes.query_engine import GuardedQueryEngine
+from llama_index_guardalign.nodes.query_image import acheck_query_image, check_query_image
 from llama_index_guardalign.nodes.reader import GuardedReader
-from llama_index_guardalign.nodes.retriever import GuardedRetriever
 from llama_index_guardalign.nodes.transform import ImageGuardTransform
 from llama_index_guardalign.redaction import RedactingEventHandler, RedactingSpanHandler, redact_traces
 
@@ -24,9 +23,7 @@ __all__ = [
     "GuardSettings",
     "GuardVerdictEvent",
     "GuardedLLM",
-    "GuardedQueryEngine",
     "GuardedReader",
-    "GuardedRetriever",
     "ImageGuardPostprocessor",
     "ImageGuardTransform",
     "ImagesBlocked",
@@ -34,8 +31,10 @@ __all__ = [
     "RedactingEventHandler",
     "RedactingSpanHandler",
     "ScreenedChat",
+    "acheck_query_image",
     "add_guard_step",
     "ascreen_chat",
+    "check_query_image",
     "guard_tool",
     "redact_traces",
     "screen_chat",

@@ -269,7 +269,14 @@ def llama_index_local(app: App) -> Around:
 
 
 def llama_index_rag(app: App) -> Around:
-    names = yield _llama_names(app)
+    from llama_index.core.schema import ImageNode, TextNode
+    from llama_nodes import b64, index_of
+
+    white = canary("white", number=3)
+    white.save(app.folder / "question.png")
+    index = index_of(TextNode(text="The wire is black."), ImageNode(text="a photo", image=b64(white)))
+    names = yield {**_llama_names(app), "retriever": index.as_retriever(), "image_path": "question.png"}
+    assert str(names["answer"]) == "one two three"
     (node,) = names["pipeline"].run()
     assert (node.get_content(), len(node.embedding)) == ("The wire is black.", 3)
     assert str(names["engine"].query("birds")) == "one two three"

@@ -1,13 +1,13 @@
-"""Retrievers and engines with a filter around them, also where no postprocessor runs, and the image of a query."""
+"""Retrievers and engines with the postprocessor behind them, and the image of a query."""
 
 from __future__ import annotations
 
+import asyncio
 import json
 
 import pytest
 from llama_images import saved
 from llama_index.core import StorageContext
-from llama_index.core.base.base_query_engine import BaseQueryEngine
 from llama_index.core.base.base_retriever import BaseRetriever
 from llama_index.core.base.response.schema import Response
 from llama_index.core.embeddings import MockEmbedding
@@ -18,16 +18,23 @@ from llama_index.core.schema import ImageNode, IndexNode, NodeWithScore, QueryBu
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_models import WORDS, RecordingLLM, texts_of
 from llama_nodes import b64, images_of
+from llama_seen import Tracer
 
-from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails import GuardSettings, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.records import ACTION_KEY
 from guardalign_guardrails.testing.chats import canary, leaks, leaks_of, number_of, shows
-from guardalign_guardrails.testing.colours import colour_policy
-from llama_index_guardalign import GuardedQueryEngine, GuardedRetriever, ImageGuardPostprocessor, ImageGuardTransform
+from guardalign_guardrails.testing.colours import colour_guard, colour_policy
+from llama_index_guardalign import (
+    GuardVerdictEvent,
+    ImageGuardPostprocessor,
+    ImageGuardTransform,
+    acheck_query_image,
+    check_query_image,
+)
 from llama_index_guardalign.nodes.postprocessor import NOTE
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
-ANSWER, REFUSAL = "".join(WORDS), colour_policy().refusal
+ANSWER = "".join(WORDS)
 
 
 def node(image) -> ImageNode:
@@ -80,45 +87,35 @@ def passing(nodes) -> dict[int, bool]:
     return {number_of(image): shows(image, "red") for image in found}
 
 
-class TestRetrievers:
+@pytest.fixture
+def postprocessor(guard):
+    return ImageGuardPostprocessor(guard=guard)
+
+
+class TestFoundNodes:
     WAYS = ("retrieve", "text_retrieve", "text_to_image_retrieve", "image_to_image_retrieve")
 
     @pytest.mark.parametrize("way", WAYS)
-    async def test_every_way_of_retrieving_is_guarded(self, guard, retriever, way, tmp_path):
-        guarded = GuardedRetriever(retriever, guard)
-        query = str(saved(WHITE, tmp_path)) if way == "image_to_image_retrieve" else "birds"
-        for nodes in (getattr(guarded, way)(query), await getattr(guarded, f"a{way}")(query)):
+    async def test_are_checked_behind_every_way_of_retrieving(self, guard, retriever, postprocessor, way, tmp_path):
+        query = QueryBundle("birds")
+        if way == "image_to_image_retrieve":
+            query = check_query_image(QueryBundle("", image_path=str(saved(WHITE, tmp_path))), guard)
+        found = postprocessor.postprocess_nodes(getattr(retriever, way)(query))
+        for nodes in (found, await postprocessor.apostprocess_nodes(await getattr(retriever, f"a{way}")(query))):
             assert passing(nodes) == {1: False, 3: False}
             assert all(isinstance(one.score, float) for one in nodes)
 
-    def test_it_can_stand_for_the_other_in_an_engine_that_runs_no_postprocessor(
-        self, guard, index, retriever, llm, tmp_path
-    ):
-        engine = index.as_query_engine(llm=llm)
-        engine._retriever = GuardedRetriever(retriever, guard)
-        engine.image_query(str(saved(WHITE, tmp_path)), "What is this?")
-        assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}
-
-    async def test_so_is_what_a_node_leads_to_by_way_of_another_retriever(self, guard, retriever):
+    async def test_are_checked_where_a_node_leads_to_them_by_way_of_another_retriever(self, retriever, postprocessor):
         class Directory(BaseRetriever):
             """Knows who has the images."""
 
             def _retrieve(self, query_bundle):
                 return [NodeWithScore(node=IndexNode(text="images", index_id="x", obj=retriever), score=0.5)]
 
-        guarded = GuardedRetriever(Directory(), guard)
-        for nodes in (guarded.retrieve("birds"), await guarded.aretrieve("birds")):
-            assert passing(nodes) == {1: False, 3: False}
+        assert passing(postprocessor.postprocess_nodes(Directory().retrieve("birds"))) == {1: False, 3: False}
+        assert passing(postprocessor.postprocess_nodes(await Directory().aretrieve("birds"))) == {1: False, 3: False}
 
-    def test_of_masked_nodes_an_index_has_no_original_in_any_of_its_stores(self, guard):
-        index = index_of(*ImageGuardTransform(guard=guard)([node(RED), node(BLUE)]))
-        retriever = index.as_retriever(similarity_top_k=2, image_similarity_top_k=2)
-        # An image node with words is in two stores, one for each kind of search.
-        for way in ("text_retrieve", "text_to_image_retrieve"):
-            assert passing(getattr(retriever, way)("birds")) == {1: False}
-        assert leaks_of(json.dumps(index.storage_context.to_dict()), RED, BLUE) == []
-
-    def test_any_retriever_can_be_guarded_but_only_for_what_it_can_do(self, guard):
+    def test_are_checked_of_any_retriever(self, postprocessor):
         class Shelf(BaseRetriever):
             """Finds the same, in part by way of another object."""
 
@@ -129,37 +126,81 @@ class TestRetrievers:
                     NodeWithScore(node=IndexNode(text="x", index_id="x", obj=inner), score=0.5),
                 ]
 
-        guarded = GuardedRetriever(Shelf(), guard)
-        nodes = guarded.retrieve("birds")
+        nodes = postprocessor.postprocess_nodes(Shelf().retrieve("birds"))
         assert passing(nodes) == {1: False}
         assert nodes[0].score is None
-        with pytest.raises(NotImplementedError, match="Shelf"):
-            guarded.text_to_image_retrieve("birds")
 
-    async def test_the_image_of_a_query_is_checked_before_anybody_opens_it(self, guard, retriever, tmp_path):
-        path = str(saved(BLUE, tmp_path))
-        guarded = GuardedRetriever(retriever, guard)
-        assert guarded.image_to_image_retrieve(path) == []
-        assert await guarded.aimage_to_image_retrieve(path) == []
-        assert guarded.retrieve(QueryBundle("birds", image_path=path)) != []
+    def test_of_masked_nodes_an_index_has_no_original_in_any_of_its_stores(self, guard):
+        index = index_of(*ImageGuardTransform(guard=guard)([node(RED), node(BLUE)]))
+        retriever = index.as_retriever(similarity_top_k=2, image_similarity_top_k=2)
+        # An image node with words is in two stores, one for each kind of search.
+        for way in ("text_retrieve", "text_to_image_retrieve"):
+            assert passing(getattr(retriever, way)("birds")) == {1: False}
+        assert leaks_of(json.dumps(index.storage_context.to_dict()), RED, BLUE) == []
+
+
+class TestTheImageOfAQuery:
+    @pytest.fixture(params=["sync", "async"])
+    def checked(self, request, guard):
+        """Checks a query, sync or async."""
+
+        def check(query, guard=guard, **settings):
+            if request.param == "sync":
+                return check_query_image(query, guard, **settings)
+            return asyncio.run(acheck_query_image(query, guard, **settings))
+
+        return check
+
+    def test_is_raised_for_if_it_is_blocked_before_anybody_opens_it(self, checked, retriever, tmp_path):
+        query = QueryBundle("birds", image_path=str(saved(BLUE, tmp_path)))
+        with Tracer() as tracer, pytest.raises(UnsafeContentError) as caught:
+            retriever.image_to_image_retrieve(checked(query))
+        assert (caught.value.verdict.action, caught.value.verdict.source) == ("block", "user")
         assert SEEN == []
+        (event,) = tracer.of(GuardVerdictEvent)
+        assert (event.component, event.action) == ("check_query_image", "block")
+        assert query.image_path not in tracer.said
+
+    def test_is_left_out_of_the_query_where_that_is_asked_for(self, checked, retriever, tmp_path):
+        query = QueryBundle("birds", image_path=str(saved(BLUE, tmp_path)), embedding=[0.5])
+        asked = checked(query, on_violation="notice")
+        assert (asked.query_str, asked.image_path, asked.embedding) == ("birds", None, None)
+        assert query.image_path is not None
+        assert retriever.retrieve(asked) != []
+        assert SEEN == []
+
+    def test_is_asked_with_in_a_file_of_its_own_if_it_is_masked(self, checked, retriever, tmp_path):
+        query = QueryBundle("", image_path=str(saved(RED, tmp_path)), embedding=[0.5])
         with pytest.raises(UnsafeContentError):
-            GuardedRetriever(retriever, guard, on_violation="raise").image_to_image_retrieve(path)
+            checked(query)
+        asked = checked(query, masked_dir=tmp_path / "masked")
+        assert (asked.image_path == query.image_path, asked.embedding) == (False, None)
+        retriever.image_to_image_retrieve(asked)
+        assert [asked.image_path] == SEEN
+        assert not any(shows(image, "red") for image in images_of(ImageNode(image_path=asked.image_path)))
 
-    def test_a_masked_query_is_asked_with_in_a_file_of_its_own(self, guard, retriever, tmp_path):
-        path = str(saved(RED, tmp_path))
-        assert GuardedRetriever(retriever, guard).image_to_image_retrieve(path) == []
+    def test_is_passed_on_as_it_is_if_it_is_harmless_or_missing(self, checked, tmp_path):
+        for query in (QueryBundle("birds"), QueryBundle("", image_path=str(saved(WHITE, tmp_path)))):
+            assert checked(query) is query
+
+    @pytest.mark.parametrize("path", ["/nowhere/x.png", "//host/share/x.png", "https://example.org/x.png"])
+    def test_that_cannot_be_checked_is_a_finding_and_the_policy_decides(self, checked, cache_dir, path):
         query = QueryBundle("", image_path=path)
-        GuardedRetriever(retriever, guard, masked_dir=tmp_path / "masked").image_to_image_retrieve(query)
-        (asked,) = SEEN
-        assert asked != path
-        assert not any(shows(image, "red") for image in images_of(ImageNode(image_path=asked)))
-        assert query.image_path == path
+        with pytest.raises(UnsafeContentError) as caught:
+            checked(query)
+        assert caught.value.verdict.finding == "unchecked"
+        assert checked(query, colour_guard(cache_dir, failure={"uninspectable": "allow"})) is query
 
-    def test_a_harmless_query_is_passed_on_as_it_is(self, guard, retriever, tmp_path):
-        path = str(saved(WHITE, tmp_path))
-        GuardedRetriever(retriever, guard).image_to_image_retrieve(path)
-        assert [path] == SEEN
+    def test_is_checked_by_a_guard_given_in_any_of_the_usual_ways(self, checked, cache_dir, tmp_path):
+        path = tmp_path / "policy.yaml"
+        path.write_text(colour_policy(failure={"uninspectable": "allow"}).to_yaml())
+        query = QueryBundle("", image_path="/nowhere/x.png")
+        for given in (path, str(path), GuardSettings(policy=path), colour_guard(cache_dir, mode="monitor")):
+            assert checked(query, given) is query
+
+    def test_has_no_answer_to_refuse(self, checked):
+        with pytest.raises(SettingsError, match="refuse"):
+            checked(QueryBundle("birds"), on_violation="refuse")
 
 
 class Sources(CustomQueryEngine):
@@ -173,57 +214,80 @@ class Sources(CustomQueryEngine):
 class TestEngines:
     @pytest.mark.parametrize("streaming", [False, True])
     @pytest.mark.parametrize("kind", [RetrieverQueryEngine, CitationQueryEngine])
-    async def test_nodes_are_checked_between_retrieval_and_answer(self, guard, index, retriever, llm, kind, streaming):
+    async def test_nodes_are_checked_between_retrieval_and_answer(
+        self, index, retriever, llm, postprocessor, kind, streaming
+    ):
         more = {} if kind is RetrieverQueryEngine else {"index": index}
-        engine = kind.from_args(retriever=retriever, llm=llm, multimodal=True, streaming=streaming, **more)
-        guarded = GuardedQueryEngine(engine, guard)
-        response = guarded.query("birds")
+        engine = kind.from_args(
+            retriever=retriever,
+            llm=llm,
+            multimodal=True,
+            streaming=streaming,
+            node_postprocessors=[postprocessor],
+            **more,
+        )
+        response = engine.query("birds")
         assert str(response) == ANSWER
         if not streaming:
-            assert str(await guarded.aquery("birds")) == ANSWER
+            assert str(await engine.aquery("birds")) == ANSWER
         assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}
         assert 2 not in passing(response.source_nodes)
 
-    async def test_the_older_engines_image_query_is_guarded_too(self, guard, index, llm, tmp_path):
-        engine = index.as_query_engine(llm=llm, image_similarity_top_k=3)
-        guarded = GuardedQueryEngine(engine, guard)
-        assert str(guarded.image_query(str(saved(WHITE, tmp_path)), "What?")) == ANSWER
-        assert str(guarded.query("birds")) == ANSWER
-        assert str(await guarded.aquery("birds")) == ANSWER
+    async def test_the_older_engine_checks_them_too(self, index, llm, postprocessor):
+        engine = index.as_query_engine(llm=llm, image_similarity_top_k=3, node_postprocessors=[postprocessor])
+        assert str(engine.query("birds")) == ANSWER
+        assert str(await engine.aquery("birds")) == ANSWER
         assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}
-        assert str(guarded.image_query(str(saved(BLUE, tmp_path)), "What?")) == REFUSAL
-        assert len(llm.received) == 3
-        assert type(engine._retriever).__name__ == "MultiModalVectorIndexRetriever"
 
-    async def test_a_query_with_a_blocked_image_is_refused_or_raised(self, guard, retriever, llm, tmp_path):
-        engine = RetrieverQueryEngine.from_args(retriever, llm=llm, multimodal=True)
-        query = QueryBundle("birds", image_path=str(saved(BLUE, tmp_path)))
-        for response in (
-            GuardedQueryEngine(engine, guard).query(query),
-            await GuardedQueryEngine(engine, guard).aquery(query),
-        ):
-            assert str(response) == REFUSAL
+    def test_an_image_is_asked_with_step_by_step_since_image_query_runs_no_postprocessor(
+        self, guard, index, retriever, llm, postprocessor, tmp_path
+    ):
+        engine = index.as_query_engine(llm=llm)
+
+        def image_query(image, prompt):
+            query = check_query_image(QueryBundle(prompt, image_path=str(saved(image, tmp_path))), guard)
+            nodes = postprocessor.postprocess_nodes(retriever.image_to_image_retrieve(query))
+            return engine.synthesize(query, nodes)
+
+        assert str(image_query(WHITE, "What is this?")) == ANSWER
+        assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}
+        assert "What is this?" in "".join(texts_of(llm.received[0]))
         with pytest.raises(UnsafeContentError):
-            GuardedQueryEngine(engine, guard, on_violation="raise").query(query)
+            image_query(BLUE, "What is this?")
+        assert len(llm.received) == len(SEEN) == 1
+
+    def test_a_query_with_a_blocked_image_is_refused_by_the_app(self, guard, retriever, llm, postprocessor, tmp_path):
+        engine = RetrieverQueryEngine.from_args(
+            retriever, llm=llm, multimodal=True, node_postprocessors=[postprocessor]
+        )
+
+        def asked(path):
+            try:
+                return str(engine.query(check_query_image(QueryBundle("birds", image_path=path), guard)))
+            except UnsafeContentError as error:
+                return guard.policy.refusal_for(error.verdict)
+
+        assert asked(str(saved(BLUE, tmp_path))) == guard.policy.refusal
+        assert asked("/nowhere/x.png") == guard.policy.refusal_unchecked != guard.policy.refusal
         assert llm.received == []
+        assert asked(str(saved(WHITE, tmp_path))) == ANSWER
 
-    async def test_of_an_engine_in_one_step_the_sources_are_checked(self, guard):
-        guarded = GuardedQueryEngine(Sources(), guard)
-        for response in (guarded.query("birds"), await guarded.aquery("birds")):
-            assert str(response) == "words"
-            assert passing(response.source_nodes) == {1: False}
-            assert passing(response.metadata["image_nodes"]) == {1: False}
-            assert type(response.source_nodes[1].node) is TextNode
+    def test_of_an_engine_in_one_step_the_sources_can_be_checked(self, guard):
+        response = Sources().query("birds")
+        postprocessor = ImageGuardPostprocessor(guard=guard, withhold="image")
+        sources = postprocessor.postprocess_nodes(response.source_nodes)
+        assert passing(sources) == {1: False}
+        assert type(sources[1].node) is TextNode
 
-    def test_its_steps_can_be_used_one_by_one(self, guard, retriever, llm):
-        engine = RetrieverQueryEngine.from_args(retriever, llm=llm, multimodal=True)
-        guarded = GuardedQueryEngine(engine, guard)
+    def test_its_steps_can_be_used_one_by_one(self, retriever, llm, postprocessor):
+        engine = RetrieverQueryEngine.from_args(
+            retriever, llm=llm, multimodal=True, node_postprocessors=[postprocessor]
+        )
         query = QueryBundle("birds")
-        assert passing(guarded.retrieve(query)) == {1: False, 3: False}
-        guarded.synthesize(query, engine.retrieve(query), [NodeWithScore(node=node(RED))])
+        nodes = engine.retrieve(query)
+        assert passing(nodes) == {1: False, 3: False}
+        engine.synthesize(query, nodes)
         assert {number_of(image): shows(image, "red") for image in llm.images} == {1: False, 3: False}
-        assert isinstance(guarded, BaseQueryEngine)
-        assert "query_engine" in guarded._get_prompt_modules()
 
     def test_an_engine_that_is_left_with_nothing_says_so_or_answers_from_a_note(self, guard, llm):
         retriever = index_of(node(BLUE)).as_retriever(image_similarity_top_k=1)

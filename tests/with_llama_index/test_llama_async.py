@@ -25,13 +25,12 @@ from guardalign_guardrails.testing.chats import canary
 from llama_index_guardalign import (
     CheckImages,
     GuardedLLM,
-    GuardedQueryEngine,
     GuardedReader,
-    GuardedRetriever,
     ImageGuardPostprocessor,
     ImageGuardTransform,
     ImagesBlocked,
     ImagesPassed,
+    acheck_query_image,
     add_guard_step,
     ascreen_chat,
     guard_tool,
@@ -48,15 +47,10 @@ class Shelf(BaseReader):
 
 
 class Finder(BaseRetriever):
-    """Finds one node, with an image unless it is asked for words."""
-
-    def __init__(self, *, finds_images: bool = True) -> None:
-        super().__init__()
-        self.finds_images = finds_images
+    """Finds one node, with an image."""
 
     def _retrieve(self, query_bundle: QueryBundle) -> list[NodeWithScore]:
-        image = b64(RED) if self.finds_images else None
-        return [NodeWithScore(node=ImageNode(image=image, text="a photo"), score=0.5)]
+        return [NodeWithScore(node=ImageNode(image=b64(RED), text="a photo"), score=0.5)]
 
 
 def photo() -> ImageBlock:
@@ -64,8 +58,9 @@ def photo() -> ImageBlock:
     return ImageBlock(image=png(RED))
 
 
-def engine(**settings: Any) -> RetrieverQueryEngine:
-    return RetrieverQueryEngine.from_args(Finder(**settings), llm=RecordingLLM())
+def engine(guard: Guard) -> RetrieverQueryEngine:
+    postprocessor = ImageGuardPostprocessor(guard=guard)
+    return RetrieverQueryEngine.from_args(Finder(), llm=RecordingLLM(), node_postprocessors=[postprocessor])
 
 
 async def flow(guard: Guard, _: Path) -> Any:
@@ -90,14 +85,10 @@ WAYS: dict[str, Callable[[Guard, Path], Awaitable[Any]]] = {
     "a postprocessor": lambda guard, _: ImageGuardPostprocessor(guard=guard).apostprocess_nodes(
         [NodeWithScore(node=ImageNode(image=b64(RED)))]
     ),
-    "a retriever": lambda guard, _: GuardedRetriever(Finder(), guard).aretrieve("birds"),
-    "the image of a query": lambda guard, path: GuardedRetriever(Finder(finds_images=False), guard).aretrieve(
-        QueryBundle("birds", image_path=str(path))
+    "an engine": lambda guard, _: engine(guard).aquery("birds"),
+    "the image of a query": lambda guard, path: acheck_query_image(
+        QueryBundle("birds", image_path=str(path)), guard, on_violation="notice"
     ),
-    "an engine": lambda guard, _: GuardedQueryEngine(engine(), guard).aquery("birds"),
-    "the image that an engine is asked with": lambda guard, path: GuardedQueryEngine(
-        engine(finds_images=False), guard
-    ).aquery(QueryBundle("birds", image_path=str(path))),
     "a tool": lambda guard, _: guard_tool(FunctionTool.from_defaults(photo), guard).acall(),
     "a chat": lambda guard, _: ascreen_chat(guard, [ask(RED)]),
     "an LLM": lambda guard, _: GuardedLLM(llm=RecordingLLM(), guard=guard).achat([ask(RED)]),

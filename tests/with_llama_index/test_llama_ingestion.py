@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import pickle
@@ -22,7 +23,7 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_nodes import NODES, b64, images_of
 
-from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
+from guardalign_guardrails import EncoderUnavailable, NotPicklable, UnsafeContentError
 from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.testing.chats import canary, leaks, leaks_of, number_of, shows
@@ -78,19 +79,16 @@ class TestTheTransform:
         kept = []
         nodes = [ImageNode(image=b64(BLUE), text="words"), ImageNode(image=b64(WHITE))]
 
-        def made(on_violation="drop"):
-            def keep(node, verdicts):
-                kept.append((node, verdicts))
-
-            return ImageGuardTransform(guard=guard, on_violation=on_violation, quarantine=keep)
+        def made(**settings):
+            return ImageGuardTransform(guard=guard, quarantine=lambda *args: kept.append(args), **settings)
 
         assert len(made()(nodes)) == 1
         assert kept[0][0] is nodes[0]
         assert [verdict.action for verdict in kept[0][1]] == ["block"]
-        (redacted, _) = made("redact")(nodes)
+        (redacted, _) = made(withhold="image")(nodes)
         assert (type(redacted), redacted.text, redacted.metadata[ACTION_KEY]) == (TextNode, "words", "block")
         with pytest.raises(UnsafeContentError):
-            made("raise")(nodes)
+            made(on_violation="raise")(nodes)
         assert len(kept) == 3
 
     def test_it_can_be_used_twice(self, transform):
@@ -252,7 +250,7 @@ class TestPipelines:
 
 class TestDumps:
     def test_the_settings_come_back(self, guard, tmp_path):
-        transform = ImageGuardTransform(guard=guard, on_violation="redact", masked_dir=tmp_path, is_cacheable=True)
+        transform = ImageGuardTransform(guard=guard, withhold="image", masked_dir=tmp_path, is_cacheable=True)
         text = transform.to_json()
         back = ImageGuardTransform.from_json(text)
         assert back.to_json() == text
@@ -266,7 +264,8 @@ class TestDumps:
         {"guard": GuardSettings(policy=colour_policy(), encoder="open-clip")},
         {"guard": GuardSettings(policy=colour_policy(), profile=Path("profile.json"))},
         {"source": "user"},
-        {"on_violation": "redact"},
+        {"on_violation": "raise"},
+        {"withhold": "image"},
         {"on_failure": "raise"},
         {"masked_dir": Path("masked")},
     )
@@ -291,8 +290,21 @@ class TestDumps:
 
     def test_a_quarantine_that_would_be_lost_on_the_way_to_another_process_is_an_error(self, guard):
         assert pickle.loads(pickle.dumps(ImageGuardTransform(guard=guard, quarantine=store_away))).quarantine
-        with pytest.raises(SettingsError, match="quarantine"):
+        with pytest.raises(NotPicklable, match="quarantine"):
             pickle.dumps(ImageGuardTransform(guard=guard, quarantine=lambda node, verdicts: None))
+
+    def test_a_copy_has_its_guard_before_and_after_use(self, guard, transform):
+        for _ in range(2):
+            sent = pickle.loads(pickle.dumps(transform))
+            assert copy.deepcopy(transform).guard.guard is guard
+            for again in (sent, copy.deepcopy(transform)):
+                assert again([ImageNode(image=b64(BLUE)), TextNode(text="x")])[0].text == "x"
+            transform([ImageNode(image=b64(RED))])
+
+    def test_what_only_an_answer_can_do_is_refused(self, guard):
+        for made in (ImageGuardTransform, lambda **settings: GuardedReader(reader=Shelf(), **settings)):
+            with pytest.raises(SettingsError, match="refuse"):
+                made(guard=guard, on_violation="refuse")
 
 
 class Shelf(BaseReader):
@@ -380,6 +392,26 @@ class TestTheReader:
             GuardedReader(reader=shelf, guard=guard, on_violation="raise").load_data()
         with pytest.raises(EncoderUnavailable):
             GuardedReader(reader=shelf, guard=NOWHERE).load_data()
+
+    def test_a_copy_has_its_guard_and_its_reader(self, guard, shelf):
+        reader = GuardedReader(reader=shelf, guard=guard)
+        for _ in range(2):
+            sent = pickle.loads(pickle.dumps(reader))
+            for again in (sent, copy.deepcopy(reader)):
+                assert [document.text for document in again.load_data()] == ["masked", "clean", "words"]
+
+        class Local(Shelf):
+            """Another process cannot find this class."""
+
+        with pytest.raises(NotPicklable) as caught:
+            pickle.dumps(GuardedReader(reader=Local(), guard=guard))
+        assert caught.value.member == "reader"
+
+    def test_an_image_in_its_documents_text_is_found(self, guard):
+        texts = [f"words ![]({data_url(image)})" for image in (BLUE, WHITE)]
+        reader = GuardedReader(reader=Shelf(*(Document(text=text) for text in texts)), guard=guard)
+        (clean,) = reader.load_data()
+        assert (clean.text, clean.metadata[ACTION_KEY]) == (texts[1], "allow")
 
     def test_a_folder_of_files_is_read_through_it(self, guard, tmp_path):
         from llama_index.core import SimpleDirectoryReader

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+import json
 import mimetypes
 import pickle
+import re
+import threading
 import time
 
 import pytest
-from llama_images import data_url, png, saved
-from llama_index.core.base.llms.types import TextBlock
+from llama_images import data_url, image_of, png, saved
+from llama_index.core.base.llms.types import ImageBlock, TextBlock
 from llama_index.core.callbacks import CallbackManager
+from llama_index.core.callbacks.base_handler import BaseCallbackHandler
 from llama_index.core.postprocessor import SimilarityPostprocessor
 from llama_index.core.schema import (
     Document,
@@ -29,12 +34,13 @@ from llama_index.core.schema import (
 from llama_nodes import NODES, b64, images_of
 from llama_seen import Tracer, same_pixels
 
-from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails import Guard, NotPicklable, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
-from guardalign_guardrails.testing.colours import colour_guard
+from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard
 from llama_index_guardalign import GuardSettings, GuardVerdictEvent, ImageGuardPostprocessor
+from llama_index_guardalign.nodes.images import without_all_images
 from llama_index_guardalign.nodes.postprocessor import NOTE
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
@@ -44,6 +50,26 @@ EVERY_NODE = pytest.mark.parametrize("kind", NODES.values(), ids=NODES)
 @pytest.fixture
 def postprocessor(guard):
     return ImageGuardPostprocessor(guard=guard)
+
+
+class Lock(BaseCallbackHandler):
+    """Listens to LlamaIndex, and does not pickle."""
+
+    def __init__(self):
+        super().__init__([], [])
+        self.lock = threading.Lock()
+
+    def on_event_start(self, *args, **kwargs):
+        return ""
+
+    def on_event_end(self, *args, **kwargs):
+        pass
+
+    def start_trace(self, trace_id=None):
+        pass
+
+    def end_trace(self, trace_id=None, trace_map=None):
+        pass
 
 
 def scored(*nodes):
@@ -66,7 +92,7 @@ class TestAnImageInAnyNode:
         assert passed(postprocessor, kind(BLUE, tmp_path)) == []
 
     def test_or_is_cut_out_of_it_and_the_words_stay(self, guard, kind, tmp_path):
-        postprocessor = ImageGuardPostprocessor(guard=guard, on_violation="redact")
+        postprocessor = ImageGuardPostprocessor(guard=guard, withhold="image")
         (node,) = passed(postprocessor, kind(BLUE, tmp_path))
         assert images_of(node) == []
         assert node.get_content() == "words"
@@ -80,11 +106,11 @@ class TestAnImageInAnyNode:
         assert after is nodes[0]
 
     def test_is_never_changed_in_place(self, guard, kind, tmp_path):
-        for on_violation in ("drop", "redact"):
+        for withhold in ("document", "image"):
             for image in (RED, BLUE):
                 node = kind(image, tmp_path)
                 before, files = repr(node), {path: path.read_bytes() for path in tmp_path.iterdir()}
-                postprocessor = ImageGuardPostprocessor(guard=guard, on_violation=on_violation)
+                postprocessor = ImageGuardPostprocessor(guard=guard, withhold=withhold)
                 passed(postprocessor, node)
                 assert repr(node) == before
                 assert {path: path.read_bytes() for path in tmp_path.iterdir()} == files
@@ -134,7 +160,7 @@ class TestWhatANodeKeeps:
 
     def test_an_image_node_without_its_image_is_a_text_node_since_nothing_else_could_read_it(self, guard):
         node = ImageNode(id_="one", image=b64(BLUE), metadata={"page": 3}, embedding=[0.5])
-        (after,) = passed(ImageGuardPostprocessor(guard=guard, on_violation="redact"), node)
+        (after,) = passed(ImageGuardPostprocessor(guard=guard, withhold="image"), node)
         assert type(after) is TextNode
         assert (after.id_, after.text, after.metadata["page"], after.embedding) == ("one", NOTICE, 3, [0.5])
 
@@ -235,12 +261,93 @@ class TestWhatNobodyCanLookAt:
         lenient = colour_guard(cache_dir, failure={"uninspectable": "allow"})
         after = passed(ImageGuardPostprocessor(guard=lenient), *self.NODES)
         assert [node.id_ for node in after] == [node.id_ for node in self.NODES]
+        for node in after:
+            (record,) = json.loads(node.metadata[RECORD_KEY])
+            assert (record["finding"], record["action"]) == ("unchecked", "allow")
+            assert record["reason"]
+            assert passed(ImageGuardPostprocessor(guard=lenient), node)[0] is node
 
     def test_can_be_cut_out(self, guard):
-        after = passed(ImageGuardPostprocessor(guard=guard, on_violation="redact"), *self.NODES)
+        after = passed(ImageGuardPostprocessor(guard=guard, withhold="image"), *self.NODES)
         assert len(after) == len(self.NODES)
         assert all(block.block_type == "text" for node in after for block in node.get_content_blocks())
         assert [node.get_content() for node in after[4:6]] == [UNCHECKED_NOTICE, UNCHECKED_NOTICE]
+
+
+def markdown(image, before="words ", after=" and more"):
+    return f"{before}![a photo]({data_url(image)}){after}"
+
+
+TEXTS = {
+    "a text node": lambda text: TextNode(text=text),
+    "a document": lambda text: Document(text=text),
+    "a node": lambda text: Node(text_resource=MediaResource(text=text)),
+    "an image node": lambda text: ImageNode(image=b64(WHITE), text=text),
+    "an index node that leads to a text node": lambda text: IndexNode(
+        text="words", index_id="i", obj=TextNode(text=text)
+    ),
+}
+
+
+def text_of(node):
+    return text_of(node.obj) if isinstance(node, IndexNode) else getattr(node, "text", "") or node.text_resource.text
+
+
+@pytest.mark.parametrize("kind", TEXTS.values(), ids=TEXTS)
+class TestAnImageEncodedInText:
+    def test_is_masked_where_it_is(self, postprocessor, kind):
+        node = kind(markdown(RED))
+        before = repr(node)
+        (after,) = passed(postprocessor, node)
+        assert repr(node) == before
+        masked = re.fullmatch(r"words !\[a photo\]\((.*)\) and more", text_of(after))[1]
+        image = image_of(ImageBlock(url=masked))
+        assert (number_of(image), shows(image, "red")) == (1, False)
+        assert type(after) is type(node)
+
+    def test_is_withheld_with_its_node_or_alone(self, guard, postprocessor, kind):
+        assert passed(postprocessor, kind(markdown(BLUE)), kind(b64(BLUE))) == []
+        (after,) = passed(ImageGuardPostprocessor(guard=guard, withhold="image"), kind(markdown(BLUE)))
+        assert text_of(after) == f"words ![a photo]({NOTICE}) and more"
+
+    def test_stays_in_the_very_same_node_if_it_is_harmless(self, postprocessor, kind):
+        nodes = scored(kind(markdown(WHITE)))
+        assert postprocessor.postprocess_nodes(nodes)[0] is nodes[0]
+
+    def test_is_not_in_what_is_traced(self, kind):
+        node = kind(markdown(RED))
+        assert leaks(repr(without_all_images(node, "[omitted]")), RED) == []
+
+
+class TestAnImageInMetadata:
+    @pytest.mark.parametrize(
+        ("put", "read"),
+        [
+            (lambda image: markdown(image), lambda value: re.search(r"\((data.*?)\)", value)[1]),
+            (
+                lambda image: [{"html": f'<img src="{data_url(image)}">'}],
+                lambda v: re.search('"(.*)"', v[0]["html"])[1],
+            ),
+            (lambda image: {"a": [b64(image)]}, lambda value: f"data:image/png;base64,{value['a'][0]}"),
+        ],
+    )
+    def test_is_found_at_any_depth_and_within_text(self, guard, postprocessor, put, read):
+        assert passed(postprocessor, TextNode(text="words", metadata={"x": put(BLUE)})) == []
+        (after,) = passed(postprocessor, TextNode(text="words", metadata={"x": put(RED), "page": 3}))
+        image = image_of(ImageBlock(url=read(after.metadata["x"])))
+        assert (number_of(image), shows(image, "red"), after.metadata["page"]) == (1, False, 3)
+
+    def test_that_has_no_end_is_a_finding(self, postprocessor):
+        loop: list[object] = ["words"]
+        loop.append(loop)
+        assert passed(postprocessor, TextNode(text="words").model_copy(update={"metadata": {"x": loop}})) == []
+
+    def test_is_masked_beside_the_nodes_own_image(self, postprocessor):
+        node = ImageNode(image=b64(RED), text=markdown(RED), metadata={"x": data_url(RED), "file_path": "/x/y.png"})
+        (after,) = passed(postprocessor, node)
+        assert "file_path" not in after.metadata
+        for url in (f"data:image/png;base64,{after.image}", after.metadata["x"], text_of(after)[17:-10]):
+            assert not shows(image_of(ImageBlock(url=url)), "red")
 
 
 class TestWords:
@@ -274,7 +381,7 @@ class TestWhenNothingIsLeft:
         with pytest.raises(UnsafeContentError):
             passed(postprocessor, ImageNode(image=b64(BLUE)))
 
-    def test_an_error_may_be_raised_for_any_withheld_image_and_is_told(self, guard):
+    def test_an_error_may_be_raised_for_any_withheld_image_and_is_announced(self, guard):
         postprocessor = ImageGuardPostprocessor(guard=guard, on_violation="raise")
         with Tracer() as tracer, pytest.raises(UnsafeContentError) as caught:
             passed(postprocessor, TextNode(text="x"), ImageNode(image=b64(BLUE)), ImageNode(image=b64(WHITE)))
@@ -333,13 +440,59 @@ class TestThePostprocessor:
         assert postprocessor.callback_manager is manager
 
     def test_it_is_dumped_with_its_policy_and_comes_back(self, guard, tmp_path):
-        postprocessor = ImageGuardPostprocessor(guard=guard, on_violation="redact", masked_dir=tmp_path)
+        postprocessor = ImageGuardPostprocessor(guard=guard, withhold="image", masked_dir=tmp_path)
         text = postprocessor.to_json()
         back = ImageGuardPostprocessor.from_json(text)
         assert back.to_json() == text
         assert back.guard.policy == guard.policy
-        again = pickle.loads(pickle.dumps(postprocessor))
-        assert again.to_json() == text
+
+    def test_a_guard_is_given_in_any_of_the_usual_ways(self, guard, tmp_path):
+        path = tmp_path / "policy.yaml"
+        path.write_text(guard.policy.to_yaml())
+        for way in (guard, guard.policy, path, str(path), GuardSettings(policy=guard.policy)):
+            assert ImageGuardPostprocessor(guard=way).guard.policy == guard.policy
+        assert ImageGuardPostprocessor(guard=guard).guard.guard is guard
+        assert ImageGuardPostprocessor(guard=None).guard == ImageGuardPostprocessor().guard
+        with pytest.raises(SettingsError):
+            ImageGuardPostprocessor(guard=3)
+
+    def test_what_only_an_answer_can_do_is_refused(self, guard):
+        with pytest.raises(SettingsError, match="refuse"):
+            ImageGuardPostprocessor(guard=guard, on_violation="refuse")
+
+    @pytest.mark.parametrize("is_used", [False, True])
+    def test_a_copy_has_its_guard(self, guard, is_used):
+        postprocessor = ImageGuardPostprocessor(
+            guard=guard, withhold="image", callback_manager=CallbackManager([Lock()])
+        )
+        node = ImageNode(image=b64(BLUE), text="words")
+        if is_used:
+            passed(postprocessor, node)
+        sent = pickle.loads(pickle.dumps(postprocessor))
+        assert sent.guard.guard is not guard
+        assert (
+            copy.deepcopy(postprocessor.model_copy(update={"callback_manager": CallbackManager([])})).guard.guard
+            is guard
+        )
+        assert [type(one) for one in passed(sent, node)] == [TextNode]
+
+    def test_a_copy_that_would_lose_something_is_an_error_that_names_it(self, guard, cache_dir):
+        class Local(ColourEncoder):
+            """Another process cannot find this class."""
+
+        for member, settings in {
+            "quarantine": {"guard": guard, "quarantine": lambda node, verdicts: None},
+            "encoder": {"guard": Guard(guard.policy, Local(), cache_dir=cache_dir)},
+        }.items():
+            with pytest.raises(NotPicklable) as caught:
+                pickle.dumps(ImageGuardPostprocessor(**settings))
+            assert caught.value.member == member
+
+    def test_what_it_withholds_can_be_kept_elsewhere(self, guard):
+        kept, node = [], ImageNode(image=b64(BLUE))
+        postprocessor = ImageGuardPostprocessor(guard=guard, quarantine=lambda *args: kept.append(args))
+        assert passed(postprocessor, node, ImageNode(image=b64(RED))) != []
+        assert [(one, [verdict.action for verdict in verdicts]) for one, verdicts in kept] == [(node, ["block"])]
 
     def test_the_query_and_the_source_are_passed_through(self, cache_dir):
         guard = colour_guard(cache_dir, sources={"retrieved": {"at_most": "flag"}, "user": {"at_most": "block"}})
@@ -348,7 +501,7 @@ class TestThePostprocessor:
         assert len(after) == 1
         assert ImageGuardPostprocessor(guard=guard, source="user").postprocess_nodes(nodes, query_str="q") == []
 
-    def test_monitoring_changes_nothing_and_tells(self, cache_dir):
+    def test_monitoring_changes_nothing_and_is_announced(self, cache_dir):
         guard = colour_guard(cache_dir, mode="monitor")
         node = ImageNode(image=b64(BLUE), image_url="https://example.org/x.png")
         with Tracer() as tracer:

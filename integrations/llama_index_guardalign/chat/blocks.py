@@ -29,8 +29,8 @@ from llama_index.core.base.llms.types import (
 from PIL import Image
 
 from guardalign_guardrails.content.payload import read_data_url, to_base64
+from guardalign_guardrails.images import read_named_file
 from guardalign_guardrails.images.containers import sniff
-from llama_index_guardalign.nodes.files import bytes_of
 
 Plain = dict[str, Any]
 
@@ -105,15 +105,15 @@ def _image(block: ImageBlock, max_bytes: int) -> Plain:
 
 
 def _file(path: Path, max_bytes: int) -> Plain:
-    data = bytes_of(path, max_bytes)
-    return dict(_UNREADABLE) if data is None else {"type": "image", "image": data}
+    data = read_named_file(path, max_bytes)
+    return dict(_UNREADABLE) if isinstance(data, str) else {"type": "image", "image": data}
 
 
 def _document(block: DocumentBlock, max_bytes: int) -> Plain:
     if block.data is None and block.path is None:
         return {"type": "file", "url": block.url, "mime_type": block.document_mimetype or ""}
-    data = _read(block.data, max_bytes) if block.data is not None else bytes_of(block.path or "", max_bytes)
-    if data is None:
+    data = _read(block.data, max_bytes) if block.data is not None else read_named_file(block.path or "", max_bytes)
+    if isinstance(data, str):
         return dict(_UNREADABLE)
     mime = _mime_of(block)
     words = _words(data, mime)

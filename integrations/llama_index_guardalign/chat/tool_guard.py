@@ -18,7 +18,7 @@ from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from llama_index_guardalign.chat.blocks import plain_of, restored
 from llama_index_guardalign.events import announce
-from llama_index_guardalign.nodes.filter import FilteredNodes, NodeFilter, afilter_nodes, filter_nodes
+from llama_index_guardalign.nodes.filter import FilteredNodes, NodeFilter
 from llama_index_guardalign.nodes.leaves import mapped
 from llama_index_guardalign.spans import not_spanned
 
@@ -139,14 +139,14 @@ class _ToolGate:
         found = _found(output)
         turns = found.turns(self._max_bytes)
         screened = screen(self.settings.guard, turns)
-        return self._rewritten(found, turns, screened, filter_nodes(self._node_gate(), found.nodes))
+        return self._rewritten(found, turns, screened, self._node_gate().filter(found.nodes))
 
     async def achecked(self, output: ToolOutput) -> ToolOutput:
         """`checked` without blocking the event loop."""
         found = _found(output)
         turns = await asyncio.to_thread(found.turns, self._max_bytes)
         screened = await ascreen(self.settings.guard, turns)
-        return self._rewritten(found, turns, screened, await afilter_nodes(self._node_gate(), found.nodes))
+        return self._rewritten(found, turns, screened, await self._node_gate().afilter(found.nodes))
 
     @property
     def _max_bytes(self) -> int:
@@ -154,7 +154,7 @@ class _ToolGate:
 
     def _node_gate(self) -> NodeFilter:
         # A notice for a node would break whatever counts on nodes.
-        return NodeFilter(_COMPONENT, self.settings.guard, "tool", "redact")
+        return NodeFilter(_COMPONENT, self.settings, "tool", withhold="image")
 
     def _rewritten(
         self, found: _Found, turns: Sequence[Turn], screened: Sequence[Screened], filtered: FilteredNodes
@@ -168,7 +168,7 @@ class _ToolGate:
         is_pinned = self.settings.policy.mode == "enforce"
         new = {
             **_replacements(found.blocks, restored(found.blocks, plain.content, blocks.content, is_pinned=is_pinned)),
-            **_replacements(found.nodes, filtered.nodes),
+            **_replacements(found.nodes, filtered.places),
             **_replacements(found.bare, bare.content),
         }
         return _with_replacements(found.output, new) if new else found.output

@@ -1,4 +1,4 @@
-"""Where in a node images are, and nodes with other ones in their place.
+"""Finds the images of a node, and puts other images in their places.
 
 A node may lead to one image in several ways (bytes, a path, a URL, ``metadata["file_path"]``), and LlamaIndex's
 readers of nodes do not agree on which they follow. After a mask there is one way left. Knows nothing of guards.
@@ -6,11 +6,12 @@ readers of nodes do not agree on which they follow. After a mask there is one wa
 
 from __future__ import annotations
 
+import base64
+import dataclasses
 import mimetypes
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from llama_index.core.schema import (
     BaseNode,
@@ -22,94 +23,82 @@ from llama_index.core.schema import (
     NodeWithScore,
     TextNode,
 )
-from PIL import Image
 
+from guardalign_guardrails.content import document_images
 from guardalign_guardrails.content.dialect import Reading
-from guardalign_guardrails.content.payload import Payload, Reason, read_base64, read_bytes, read_url, to_base64
-from guardalign_guardrails.content.walk import find_loose
-from guardalign_guardrails.images import keep_png
-from llama_index_guardalign.nodes.files import bytes_of
+from guardalign_guardrails.content.document_images import (
+    FoundImage,
+    Replacement,
+    find_in_text,
+    find_in_value,
+    unreadable,
+)
+from guardalign_guardrails.content.payload import Payload, read_base64, read_bytes, read_url, to_base64
+from guardalign_guardrails.images import keep_png, read_named_file
 
 FILE_PATH_KEY: Final = "file_path"
 """Metadata field with the file a node was read from. Some of LlamaIndex's parts open it as the node's image."""
 
 _UNSEEN: Final = ("audio_resource", "video_resource")
+_PLAIN: Final = ("text", "metadata")
 _ANYTHING: Final = "application/octet-stream"
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """An image that takes another one's place.
+class _NewImage(NamedTuple):
+    """An encoded image and its media type, to be put into a node's own field."""
 
-    Attributes:
-        data: Encoded.
-        mime: Its media type.
-    """
-
-    data: bytes = field(repr=False)
+    data: bytes
     mime: str
 
 
-@dataclass(frozen=True)
-class FoundImage:
-    """One place in a node that stands for an image or other media.
-
-    Attributes:
-        place: A field of the node, and a key within it; ``("obj", ...)`` for a place in the node that it leads to.
-        reading: How to read it; what it writes is for `with_images`.
-    """
-
-    place: tuple[str, ...]
-    reading: Reading = field(repr=False)
-
-
 def find_images(node: BaseNode) -> list[FoundImage]:
-    """All images of a node; nothing is decoded yet, and nothing is fetched."""
+    """All images of a node; nothing is decoded yet, and nothing is fetched.
+
+    Paths begin with a field of the node, ``obj`` for the node that an `IndexNode` leads to, or ``text`` for its text,
+    wherever the node's class has it.
+    """
     found = []
     if isinstance(node, ImageNode):
         found += _of_image_node(node)
     elif isinstance(node, Node):
         found += _of_resources(node)
     if isinstance(node, IndexNode) and (inner := _inner(node)) is not None:
-        found += [FoundImage(("obj", *image.place), image.reading) for image in find_images(inner)]
+        found += [dataclasses.replace(image, path=("obj", *image.path)) for image in find_images(inner)]
+    found += find_in_text(_text_of(node), ("text",))
     for key, value in node.metadata.items():
-        # Bare images only: a mapping in there may be anything.
-        if isinstance(value, str | bytes | Image.Image):
-            found += [FoundImage(("metadata", key), slot.reading) for slot in find_loose(value)]
+        found += find_in_value(value, ("metadata", key))
     return found
 
 
 def with_images(
-    node: BaseNode, images: Sequence[FoundImage], values: Sequence[object], masked_dir: Path | None
+    node: BaseNode, images: Sequence[FoundImage], replacements: Sequence[Replacement], masked_dir: Path | None
 ) -> BaseNode:
     """A node with other images in it; the very same object if none changes. The node itself stays as it is.
 
     Args:
         node: Any node.
         images: All that `find_images` found.
-        values: For each what takes its place: a `Drawn`, words, what its reading wrote; None if it stays.
-        masked_dir: Where an image of a media resource is kept; None to keep it in the node, whose bytes LlamaIndex
-            does not store.
+        replacements: Of those that change, in the same order.
+        masked_dir: Folder for an image of a media resource; None to keep it in the node, whose bytes LlamaIndex does
+            not store.
     """
-    changes = {image.place: value for image, value in zip(images, values, strict=True) if value is not None}
-    update: dict[str, Any] = {}
-    inner = {place[1:]: value for place, value in changes.items() if place[0] == "obj"}
-    if inner and isinstance(node, IndexNode) and (old := _inner(node)) is not None:
-        own = [image for image in images if image.place[0] == "obj"]
-        moved = [FoundImage(image.place[1:], image.reading) for image in own]
-        new = with_images(old, moved, [inner.get(image.place) for image in moved], masked_dir)
-        update["obj"] = node.obj.model_copy(update={"node": new}) if isinstance(node.obj, NodeWithScore) else new
-    metadata = {place[1]: value for place, value in changes.items() if place[0] == "metadata"}
-    is_image_changed = any(place in changes for place in (("image",), ("image_resource",)))
-    if metadata or is_image_changed:
-        kept = _without_source(node) if is_image_changed else node.metadata
-        update["metadata"] = {**kept, **metadata}
-    if ("image",) in changes and isinstance(node, ImageNode):
-        return _redrawn_image_node(node, changes[("image",)], update)
-    for name in ("image_resource", *_UNSEEN):
-        if (name,) in changes:
-            update |= _redrawn_resource(node, name, changes[(name,)], masked_dir)
-    return copied(node, update) if update else node
+    if not replacements:
+        return node
+    own = {each.image.path[0]: each for each in replacements if each.image.path[0] not in (*_PLAIN, "obj")}
+    update = _new_inner(node, images, replacements, masked_dir) | _new_text_and_metadata(node, images, replacements)
+    if not own.keys().isdisjoint(("image", "image_resource")):
+        update["metadata"] = _without_source(node, update.get("metadata", node.metadata))
+    if "image" in own and isinstance(node, ImageNode):
+        return _new_image_node(node, own["image"], update)
+    for name in own:
+        update |= _new_resource(node, name, own[name], masked_dir)
+    return copied(node, update)
+
+
+def without_all_images(node: BaseNode, text: str) -> BaseNode:
+    """The node as it may be traced: a text in place of every image, file and recording; itself if there is none."""
+    images = find_images(node)
+    return with_images(node, images, [Replacement(image, text, is_withheld=True) for image in images], None)
 
 
 def copied(node: BaseNode, update: Mapping[str, Any]) -> BaseNode:
@@ -153,6 +142,13 @@ def _inner(node: IndexNode) -> BaseNode | None:
     return inner if isinstance(inner, BaseNode) else None
 
 
+def _text_of(node: BaseNode) -> str:
+    if isinstance(node, TextNode):
+        return node.text
+    resource = node.text_resource if isinstance(node, Node) else None
+    return (resource and resource.text) or ""
+
+
 def _of_image_node(node: ImageNode) -> list[FoundImage]:
     path = node.image_path or _source_of(node)
     if node.image is not None:
@@ -181,8 +177,7 @@ def _of_resources(node: Node) -> list[FoundImage]:
     read = _file(source) if source is not None else None if resource is None else _of_resource(resource)
     if read is not None:
         found.append(_image("image_resource", read))
-    found += [FoundImage((name,), Reading(_unsupported)) for name in _UNSEEN if getattr(node, name) is not None]
-    return found
+    return found + [unreadable((name,), "unsupported_block") for name in _UNSEEN if getattr(node, name) is not None]
 
 
 def _of_resource(resource: MediaResource) -> Callable[[int], Payload] | None:
@@ -197,50 +192,64 @@ def _of_resource(resource: MediaResource) -> Callable[[int], Payload] | None:
     return None
 
 
-def _image(place: str, read: Callable[[int], Payload]) -> FoundImage:
-    return FoundImage((place,), Reading(read, Drawn))
+def _image(name: str, read: Callable[[int], Payload]) -> FoundImage:
+    return FoundImage((name,), Reading(read, _NewImage))
 
 
 def _file(path: str | Path) -> Callable[[int], Payload]:
-    def read(max_bytes: int) -> Payload:
-        data = bytes_of(path, max_bytes)
-        return "file_reference" if data is None else data
-
-    return read
+    return lambda most: read_named_file(path, most)
 
 
-def _unsupported(_: int) -> Reason:
-    return "unsupported_block"
-
-
-def _without_source(node: BaseNode) -> dict[str, Any]:
+def _without_source(node: BaseNode, metadata: Mapping[str, Any]) -> dict[str, Any]:
     is_source = _source_of(node) is not None
     return {
-        key: value
-        for key, value in node.metadata.items()
-        if key != FILE_PATH_KEY or not (is_source or is_image_file(value))
+        key: value for key, value in metadata.items() if key != FILE_PATH_KEY or not (is_source or is_image_file(value))
     }
 
 
-def _redrawn_image_node(node: ImageNode, value: object, update: dict[str, Any]) -> BaseNode:
-    if isinstance(value, Drawn):
-        own = {"image": to_base64(value.data), "image_path": None, "image_url": None, "image_mimetype": value.mime}
+def _new_inner(
+    node: BaseNode, images: Sequence[FoundImage], replacements: Sequence[Replacement], masked_dir: Path | None
+) -> dict[str, Any]:
+    """The node that an index node leads to, with what takes the places of its images; nothing if none changes."""
+    inner = _inner(node) if isinstance(node, IndexNode) else None
+    moved = {id(image): dataclasses.replace(image, path=image.path[1:]) for image in images if image.path[0] == "obj"}
+    changed = [
+        dataclasses.replace(each, image=moved[id(each.image)]) for each in replacements if id(each.image) in moved
+    ]
+    if inner is None or not changed or not isinstance(node, IndexNode):
+        return {}
+    new = with_images(inner, list(moved.values()), changed, masked_dir)
+    return {"obj": node.obj.model_copy(update={"node": new}) if isinstance(node.obj, NodeWithScore) else new}
+
+
+def _new_text_and_metadata(
+    node: BaseNode, images: Sequence[FoundImage], replacements: Sequence[Replacement]
+) -> dict[str, Any]:
+    old = {"text": _text_of(node), "metadata": node.metadata}
+    plain = [image for image in images if image.path[0] in _PLAIN]
+    new = document_images.with_images(old, plain, [each for each in replacements if each.image.path[0] in _PLAIN])
+    update = {name: value for name, value in new.items() if value is not old[name]}
+    if "text" in update and isinstance(node, Node) and node.text_resource is not None:
+        update["text_resource"] = node.text_resource.model_copy(update={"text": update.pop("text")})
+    return update
+
+
+def _new_image_node(node: ImageNode, replacement: Replacement, update: dict[str, Any]) -> BaseNode:
+    if isinstance(replacement.value, _NewImage):
+        data, mime = replacement.value
+        own = {"image": to_base64(data), "image_path": None, "image_url": None, "image_mimetype": mime}
         return copied(node, {**update, **own})
-    # An image node without an image cannot be read by anybody.
+    # Nothing can read an image node without an image.
     kept = {name: getattr(node, name) for name in TextNode.model_fields}
-    return copied(TextNode(**kept), {**update, "text": node.text or str(value)})
+    return copied(TextNode(**kept), {"text": node.text or str(replacement.value), **update})
 
 
-def _redrawn_resource(node: BaseNode, name: str, value: object, masked_dir: Path | None) -> dict[str, Any]:
-    if isinstance(value, Drawn):
-        where: Any = {"data": value.data} if masked_dir is None else {"path": keep_png(value.data, masked_dir)}
-        return {name: MediaResource(mimetype=value.mime, **where)}
-    words = node.text_resource if isinstance(node, Node) else None
-    is_silent = words is None or not words.text
-    return {name: None, **({"text_resource": MediaResource(text=str(value))} if is_silent else {})}
-
-
-def without_all_images(node: BaseNode, text: str) -> BaseNode:
-    """The node as it may be traced: words in place of every image, file and recording; itself if there is none."""
-    images = find_images(node)
-    return with_images(node, images, [text] * len(images), None)
+def _new_resource(node: BaseNode, name: str, replacement: Replacement, masked_dir: Path | None) -> dict[str, Any]:
+    if isinstance(replacement.value, _NewImage):
+        data, mime = replacement.value
+        if masked_dir is not None:
+            return {name: MediaResource(mimetype=mime, path=keep_png(data, masked_dir))}
+        # Not validated: LlamaIndex would decode the bytes to see whether they are base64.
+        return {name: MediaResource(mimetype=mime).model_copy(update={"data": base64.b64encode(data)})}
+    text = {} if _text_of(node) else {"text_resource": MediaResource(text=str(replacement.value))}
+    return {name: None, **text}

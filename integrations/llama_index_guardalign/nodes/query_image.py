@@ -1,68 +1,86 @@
-"""The image that a user asks with: `QueryBundle.image_path`, which embedding models open."""
+"""Checks the image that a user asks with, `QueryBundle.image_path`, before an embedding model opens it.
+
+The nodes that are found for a query are the postprocessor's to check.
+"""
 
 from __future__ import annotations
 
-import asyncio
-import base64
 import dataclasses
 from pathlib import Path
+from typing import Final
 
-from llama_index.core.schema import ImageNode, QueryBundle
+from llama_index.core.schema import QueryBundle
 
-from guardalign_guardrails import Guard, Verdict
-from guardalign_guardrails.images import keep_png
-from llama_index_guardalign.nodes.filter import FilteredNodes, NodeFilter, afilter_nodes, filter_nodes
+from guardalign_guardrails.content.document_images import FoundImage, of_file
+from guardalign_guardrails.content.documents import (
+    CheckedImages,
+    DocumentFilter,
+    FilteredDocuments,
+    FilterRule,
+    not_refuse,
+)
+from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
+from llama_index_guardalign.events import announce
 
-
-@dataclasses.dataclass(frozen=True)
-class CheckedQuery:
-    """What became of a query.
-
-    Attributes:
-        query: Without what the policy forbids; the very same object if nothing changed.
-        violation: Why its image is withheld; None if there is none or it may pass, masked or not.
-    """
-
-    query: QueryBundle
-    violation: Verdict | None = None
+_COMPONENT: Final = "check_query_image"
 
 
-def check_query(component: str, guard: Guard, query: QueryBundle, masked_dir: Path | None) -> CheckedQuery:
-    """Check a query's image.
+def check_query_image(
+    query: QueryBundle,
+    guard: GuardLike = None,
+    *,
+    on_violation: FilterRule = "raise",
+    masked_dir: Path | None = None,
+) -> QueryBundle:
+    """The query to ask with.
 
     Args:
-        component: Class name of who asks.
-        guard: What checks.
-        query: A query; its words are not judged.
-        masked_dir: Where a masked copy of the image is kept; without one, an image that would have to be masked is
-            withheld: embedding models take paths.
+        query: A query; its text is not judged.
+        guard: A guard, a policy, the path of a policy file, or settings.
+        on_violation: ``raise`` raises `UnsafeContentError`, ``notice`` leaves a blocked image out of the query.
+        masked_dir: Folder for a masked copy of the image; without one, an image that would have to be masked is
+            blocked: embedding models take paths.
+
+    Returns:
+        The very same object if nothing changed.
+
+    Raises:
+        UnsafeContentError: The image is blocked and ``on_violation`` is ``raise``.
+        SettingsError: ``on_violation`` is ``refuse``: this function gives no answer.
+        GuardAlignError: The guard cannot work: no encoder, no profile, a package is missing.
+        OSError: A masked copy cannot be written.
     """
-    if query.image_path is None:
-        return CheckedQuery(query)
-    return _checked(query, filter_nodes(_filter(component, guard, masked_dir), [_node(query)]), masked_dir)
+    not_refuse(on_violation)
+    return _announced(_filter(guard, masked_dir).filter([query]), on_violation)
 
 
-async def acheck_query(component: str, guard: Guard, query: QueryBundle, masked_dir: Path | None) -> CheckedQuery:
-    """`check_query` without blocking the event loop."""
-    if query.image_path is None:
-        return CheckedQuery(query)
-    filtered = await afilter_nodes(_filter(component, guard, masked_dir), [_node(query)])
-    return await asyncio.to_thread(_checked, query, filtered, masked_dir)
+async def acheck_query_image(
+    query: QueryBundle,
+    guard: GuardLike = None,
+    *,
+    on_violation: FilterRule = "raise",
+    masked_dir: Path | None = None,
+) -> QueryBundle:
+    """`check_query_image` without blocking the event loop."""
+    not_refuse(on_violation)
+    return _announced(await _filter(guard, masked_dir).afilter([query]), on_violation)
 
 
-def _filter(component: str, guard: Guard, masked_dir: Path | None) -> NodeFilter:
-    return NodeFilter(component, guard, "user", "drop", masked_dir)
+def _filter(guard: GuardLike, masked_dir: Path | None) -> DocumentFilter[QueryBundle]:
+    def find(query: QueryBundle) -> list[FoundImage]:
+        return [] if query.image_path is None else [of_file(query.image_path, ("image_path",), masked_dir)]
+
+    return DocumentFilter(GuardSettings.of(guard), find, _rewritten, source="user", withhold="image")
 
 
-def _node(query: QueryBundle) -> ImageNode:
-    return ImageNode(image_path=query.image_path)
+def _rewritten(query: QueryBundle, checked: CheckedImages) -> QueryBundle:
+    for replacement in checked.replacements:
+        path = None if replacement.is_withheld else replacement.value
+        return dataclasses.replace(query, image_path=path, embedding=None)
+    return query
 
 
-def _checked(query: QueryBundle, filtered: FilteredNodes, masked_dir: Path | None) -> CheckedQuery:
-    node = filtered.nodes[0]
-    if isinstance(node, ImageNode) and node.image_path is not None:
-        return CheckedQuery(query)
-    if not isinstance(node, ImageNode) or node.image is None or masked_dir is None:
-        return CheckedQuery(dataclasses.replace(query, image_path=None, embedding=None), filtered.verdicts[0])
-    path = keep_png(base64.b64decode(node.image), masked_dir)
-    return CheckedQuery(dataclasses.replace(query, image_path=str(path), embedding=None))
+def _announced(filtered: FilteredDocuments[QueryBundle], on_violation: FilterRule) -> QueryBundle:
+    announce(_COMPONENT, filtered.verdicts)
+    filtered.raise_by(on_violation)
+    return filtered.passed[0]

@@ -5,27 +5,18 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
-from typing import Any, Final, cast
+from typing import Any, ClassVar, Final, cast
 
 from llama_index.core.readers.base import BasePydanticReader, BaseReader
 from llama_index.core.schema import BaseComponent, Document
-from pydantic import Field, field_serializer
+from pydantic import field_serializer
 
-from guardalign_guardrails import Source
-from guardalign_guardrails.guarding.settings import GuardField, GuardSettings, StoredPath
-from llama_index_guardalign.nodes.filter import (
-    FilteredNodes,
-    NodeFilter,
-    Quarantine,
-    Withholding,
-    afilter_nodes,
-    filter_nodes,
-)
+from llama_index_guardalign.nodes.filter import FilteredNodes, FiltersNodes
 
 _AT_ONCE: Final = 16
 
 
-class GuardedReader(BasePydanticReader):
+class GuardedReader(FiltersNodes, BasePydanticReader):
     """Reads documents by another reader and checks their images; what becomes of them is as in `ImageGuardTransform`.
 
     Documents with images get a record with the image's digest, which tells them apart for a pipeline's duplicate
@@ -34,20 +25,20 @@ class GuardedReader(BasePydanticReader):
     Attributes:
         reader: The other reader. Its further methods, such as those for single resources, are not guarded: call the
             four that load data here. Dumped by name only, unless it can be dumped.
-        guard: Settings, a ready `Guard` or a `Policy`.
+        guard: A `Guard`, a `Policy`, the path of a policy file, or `GuardSettings`.
         source: Where the images came from, for the policy.
-        on_violation: ``drop`` leaves a document with a withheld image out, ``redact`` puts a notice in the image's
-            place and keeps the rest, ``raise`` raises `UnsafeContentError`.
-        quarantine: Called with the original of every document that is withheld, and its verdicts. Not dumped.
+        on_violation: ``notice`` withholds what the policy blocks and passes on the rest, ``raise`` raises
+            `UnsafeContentError`.
+        withhold: ``document`` leaves out a document with a blocked image, ``image`` puts a notice in the image's place
+            and keeps the rest.
+        quarantine: Called with the original of every document from which an image is withheld, and its verdicts. Not
+            dumped.
         masked_dir: Folder for masked images, whose bytes LlamaIndex does not store with documents.
     """
 
     reader: BaseReader
-    guard: GuardField = Field(default_factory=GuardSettings)
-    source: Source = "retrieved"
-    on_violation: Withholding = "drop"
-    quarantine: Quarantine | None = Field(default=None, exclude=True, repr=False)
-    masked_dir: StoredPath | None = None
+
+    _is_for_storage: ClassVar[bool] = True
 
     @classmethod
     def class_name(cls) -> str:
@@ -66,31 +57,20 @@ class GuardedReader(BasePydanticReader):
             GuardAlignError: The guard cannot work: no encoder, no profile, a package is missing.
             OSError: A masked image cannot be written.
         """
-        return _documents(filter_nodes(self._filter(), self.reader.load_data(*args, **load_kwargs)))
+        return _documents(self._filter().filter(self.reader.load_data(*args, **load_kwargs)))
 
     async def aload_data(self, *args: Any, **load_kwargs: Any) -> list[Document]:
         """`load_data` without blocking the event loop."""
-        return _documents(await afilter_nodes(self._filter(), await self.reader.aload_data(*args, **load_kwargs)))
+        return _documents(await self._filter().afilter(await self.reader.aload_data(*args, **load_kwargs)))
 
     def lazy_load_data(self, *args: Any, **load_kwargs: Any) -> Iterable[Document]:
         """`load_data`, some documents at a time."""
         for part in _parts(self.reader.lazy_load_data(*args, **load_kwargs)):
-            yield from _documents(filter_nodes(self._filter(), part))
+            yield from _documents(self._filter().filter(part))
 
     async def alazy_load_data(self, *args: Any, **load_kwargs: Any) -> Iterable[Document]:
         """`lazy_load_data`, begun without blocking the event loop; what is iterated over later is not async."""
         return await asyncio.to_thread(self.lazy_load_data, *args, **load_kwargs)
-
-    def _filter(self) -> NodeFilter:
-        return NodeFilter(
-            self.class_name(),
-            self.guard.guard,
-            self.source,
-            self.on_violation,
-            self.masked_dir,
-            self.quarantine,
-            is_for_storage=True,
-        )
 
 
 def _documents(filtered: FilteredNodes) -> list[Document]:

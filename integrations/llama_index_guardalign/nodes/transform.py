@@ -1,25 +1,21 @@
 """A filter in front of a store, as a step of an ingestion pipeline.
 
 A pipeline remembers a document before its transformations run. One that raises loses the document: the next run takes
-it for done. And its cache knows nodes by their words, so that to it all nodes without words are one. Both are met here.
+it for done. And its cache knows nodes by their text, so that to it all nodes without text are one. Both are met here.
 """
 
 from __future__ import annotations
 
 import logging
-import pickle
 from collections.abc import Sequence
-from typing import Any, Final, Literal
+from typing import Any, ClassVar, Final, Literal
 from uuid import uuid4
 
 from llama_index.core.schema import BaseNode, TransformComponent
-from pydantic import Field
 from typing_extensions import Self
 
-from guardalign_guardrails import Source, UnsafeContentError
-from guardalign_guardrails.errors import SettingsError
-from guardalign_guardrails.guarding.settings import GuardField, GuardSettings, StoredPath
-from llama_index_guardalign.nodes.filter import NodeFilter, Quarantine, Withholding, afilter_nodes, filter_nodes
+from guardalign_guardrails import UnsafeContentError
+from llama_index_guardalign.nodes.filter import FiltersNodes
 from llama_index_guardalign.nodes.images import find_images
 from llama_index_guardalign.spans import not_spanned
 
@@ -28,38 +24,37 @@ logger = logging.getLogger(__name__)
 _RUN: Final = "run"
 
 
-class ImageGuardTransform(TransformComponent):
+class ImageGuardTransform(FiltersNodes, TransformComponent):
     """Checks the images of nodes before they are stored; those of one call together.
 
     What becomes of an image is as in `ImageGuardPostprocessor`. Every node with an image gets the records
     ``metadata["guardalign"]`` and ``metadata["guardalign_action"]``, kept out of prompts and embeddings. Use it first,
     or right behind a parser that makes image nodes.
 
-    It never raises unless told to: a pipeline takes a document whose transformation raised for ingested. Call
+    It raises only if a setting says so: a pipeline takes a document whose transformation raised for ingested. Call
     `prepare` before the run, so that a missing encoder or profile shows while there is nothing to lose.
 
     Attributes:
-        guard: Settings, a ready `Guard` or a `Policy`.
+        guard: A `Guard`, a `Policy`, the path of a policy file, or `GuardSettings`.
         source: Where the images came from, for the policy.
-        on_violation: ``drop`` leaves a node with a withheld image out, ``redact`` puts a notice in the image's
-            place and keeps the rest, ``raise`` raises `UnsafeContentError` once all nodes are checked.
+        on_violation: ``notice`` withholds what the policy blocks and passes on the rest, ``raise`` raises
+            `UnsafeContentError` once all nodes are checked.
+        withhold: ``document`` leaves out a node with a blocked image, ``image`` puts a notice in the image's place and
+            keeps the rest.
         on_failure: What follows if the guard cannot work, a masked file cannot be written or ``quarantine`` raises:
             ``drop`` leaves all nodes with images out and logs an error, ``raise`` passes the error on.
-        quarantine: Called with the original of every node that is withheld, and its verdicts; no verdicts after a
-            failure. Not dumped; a function of a module, if the pipeline works in several processes.
+        quarantine: Called with the original of every node from which an image is withheld, and its verdicts; no
+            verdicts after a failure. Not dumped; a function of a module, if the pipeline works in several processes.
         masked_dir: Folder for masked images of `Node` and `Document`, whose bytes LlamaIndex does not store. The
             original file is never changed.
-        is_cacheable: Whether a pipeline's cache may answer for it. Only if all nodes have words or metadata that tell
+        is_cacheable: Whether a pipeline's cache may answer for it. Only if all nodes have text or metadata that tell
             them apart, as those of a `GuardedReader` have.
     """
 
-    guard: GuardField = Field(default_factory=GuardSettings)
-    source: Source = "retrieved"
-    on_violation: Withholding = "drop"
     on_failure: Literal["drop", "raise"] = "drop"
-    quarantine: Quarantine | None = Field(default=None, exclude=True, repr=False)
-    masked_dir: StoredPath | None = None
     is_cacheable: bool = False
+
+    _is_for_storage: ClassVar[bool] = True
 
     @classmethod
     def class_name(cls) -> str:
@@ -89,37 +84,16 @@ class ImageGuardTransform(TransformComponent):
             GuardAlignError: The guard cannot work and ``on_failure`` is ``raise``.
         """
         try:
-            return filter_nodes(self._filter(), nodes).passed
+            return self._filter().filter(nodes).passed
         except Exception as error:  # noqa: BLE001  whatever it is, a pipeline that sees it loses documents
             return self._after(error, nodes)
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Check nodes without blocking the event loop."""
         try:
-            return (await afilter_nodes(self._filter(), nodes)).passed
+            return (await self._filter().afilter(nodes)).passed
         except Exception as error:  # noqa: BLE001  whatever it is, a pipeline that sees it loses documents
             return self._after(error, nodes)
-
-    def __getstate__(self) -> dict[str, Any]:
-        try:
-            pickle.dumps(self.quarantine)
-        except Exception as error:
-            # LlamaIndex would leave it out, and what is withheld would be lost.
-            raise SettingsError(
-                "A quarantine that goes to another process has to be a function of a module."
-            ) from error
-        return super().__getstate__()
-
-    def _filter(self) -> NodeFilter:
-        return NodeFilter(
-            self.class_name(),
-            self.guard.guard,
-            self.source,
-            self.on_violation,
-            self.masked_dir,
-            self.quarantine,
-            is_for_storage=True,
-        )
 
     def _after(self, error: Exception, nodes: Sequence[BaseNode]) -> list[BaseNode]:
         """What passes after a failure, within its ``except`` clause."""
