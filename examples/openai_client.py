@@ -50,7 +50,7 @@ def report(request: Any) -> Any:
     body = json.loads(request.content)
     image = next(part["image_url"] for part in body["input"][0]["content"] if part["type"] == "input_image")
     seen = described(base64.b64decode(image.partition(",")[2]))
-    text = f"I received an image of {seen}, told {body.get('instructions')!r}."
+    text = f"I received an image of {seen}, with the instructions {body.get('instructions')!r}."
     content = [{"type": "output_text", "text": text}]
     message = {"type": "message", "id": "msg_1", "role": "assistant", "content": content}
     return HTTPX.Response(200, json={"id": "resp_1", "object": "response", "output": [message]})

@@ -17,7 +17,7 @@ from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.verdict import Verdict
 
 Role = Literal["system", "user", "assistant", "tool"]
-"""Who says a message; an app's own instructions are ``system``, whatever a provider calls them."""
+"""Who says a message; an app's own instructions are ``system``, also where a provider calls them ``developer``."""
 
 OnViolation = Literal["refuse", "notice", "raise"]
 """What a blocked image of the current user turn means: the policy's refusal answers and no model is asked, a model
@@ -53,7 +53,7 @@ class ChatDecision:
     Attributes:
         handled_by: Who answers.
         violation: The verdict that keeps the model from answering; None if it answers.
-        is_prefix_due: Whether the one who answers is given the safety prefix.
+        is_prefix_due: Whether the model that answers is given the safety prefix.
     """
 
     handled_by: HandledBy
@@ -64,8 +64,8 @@ class ChatDecision:
 def sources(roles: Sequence[Role]) -> list[Source]:
     """Where the content of each message of a chat came from.
 
-    The last unbroken run of user messages is what the ``user`` says now, earlier ones are ``history``; tools and models
-    are ``tool`` and ``generated`` wherever they stand; a system message counts as ``user``.
+    The last unbroken run of user messages is the current turn of the ``user``, earlier ones are ``history``; messages
+    of tools and models are ``tool`` and ``generated`` anywhere; a system message counts as ``user``.
     """
     last = next((i for i in reversed(range(len(roles))) if roles[i] == "user"), 0)
     first = last
@@ -75,7 +75,7 @@ def sources(roles: Sequence[Role]) -> list[Source]:
 
 
 def first_violation(verdicts: Sequence[Verdict]) -> Verdict | None:
-    """The verdict that keeps an input from a model that was not made for it; None if there is none."""
+    """The verdict that asks for ``block``, else the one that asks for ``route``; None if there is none."""
     return next((v for action in ("block", "route") for v in verdicts if v.action == action), None)
 
 
@@ -123,7 +123,7 @@ def is_prefix_due(policy: Policy, actions: Sequence[Action]) -> bool:
 
     Args:
         policy: Its ``prefix_when`` decides; in monitor mode nothing is given.
-        actions: What was done about each image of the chat.
+        actions: The action on each image of the chat.
     """
     if policy.mode == "monitor" or not policy.prefix.strip():
         return False
@@ -144,8 +144,8 @@ def headed(content: Any, prefix: str, *, text_type: str = "text") -> Any:
 
     Args:
         content: Text, a list of blocks, or None for none.
-        prefix: What is to stand in front.
-        text_type: What a provider calls a block of text.
+        prefix: The prefix.
+        text_type: The provider's ``type`` of a text block.
 
     Returns:
         Text for text, a list for a list; the content itself if the prefix is there.

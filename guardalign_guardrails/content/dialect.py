@@ -1,7 +1,7 @@
-"""What a dialect is, and the few moves that dialects are made of.
+"""A dialect reads and writes the image blocks of one provider; this has the steps that dialects share.
 
-A dialect looks at one block only. Nearly all of them have the same shape: somewhere in the block is a *holder*, a
-mapping in which one of several *locators* says where the image is. They differ in the names.
+A dialect looks at one block only. Nearly all blocks have the same shape: somewhere in the block is a *holder*, a
+mapping in which one of several *locators* says where the image is. The dialects differ in the names.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from guardalign_guardrails.content.payload import (
 Block: TypeAlias = Mapping[Any, Any]
 
 Kind = Literal["data", "url", "any", "reference"]
-"""What a locator holds: bytes, base64 text or a data URL; a URL; either of them or a decoded image; the name of a
-file that is elsewhere."""
+"""The value of a locator: ``data`` for bytes, base64 text or a data URL; ``url``; ``any`` for either of them or a
+decoded image; ``reference`` for the name of a file that is elsewhere."""
 
 LOCATORS: Final = frozenset(
     {
@@ -67,18 +67,18 @@ LOCATORS: Final = frozenset(
         "video_url",
     }
 )
-"""Keys by which some provider finds the pixels, or another medium, of a block."""
+"""Keys under which some provider looks for an image, or another medium, in a block."""
 
 MIME_KEYS: Final = ("mime_type", "mimeType", "media_type", "mimetype", "image_mimetype")
-"""Keys that say what kind of file a block holds."""
+"""Keys that state the media type of a block's file."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What a dialect makes of a block.
+    """A block as its dialect reads and writes it.
 
     Attributes:
-        read: Given the most bytes to accept, what stands in the image's place.
+        read: Given the most bytes to accept, the image, where it is, or why there is none.
         write: Given an encoded image and its media type, the same block with it as its only image; None if the
             dialect cannot be written.
         takes_text: Whether text may stand where the block stands; else only an image may.
@@ -90,11 +90,11 @@ class Reading:
 
 
 Dialect: TypeAlias = Callable[[Block], Reading | None]
-"""A block to its reading, None if the block is written in another dialect."""
+"""Gives a block's reading; None if the block is written in another dialect."""
 
 
 def located(block: Block) -> set[str]:
-    """The locators of a block that locate something."""
+    """The locators of a block that are not None."""
     return {key for key in LOCATORS.intersection(block) if block[key] is not None}
 
 
@@ -105,7 +105,7 @@ def mime_of(block: Block) -> str:
 
 
 def read_one(holder: Block, kinds: Mapping[str, Kind], max_bytes: int) -> Payload:
-    """What the only locator of a holder stands for.
+    """Read the only locator of a holder.
 
     Args:
         holder: The mapping with the locator.
@@ -121,7 +121,7 @@ def read_one(holder: Block, kinds: Mapping[str, Kind], max_bytes: int) -> Payloa
 
 
 def read_value(value: object, kind: Kind, max_bytes: int) -> Payload:
-    """What a locator's value stands for."""
+    """Read a locator's value."""
     if kind == "reference":
         return "file_reference"
     if isinstance(value, Image.Image):
@@ -136,7 +136,7 @@ def read_value(value: object, kind: Kind, max_bytes: int) -> Payload:
 
 
 def written(old: object, data: bytes, mime: str) -> object:
-    """An image in the form its place had before: a PIL image, bytes, a data URL, else base64 text."""
+    """An image in the form of the old value: a PIL image, bytes, a data URL, else base64 text."""
     if isinstance(old, Image.Image):
         image = Image.open(io.BytesIO(data))
         image.load()
@@ -156,7 +156,7 @@ def replaced(block: Block, value: object, mime: str, *, key: str, over: str | No
         value: The new locator's value.
         mime: Media type of the new image.
         key: The new locator.
-        over: The old locator whose place in the order it takes; None to take that of any locator.
+        over: The old locator whose position it takes; None to take that of any locator.
     """
     home = key if key in block else over if over in block else next((name for name in block if name in LOCATORS), key)
     kept = {(key if name == home else name): old for name, old in block.items() if name == home or name not in LOCATORS}

@@ -1,6 +1,6 @@
-"""What stands in an image's place in a chat, and text that carries an image to its bytes.
+"""The payload of an image block: bytes, a URL or a reason; and how text that carries an image becomes bytes.
 
-Size is capped before anything is decoded. Lenient where providers are lenient (case, white space, percent-encoding,
+Size is capped before anything is decoded. Decoding is lenient where providers are (case, white space, percent-encoding,
 missing padding), because what a provider would open must be opened here too. Nothing is fetched, and no text is ever
 taken for a local path.
 """
@@ -26,7 +26,7 @@ Reason = Literal[
     "too_large",
     "unsupported_block",
 ]
-"""Why what stands for media cannot be opened here.
+"""Why media cannot be opened here.
 
 ``file_reference`` and ``remote_reference`` point to bytes that are elsewhere; ``no_locator`` and ``several_locators``
 leave open which image a model would see; ``unsupported_block`` is a dialect or medium this package does not read.
@@ -38,18 +38,18 @@ class Remote:
     """An image that is elsewhere.
 
     Attributes:
-        url: Where; as the sender wrote it, of any scheme.
+        url: Its URL as the sender wrote it, of any scheme.
     """
 
     url: str = field(repr=False)
 
 
 class Ambiguous(bytes):
-    """Bytes of a text that others may read as other bytes: they may know no percent-encoding, or pass over ``-``."""
+    """Bytes of ambiguous base64: a server may decode other bytes, knowing no percent-encoding or skipping ``-``."""
 
 
 Payload: TypeAlias = bytes | Image.Image | Remote | Reason
-"""An encoded image, a decoded one, where it is, or why there is none."""
+"""An encoded image, a decoded one, its URL, or why there is none."""
 
 _HEAD: Final = re.compile(r"\s*data:([^,]{0,1024}),", re.IGNORECASE)
 _PERCENT_GROWTH: Final = 3
@@ -69,7 +69,7 @@ def mime_of_data_url(url: str) -> str:
 
 
 def read_url(url: str, max_bytes: int) -> Payload:
-    """What a URL stands for: the bytes of a data URL, else where the image is."""
+    """Read a URL: the bytes of a data URL, else the URL."""
     return read_data_url(url, max_bytes) if is_data_url(url) else Remote(url)
 
 

@@ -1,4 +1,4 @@
-"""Puts other blocks into content. Nothing is changed in place; everything beside a replaced block is shared."""
+"""Replaces blocks of content. Nothing is changed in place; everything beside a replaced block is shared."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def block_at(content: Any, path: Path) -> Any:
 
 
 def with_blocks(content: Any, blocks: Mapping[Path, object]) -> Any:
-    """The content with other blocks at some places; itself if there are none."""
+    """The content with some blocks replaced; itself if there are none."""
     for path, block in blocks.items():
         content = _put(content, path, block)
     return content
 
 
 def text_in_place_of(block: object, text: str) -> dict[str, Any] | str:
-    """Text to stand where an image stood: a block for a block, in which a prompt-cache mark stays where it was."""
+    """Text in place of an image: a block for a block, which keeps its prompt-cache mark."""
     if not isinstance(block, Mapping):
         return text
     kept = {"cache_control": block["cache_control"]} if "cache_control" in block else {}

@@ -1,7 +1,7 @@
-"""Finds everything in a message's raw content that stands for media.
+"""Finds the blocks of a message's content that stand for media, and its text.
 
-Content is plain data: text, or mappings and lists of whatever a provider takes. What no dialect reads but looks like
-media is found as well, with a reason: "no image" and "an image nobody looked at" must not look the same. To support
+Content is plain data: text, or mappings and lists as a provider takes them. What looks like media but is written in no
+known dialect is found as well, with a reason: "no image" and "an unchecked image" must not look the same. To support
 another provider, add a dialect; nothing changes here.
 """
 
@@ -20,16 +20,16 @@ from guardalign_guardrails.content.payload import Reason, is_data_url, mime_of_d
 from guardalign_guardrails.images.containers import sniff
 
 Path = tuple[Any, ...]
-"""Keys and indices that lead from a message's content to a block."""
+"""Keys and indices from a message's content to a block."""
 
 _MEDIA_KINDS: Final = re.compile("image|video|audio|media|file|document|screenshot|pdf|blob|resource_link")
 _MEDIA_MIMES: Final = re.compile("image/|video/|audio/|application/pdf", re.IGNORECASE)
-# Stricter than what a URL field may hold: a sentence may begin with "Data:". Its first words may be anything where what
-# follows can be nothing but base64: some read no more than that.
+# Stricter than a URL field: a sentence may begin with "Data:". The media type may be anything where what follows can be
+# nothing but base64, since some servers read no more than that.
 _MEDIA_URL: Final = re.compile(
     r"\s*data:((image|video|audio|application)/|[^,\s]*;\s*base64\s*,|[^,]{0,1024},[a-z0-9+/_=-]{64})", re.IGNORECASE
 )
-# Some chat templates take a block for an image by one of these keys, whatever its type says.
+# Some chat templates take a block with one of these keys for an image, whatever its type says.
 _MEDIA_KEYS: Final = frozenset(
     {
         "audio",
@@ -58,9 +58,9 @@ _MEDIA_KEYS: Final = frozenset(
         "video_url",
     }
 )
-# Bedrock and OpenAI nest a file under these; as plain words they are everyday keys of a tool's JSON.
+# Bedrock and OpenAI nest a file under these; with a plain value they are everyday keys of a tool's JSON.
 _MEDIA_KEYS_OF_MAPPINGS: Final = frozenset({"document", "file"})
-# Their inner values are words of a model or of a caller's schema, not content blocks.
+# Their inner values are a model's text or a caller's schema, not content blocks.
 _OPAQUE_KINDS: Final = frozenset(
     {
         "additional_tools",
@@ -91,23 +91,23 @@ _OPAQUE_KINDS: Final = frozenset(
         "web_search_call",
     }
 )
-# A block of these keys alone is words; most blocks are, and need not be looked at from all sides.
+# A block with no other keys is text. Most blocks are, and need no closer look.
 _PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
 _TEXT_KEYS: Final = frozenset({"text", "content"})
-# Where blocks have text, or blocks with text: results of tools have "content" or "output".
+# Keys of a block's text, or of blocks with text: results of tools have "content" or "output".
 _TEXT_HOLDERS: Final = ("text", "refusal", "content", "output")
 _SCALARS: Final = (bool, int, float, type(None))
 _MAX_DEPTH: Final = 24
 # Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
 _MAX_NODES: Final = 100_000
-# Images that are written in letters, which Pillow opens wherever it is given them (PPM, XBM, XPM, FITS, IM, EPS).
-_DRAWN: Final = re.compile(
+# Image formats that are text, which Pillow opens whatever a block says of them (PPM, XBM, XPM, FITS, IM, EPS).
+_TEXT_IMAGE: Final = re.compile(
     rb"\A\s*(P([1-7]|f|y\w+)\s+[#\d]|/\* XPM|SIMPLE\s*=|Image type|%!PS)|#define[ \t].*_width[ \t]", re.IGNORECASE
 )
-# Words are words where a file is meant. LiteLLM makes an image of a document.
+# Text files may be attached in blocks of these types; of one called "document" LiteLLM makes an image.
 _FILE_KINDS: Final = frozenset({"file", "input_file", "media"})
-_WORDS_MIMES: Final = ("text/", "application/json", "application/yaml")
-_MOST_WORDS: Final = 4 * 1024 * 1024
+_TEXT_MIMES: Final = ("text/", "application/json", "application/yaml")
+_MAX_TEXT_BYTES: Final = 4 * 1024 * 1024
 
 
 @dataclass(frozen=True)
@@ -141,7 +141,7 @@ class TooDeep(Exception):
 
 
 def find(content: object) -> list[MediaBlock]:
-    """Everything in a message's content that stands for media, in reading order; nothing is decoded yet.
+    """The blocks of a message's content that stand for media, in reading order; none is decoded yet.
 
     Args:
         content: Text, in which there is no image, a list of blocks, or a single block.
@@ -154,7 +154,7 @@ def find(content: object) -> list[MediaBlock]:
 
 
 def find_loose(value: object) -> list[MediaBlock]:
-    """Everything that is an image in a value of an app's own making, such as a tool's artifact.
+    """The images in a value of an app's own making, such as a tool's artifact.
 
     Besides blocks, bare images are found: PIL images, encoded bytes, data URLs. Objects that are neither plain data
     nor an image are left alone, since no model is given them.
@@ -165,8 +165,8 @@ def find_loose(value: object) -> list[MediaBlock]:
 def find_text(content: object) -> list[TextBlock]:
     """All text of a message's content, in reading order: its own, and that of the tool results in it.
 
-    Arguments of tool calls and a model's thoughts are left out: nobody said them. Of content that is nested without
-    end, as much as `find` looks through.
+    Arguments of tool calls and a model's thoughts are left out. Content that is nested without end is searched as far
+    as `find` searches it.
     """
     return list(_text_in(content, (), iter(range(_MAX_NODES))))
 
@@ -213,13 +213,13 @@ def _in_block(block: object, path: Path, *, is_loose: bool) -> list[MediaBlock]:
 
 
 def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) -> Iterator[tuple[Path, Reading]]:
-    """Findings at and below a value.
+    """Media at and below a value.
 
     Args:
         value: Any value.
-        path: Leads to it.
-        home: Leads to the nearest mapping, which is what can be replaced; None where bare images are looked for.
-        nodes: Ends when too many values have been looked at.
+        path: Path of the value.
+        home: Path of the nearest mapping, which is what can be replaced; None where bare images are looked for.
+        nodes: Ends when too many values were visited.
     """
     if next(nodes, None) is None or len(path) > _MAX_DEPTH:
         raise TooDeep
@@ -227,7 +227,7 @@ def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) ->
         yield from _walk_mapping(value, path, nodes, is_loose=home is None)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
-            # Not places to look at: texts to be embedded may be lists of very many numbers.
+            # Scalars are skipped here: tokens to be embedded come as lists of very many numbers.
             if not isinstance(item, _SCALARS):
                 yield from _walk(item, (*path, index), home, nodes)
     elif home is None:
@@ -237,7 +237,7 @@ def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) ->
         if len(path) > 1 and path[-1] not in _TEXT_KEYS and _MEDIA_URL.match(value):
             yield home, _unread("unsupported_block")
     elif not isinstance(value, _SCALARS):
-        # Bytes, a PIL image, an array: whatever it is, it is not text.
+        # Bytes, a PIL image, an array: anything but text.
         yield home, _unread("unsupported_block")
 
 
@@ -248,7 +248,7 @@ def _walk_mapping(
     if reading is None and _looks_like_media(block):
         reading = _unread("unsupported_block")
     if reading is not None:
-        if not _is_words(block, reading):
+        if not _is_text_file(block, reading):
             yield path, reading
     elif _kind(block) not in _OPAQUE_KINDS:
         for key, item in block.items():
@@ -257,7 +257,7 @@ def _walk_mapping(
 
 
 def _bare(value: object) -> Reading | None:
-    """An image that stands alone, without a block around it."""
+    """The reading of an image without a block around it."""
     is_image = (
         isinstance(value, Image.Image)
         or (isinstance(value, bytes | bytearray) and sniff(bytes(value[:16])) is not None)
@@ -285,13 +285,13 @@ def _looks_like_media(block: Mapping[Any, Any]) -> bool:
     return not (kind == "document" and is_text)
 
 
-def _is_words(block: Mapping[Any, Any], reading: Reading) -> bool:
-    """Whether an attached file says that it is text, wherever it says so, and is."""
+def _is_text_file(block: Mapping[Any, Any], reading: Reading) -> bool:
+    """Whether an attached file is text, and everything that states its type says so."""
     stated = _stated(block) if _kind(block) in _FILE_KINDS else set()
-    if not stated or not all(mime.startswith(_WORDS_MIMES) for mime in stated):
+    if not stated or not all(mime.startswith(_TEXT_MIMES) for mime in stated):
         return False
-    data = reading.read(_MOST_WORDS)
-    if not isinstance(data, bytes) or sniff(data) is not None or b"\0" in data or _DRAWN.search(data):
+    data = reading.read(_MAX_TEXT_BYTES)
+    if not isinstance(data, bytes) or sniff(data) is not None or b"\0" in data or _TEXT_IMAGE.search(data):
         return False
     try:
         data.decode()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from guardalign_guardrails.content.body_parts import Form
+from guardalign_guardrails.content.bodies import Form
 from litellm_guardalign.version import litellm_version
 
 _ALWAYS: Final = (0, 0)

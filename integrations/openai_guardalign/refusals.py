@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from guardalign_guardrails.content.body_parts import Body, Form
+from guardalign_guardrails.content.bodies import Body, Form
 
 RESPONSE_ID: Final = "resp_guardalign_"
 """How the id of a refusal begins; the id of the response before it comes last, so that a chat can go on from there."""

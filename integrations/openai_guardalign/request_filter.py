@@ -14,8 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from guardalign_guardrails import Guard, GuardAlignError, UnsafeContentError, Verdict
-from guardalign_guardrails.content.bodies import BodyRules, ScreenedBody, ascreen_body, screen_body
-from guardalign_guardrails.content.body_parts import Body, Form
+from guardalign_guardrails.content.bodies import Body, BodyRules, Form, ScreenedBody, ascreen_body, screen_body
 from guardalign_guardrails.guarding.guard import uninspectable
 from guardalign_guardrails.verdict import event_of
 from openai_guardalign.refusals import continued, refusal

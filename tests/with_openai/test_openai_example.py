@@ -33,7 +33,7 @@ def test_one_policy_gives_the_prefix_alone_and_the_other_masks_as_well(tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     _, prefix_only, masks = re.split(r"─+ prefix (?:only|and masks) ─+\n", done.stdout)
     assert "of it black" not in prefix_only
-    told = [line.rpartition("told ")[2] for line in prefix_only.splitlines()]
-    assert told == ["None.", "'As an AI assistant,'.", "'As an AI assistant,'."]
-    assert re.search(r"coffee_and_pistol.jpg mask: .* of it black, told 'As an AI assistant,'", masks)
+    instructions = [line.rpartition("the instructions ")[2] for line in prefix_only.splitlines()]
+    assert instructions == ["None.", "'As an AI assistant,'.", "'As an AI assistant,'."]
+    assert re.search(r"coffee_and_pistol.jpg mask: .* of it black, with the instructions 'As an AI assistant,'", masks)
     assert "rifle.png route: I can't help with this" in masks

@@ -1,7 +1,7 @@
-"""Where the content is in the body of a request to a model, and who said each part of it.
+"""Finds the content in the body of a request to a model, and who said each part of it.
 
-Three APIs are known by their shape. Whatever else is in a body is looked through as well, because servers and proxies
-hand on more than the documented keys: ``extra_body`` is merged over the body, and fallbacks bring chats of their own.
+It knows the shapes of three APIs, and searches everything else in a body as well, because servers and proxies pass on
+more than the documented keys: ``extra_body`` is merged over the body, and fallbacks bring chats of their own.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ user's."""
 Body: TypeAlias = Mapping[str, Any]
 
 Shape = Literal["content", "item", "loose", "image"]
-"""What a part is: a message's content; an item of Responses that is no message; a value that is no chat content, in
-which bare images are looked for as well; a bare value that stands for an image, whatever it looks like."""
+"""The kind of a part: ``content`` of a message; ``item`` of Responses that is no message; ``loose`` for a value that is
+no chat content and may hold bare images; ``image`` for a bare value that its key calls an image."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a body.
+    """A part of a body that may hold images.
 
     Attributes:
-        path: Where it is.
+        path: Where in the body it is.
         role: Who says it.
         value: Plain data.
-        shape: What it is.
+        shape: Its kind.
         source: Where it comes from.
     """
 
@@ -47,19 +47,19 @@ class Part:
     source: Source = "user"
 
     def turn(self) -> Turn:
-        """The part as the core screens it."""
+        """The part as a turn of a chat."""
         content = {"type": "image", "image": self.value} if self.shape == "image" else self.value
         return Turn(content, self.source, is_loose=self.shape == "loose", role=self.role)
 
     def screened(self, content: Any) -> Any:
-        """What takes the part's place, given what became of the content of its turn."""
+        """The new value of the part, from the sanitised content of its turn."""
         if self.shape == "image":
             return content.get("image")
         return _as_item(self.value, content) if self.shape == "item" else content
 
 
 _NESTED: Final = ("extra_body", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
-# Words, settings and schemas: a property of a tool may be named "image".
+# Text, settings and schemas: a property of a tool may be named "image".
 _NO_CONTENT: Final = frozenset(
     {
         "agent",
@@ -81,9 +81,9 @@ _NO_CONTENT: Final = frozenset(
 _NO_CONTENT_OF_A_MESSAGE: Final = frozenset(
     {"annotations", "content", "function_call", "provider_specific_fields", "role", "tool_calls"}
 )
-# LiteLLM hands these on as blocks of the message; what else is among a provider's own fields are notes.
-_HANDED_ON: Final = ("compaction_blocks", "tool_results", "web_search_results")
-# These hold images, whatever they look like: a URL, base64 text, bytes.
+# LiteLLM passes these on as blocks of the message; a provider's other fields are notes.
+_PASSED_ON: Final = ("compaction_blocks", "tool_results", "web_search_results")
+# Values of these keys are images, be they a URL, base64 text or bytes.
 _IMAGES: Final = frozenset({"image", "images", "input_reference", "mask"})
 _ROLES: Final[Mapping[object, Role]] = {
     "assistant": "assistant",
@@ -96,7 +96,7 @@ _ROLES: Final[Mapping[object, Role]] = {
 
 
 def parts_of(body: Body, form: Form) -> list[Part]:
-    """All that may hold images: messages in order, what is beside them, then the same of bodies within the body.
+    """Parts of a body that may hold images: messages in order, values beside them, then those of nested bodies.
 
     Args:
         body: The body, or the keyword arguments from which a client makes it.
@@ -118,10 +118,10 @@ def nested_bodies(body: Body) -> list[Path]:
 
 
 def _own_parts(body: Body, form: Form, path: Path) -> list[Part]:
-    said = list(_READERS[form](body))
-    sourced = [replace(part, source=source) for part, source in zip(said, sources([p.role for p in said]), strict=True)]
+    chat = list(_READERS[form](body))
+    sourced = [replace(part, source=source) for part, source in zip(chat, sources([p.role for p in chat]), strict=True)]
     variables = list(_variables(body))
-    known = _NO_CONTENT.union(_NESTED, (part.path[0] for part in (*said, *variables)))
+    known = _NO_CONTENT.union(_NESTED, (part.path[0] for part in (*chat, *variables)))
     parts = (*sourced, *_beside(body, (), "user", known), *_masks(body), *variables)
     return [replace(part, path=(*path, *part.path)) for part in parts]
 
@@ -130,14 +130,14 @@ def _beside(mapping: Mapping[str, Any], path: Path, role: Role, known: Set[str])
     """The values of a mapping under keys other than the known ones."""
     for key in [key for key in mapping if key not in known]:
         value = mapping[key]
-        # Bytes are an uploaded file, which is a video if it is no image.
+        # Bytes are an uploaded file: an image or a video.
         if key in _IMAGES or isinstance(value, bytes):
-            places = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
-            for place, each in places:
-                where = (*path, key) if place is None else (*path, key, place)
+            items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
+            for index, each in items:
+                where = (*path, key) if index is None else (*path, key, index)
                 yield Part(where, role, each, "loose" if each is None or isinstance(each, Mapping) else "image")
         else:
-            # A prompt is a user's words, which may begin like a data URL.
+            # A prompt is a user's text, which may begin like a data URL.
             yield Part((*path, key), role, value, "content" if key == "prompt" else "loose")
 
 
@@ -153,16 +153,16 @@ def _of_message(message: object, path: Path) -> Iterator[Part]:
     role = _role(message)
     yield Part((*path, "content"), role, message.get("content"))
     if role == "tool":
-        yield from _images_in_words(message.get("content"), (*path, "content"))
+        yield from _data_urls_in(message.get("content"), (*path, "content"))
     yield from _attached(message, path, role)
     yield from _beside(message, path, role, _NO_CONTENT_OF_A_MESSAGE)
 
 
-def _images_in_words(content: object, path: Path) -> Iterator[Part]:
-    """A tool's words that are a data URL and nothing else: for Gemini, LiteLLM makes an image of them, put together."""
+def _data_urls_in(content: object, path: Path) -> Iterator[Part]:
+    """A tool's text that is a data URL and nothing else: for Gemini, LiteLLM joins it and makes an image of it."""
     blocks = enumerate(_listed(content))
-    said = {(*path, index, "text"): block.get("text") for index, block in blocks if isinstance(block, Mapping)}
-    texts = {where: text for where, text in said.items() if isinstance(text, str)}
+    found = {(*path, index, "text"): block.get("text") for index, block in blocks if isinstance(block, Mapping)}
+    texts = {where: text for where, text in found.items() if isinstance(text, str)}
     whole = content if isinstance(content, str) else "".join(texts.values())
     for where, text in (texts if len(texts) == 1 else {**texts, path: whole}).items():
         if is_data_url(text) and read_data_url(text, len(text)) != "malformed":
@@ -170,14 +170,14 @@ def _images_in_words(content: object, path: Path) -> Iterator[Part]:
 
 
 def _attached(message: Mapping[str, Any], path: Path, role: Role) -> Iterator[Part]:
-    """Content beside a message's content: files that OpenRouter has taken apart, blocks that LiteLLM hands on."""
+    """Content beside a message's content: files that OpenRouter has parsed, blocks that LiteLLM passes on."""
     for index, note in enumerate(_listed(message.get("annotations"))):
         file = note.get("file") if isinstance(note, Mapping) else None
         if isinstance(file, Mapping) and "content" in file:
             yield Part((*path, "annotations", index, "file", "content"), role, file["content"])
     fields = message.get("provider_specific_fields")
     if isinstance(fields, Mapping):
-        for key in [key for key in _HANDED_ON if key in fields]:
+        for key in [key for key in _PASSED_ON if key in fields]:
             yield Part((*path, "provider_specific_fields", key), role, fields[key])
 
 
@@ -187,36 +187,37 @@ def _of_responses(body: Body) -> Iterator[Part]:
     for index, item in enumerate(_listed(body.get("input"))):
         path = ("input", index)
         if isinstance(item, Mapping) and item.get("type", "message") != "message":
-            # A call's output is a tool's words, all else that has no role was said by the model.
+            # A call's output comes from a tool, every other item without a role from the model.
             is_output = str(item["type"]).endswith("_output")
             yield Part(path, "tool" if is_output else "assistant", item, "item")
-            yield from _images_in_words(item.get("output"), (*path, "output"))
+            yield from _data_urls_in(item.get("output"), (*path, "output"))
         else:
             yield from _of_message(item, path)
 
 
 def _of_messages(body: Body) -> Iterator[Part]:
     yield Part(("system",), "system", body.get("system"))
-    for index, message in enumerate(_listed(body.get("messages"))):
-        path = ("messages", index)
+    for number, message in enumerate(_listed(body.get("messages"))):
+        path = ("messages", number)
         content = message.get("content") if isinstance(message, Mapping) else None
         if isinstance(content, list | tuple) and any(_is_tool_result(block) for block in content):
-            # What a tool returns comes in a message of the user, beside the user's own words.
+            # A tool's result comes in a message of the user, beside the user's own content.
             role = _role(message)
-            for place, block in enumerate(content):
-                yield Part((*path, "content", place), "tool" if _is_tool_result(block) else role, block)
+            for index, block in enumerate(content):
+                where = (*path, "content", index)
+                yield Part(where, "tool" if _is_tool_result(block) else role, block)
                 if _is_tool_result(block):
-                    yield from _images_in_words(block.get("content"), (*path, "content", place, "content"))
+                    yield from _data_urls_in(block.get("content"), (*where, "content"))
             yield from _beside(message, path, role, _NO_CONTENT_OF_A_MESSAGE)
         else:
             yield from _of_message(message, path)
 
 
 def _as_item(item: Mapping[str, Any], content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What became of an item of Responses, as they take it: words where it stood or one of its outputs."""
+    """Sanitised content as an item of Responses: text in place of the item or of one of its outputs is wrapped."""
     if content.keys() <= {"type", "text"}:
         text = content["text"]
-        # A call stays answered.
+        # The call still needs an output.
         return {**item, "output": text} if "output" in item else {"role": "assistant", "content": text}
     outputs = content.get("outputs")
     if item.get("type") != "code_interpreter_call" or not isinstance(outputs, list):
@@ -226,12 +227,12 @@ def _as_item(item: Mapping[str, Any], content: Mapping[str, Any]) -> Mapping[str
 
 
 def _as_log(output: Mapping[str, Any]) -> Mapping[str, Any]:
-    """An output of a code interpreter, which has logs for words."""
+    """An output of a code interpreter, whose text is a log."""
     return {"type": "logs", "logs": output["text"]} if output.get("type") == "text" else output
 
 
 def _masks(body: Body) -> Iterator[Part]:
-    """What is to be repainted in an image, which OpenAI keeps among a tool's settings."""
+    """Masks for image editing, which OpenAI keeps among a tool's settings."""
     items = [(("input", index), item) for index, item in enumerate(_listed(body.get("input")))]
     for path, holder in [((), body), *items]:
         tools = holder.get("tools") if isinstance(holder, Mapping) else None
@@ -241,7 +242,7 @@ def _masks(body: Body) -> Iterator[Part]:
 
 
 def _variables(body: Body) -> Iterator[Part]:
-    """What fills the gaps of a stored prompt; one that is named "image" may hold words."""
+    """Variables of a stored prompt; one that is named "image" may hold text."""
     prompt = body.get("prompt")
     variables = prompt.get("variables") if isinstance(prompt, Mapping) else None
     if isinstance(variables, Mapping):
