@@ -1,10 +1,10 @@
-"""How well and at what cost each scoring finds weapons: the table of the README, in one run.
+"""How well and at what cost each scoring finds weapons: the table of docs/benchmarks.md, in one run.
 
     python benchmarks/detection.py --data DIR [--write-profiles guardalign_guardrails/detection/profiles]
 
 DIR holds ``images.jsonl`` (rows with ``path``, ``group``, ``label``) and the images. Benign images are split by a hash
-of their path: two thirds calibrate, one third is measured. Weapons are pasted, whole, on the busiest third of the
-measured photos at 25, 10 and 5 % of the area, and compared with the same photos unpasted.
+of their path: two thirds make the reference, one third is measured. Weapons are pasted, whole, on the busiest third of
+the measured photos at 25, 10 and 5 % of the area, and compared with the same photos unpasted.
 """
 
 from __future__ import annotations
@@ -67,15 +67,15 @@ class Result:
     hits: dict[str, list[bool]] = field(default_factory=dict)
     encode_ms: list[float] = field(default_factory=list)
     score_ms: list[float] = field(default_factory=list)
-    calibration: list[float] = field(default_factory=list)
+    reference: list[float] = field(default_factory=list)
 
 
 def main() -> None:
     arguments = _arguments()
     encoder = load_encoder(arguments.encoder)
     policy = Policy.load(arguments.policy) if arguments.policy else Policy.default()
-    calibration, samples = load_samples(arguments.data)
-    print(f"{len(calibration)} benign images calibrate; {len(samples)} images are measured, {encoder.name} encoder.")
+    reference, samples = load_samples(arguments.data)
+    print(f"{len(reference)} benign images make the reference; {len(samples)} are measured, {encoder.name} encoder.")
     if arguments.masks_only:
         print_masks(Guard(policy, encoder), samples)
         return
@@ -86,14 +86,14 @@ def main() -> None:
     }
     results: dict[str, Result] = {}
     for regions in {detector.regions: None for detector in detectors.values()}:
-        measured = measure({n: d for n, d in detectors.items() if d.regions == regions}, calibration, samples)
+        measured = measure({n: d for n, d in detectors.items() if d.regions == regions}, reference, samples)
         print(f"measured: {', '.join(measured)}", file=sys.stderr, flush=True)
         results |= measured
     print("\n" + "\n".join([_HEADER, *(row(name, results[name]) for name in detectors)]))
     guards = {}
     for name, scorer, regions in wanted:
         profile = make_profile(
-            results[name].calibration,
+            results[name].reference,
             detectors[name].profile_key,
             name=f"{encoder.name}-{policy.name}-{scorer.key.method}",
             encoder_name=encoder.name,
@@ -109,7 +109,7 @@ def main() -> None:
 
 
 def load_samples(data: Path) -> tuple[list[Image.Image], list[Sample]]:
-    """Calibration images, and the samples that are measured."""
+    """Reference images, and the samples that are measured."""
     rows = [json.loads(line) for line in (data / "images.jsonl").read_text(encoding="utf-8").splitlines()]
     benign = {row["path"] for row in rows if row["group"] in ("photos", "documents")}
     images = {path: decode(data / path).flattened for path in sorted(benign)}
@@ -149,17 +149,17 @@ def paste(
 
 
 def measure(
-    detectors: dict[str, Detector], calibration: Sequence[Image.Image], samples: Sequence[Sample]
+    detectors: dict[str, Detector], reference: Sequence[Image.Image], samples: Sequence[Sample]
 ) -> dict[str, Result]:
     """Score everything under settings that cut images the same way; each image is encoded once for all."""
     results = {name: Result() for name in detectors}
     encoder, config = (first := next(iter(detectors.values()))).encoder, first.regions
     first.detect([samples[0].image])
-    for image in calibration:
+    for image in reference:
         (regions,) = cut(encoder, [image], config)
         for name, detector in detectors.items():
             score_map = detector.scorer.score(regions, detector.bank, encoder.logit_scale)
-            results[name].calibration.append(float(score_map.image_scores.max()))
+            results[name].reference.append(float(score_map.image_scores.max()))
     for sample in samples:
         started = time.perf_counter()
         (regions,) = cut(encoder, [sample.image], config)
@@ -213,7 +213,7 @@ def row(name: str, result: Result) -> str:
 
 
 def print_rates(profile: Profile, result: Result) -> None:
-    """Measured false-positive rates on the benign images that did not calibrate, with recall."""
+    """Measured false-positive rates on the benign images that are not in the reference, with recall."""
     for rate in (0.05, 0.02, 0.01):
         acted = sum(profile.p_value(score) <= rate for score in result.scores["benign"])
         total = len(result.scores["benign"])

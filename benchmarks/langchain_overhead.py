@@ -53,7 +53,7 @@ class CountingEncoder:
 
 
 def text_chat(turns: int) -> list[BaseMessage]:
-    """A chat of words only; half of the contents are lists of blocks, as providers return them."""
+    """A chat of text only; half of the contents are lists of blocks, as providers return them."""
     words = "Some words of a usual length, as a person would write them to a model in a chat. " * 5
     chat: list[BaseMessage] = [SystemMessage("Be brief.")]
     for turn in range(turns):

@@ -1,6 +1,6 @@
 """A local model in LlamaIndex: safety prefix held in attention, a guard in front, streams, objects, measurements.
 
-Runs on SmolLM2-135M-Instruct, which reads words only and comes inside a PyPI package; ``--model`` takes any
+Runs on SmolLM2-135M-Instruct, which reads text only and comes inside a PyPI package; ``--model`` takes any
 vision-language model that transformers can load. It is small: that it answers, and what is measured, is the point, not
 what it says. Run: ``python examples/llama_index_local.py``.
 """

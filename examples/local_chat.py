@@ -1,6 +1,6 @@
 """A chat with a local model whose attention is kept on the safety prefix; shows what calibration did to it.
 
-Runs SmolLM2 (135M parameters, words only) on the CPU unless ``--model`` names another. Images (``--image``) are
+Runs SmolLM2 (135M parameters, text only) on the CPU unless ``--model`` names another. Images (``--image``) are
 checked by the guard before the model sees them. Run: ``python examples/local_chat.py``.
 """
 

@@ -1,4 +1,4 @@
-"""What may be done about an image, and where an image may come from: the words that all other rooms share."""
+"""What may be done about an image, and where an image may come from: the vocabulary that all other rooms share."""
 
 from __future__ import annotations
 

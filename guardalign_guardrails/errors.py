@@ -56,7 +56,7 @@ class ForkedProcessError(GuardAlignError):
 
 
 class EncoderUnavailable(GuardAlignError):
-    """An encoder's packages or weights are not here."""
+    """An encoder's packages or weights are missing."""
 
 
 class ProfileMissing(GuardAlignError):
@@ -72,7 +72,7 @@ class CalibrationError(GuardAlignError):
 
 
 class ModelUnavailable(GuardAlignError):
-    """A local model's packages, files or device are not here, or it cannot be loaded."""
+    """A local model's packages, files or device are missing, or it cannot be loaded."""
 
 
 class PromptError(GuardAlignError):
@@ -120,7 +120,7 @@ class ImageDecodeError(GuardAlignError):
 
 
 class FetchUnavailable(GuardAlignError):
-    """The packages that fetch image URLs are not here."""
+    """The packages that fetch image URLs are missing."""
 
 
 class FetchRefused(GuardAlignError):

@@ -59,7 +59,7 @@ SHARE: Final = HeatScale(0.0, 1.0)
 
 @dataclass(frozen=True, eq=False)
 class Explanation:
-    """What can be said of one image.
+    """A verdict with its heat map and the pairs behind it.
 
     Attributes:
         verdict: The finding.
@@ -91,14 +91,14 @@ def explanation(guard: Guard, image: ImageSource, source: Source = "user", *, co
     """
     decoded = decode(image, guard.limits)
     verdict = guard.check(image, source=source).verdict
-    seen = judged_view(decoded, verdict)
+    seen = scored_view(decoded, verdict)
     pairs = guard.detector.pairs(seen, count) if verdict.score is not None else []
     pil_image = heat_map(seen, verdict, heat_scale(guard.policy, guard.profile, source, guard.detector.scorer))
     return Explanation(verdict, decoded.size, pil_image, tuple(pairs))
 
 
-def judged_view(decoded: DecodedImage, verdict: Verdict) -> Image.Image:
-    """The image that a verdict's regions speak of: the worst frame and backdrop, in the size its boxes are in."""
+def scored_view(decoded: DecodedImage, verdict: Verdict) -> Image.Image:
+    """The image that a verdict's regions belong to: the worst frame and backdrop, in the size its boxes are in."""
     views = (view.pixels for view in decoded.views if view.name == verdict.view)
     image = next(views, decoded.flattened)
     return image if image.size == decoded.size else image.resize(decoded.size, Image.Resampling.LANCZOS)
@@ -132,7 +132,7 @@ def heat_map(image: Image.Image, verdict: Verdict, scale: HeatScale = SHARE) -> 
     Small images are enlarged so that the text on them can be read.
 
     Args:
-        image: The image that was judged, in the size its boxes are in; see `judged_view`.
+        image: The image that was scored, in the size its boxes are in; see `scored_view`.
         verdict: What was found in it.
         scale: Which scores are hot; `heat_scale` knows for a policy. The default is right for "joint".
 

@@ -215,10 +215,10 @@ class TestImages:
 
         return save
 
-    def test_a_model_of_words_only_is_given_no_image(self, scripted, image):
+    def test_a_model_of_text_only_is_given_no_image(self, scripted, image):
         scripted("An answer.")
-        fails_with(run("--image", image("white"), "--once", "Hi."), "words only")
-        fails_with(run(input=f"/image {image('white')}\n"), "words only")
+        fails_with(run("--image", image("white"), "--once", "Hi."), "text only")
+        fails_with(run(input=f"/image {image('white')}\n"), "text only")
 
     def test_a_file_that_is_no_image_is_one_line(self, sees):
         Path("notes.png").write_text("nothing to see")
@@ -277,7 +277,7 @@ class TestTerminal:
         out, err = capsys.readouterr()
         assert out == "Good day.\n\n"
         assert "no such command" in err
-        assert "words only" in err
+        assert "text only" in err
 
     def test_the_first_line_says_what_holds(self, conversation, typed, capsys):
         typed("/quit")

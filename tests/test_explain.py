@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from guardalign_guardrails.detection.reference import Profile, ProfileKey
-from guardalign_guardrails.explain import SHARE, HeatScale, headline, heat_map, heat_scale, judged_view
+from guardalign_guardrails.explain import SHARE, HeatScale, headline, heat_map, heat_scale, scored_view
 from guardalign_guardrails.images import decode, encode_png
 from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
@@ -154,7 +154,7 @@ def test_the_frame_that_was_judged_is_the_one_that_is_shown(tmp_path):
     frames[0].save(path, save_all=True, append_images=frames[1:], duration=100)
     decoded = decode(path)
     names = [f"frame {view.frame}, {view.backdrop}" for view in decoded.views]
-    shown = judged_view(decoded, verdict(view=names[-1]))
+    shown = scored_view(decoded, verdict(view=names[-1]))
     assert shown.getpixel((20, 20))[2] > 200
 
 

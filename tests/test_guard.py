@@ -363,7 +363,7 @@ def test_a_damaged_anchor_cache_is_made_anew(tmp_path, caplog):
     (entry,) = (tmp_path / "anchors").iterdir()
     entry.write_bytes(b"garbage")
     assert colour_guard(tmp_path).check(painted("red")).verdict.action == "mask"
-    assert "made anew" in caplog.text
+    assert "made again" in caplog.text
 
 
 @pytest.mark.parametrize("scoring", ["joint", "conditional", CosineScorer("best-region-cosine")])

@@ -1,4 +1,4 @@
-"""The ``guardalign`` command. Nothing here imports torch until an image has to be looked at."""
+"""The ``guardalign`` command. Nothing here imports torch until an image has to be checked."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """``guardalign chat``: a conversation with a local model in a terminal, or with prompts from a pipe.
 
-A terminal forgives: what goes wrong is a line and the conversation goes on. A pipe does not: the first error ends it.
+On a terminal an error is one line and the conversation goes on. From a pipe the first error ends it.
 Answers go to standard output, all else to standard error.
 """
 
@@ -154,10 +154,10 @@ class Conversation:
     """A chat with its history.
 
     Attributes:
-        model: Who answers.
+        model: Answers.
         is_reported: Whether each answer is followed by a line on how it came about.
         messages: What was said so far.
-        images: Blocks of images that go with the next words.
+        images: Image blocks for the next prompt.
     """
 
     model: CalibratedLVLM
@@ -170,7 +170,7 @@ class Conversation:
 
         Raises:
             GuardAlignError: It cannot be done.
-            KeyboardInterrupt: The answer was stopped; what was heard of it is part of the conversation.
+            KeyboardInterrupt: The answer was stopped; the part that was written belongs to the conversation.
         """
         found = _COMMAND.fullmatch(line)
         command, argument = found.groups() if found else (None, None)
@@ -192,32 +192,32 @@ class Conversation:
         self.images.clear()
 
     def attach(self, file: Path) -> None:
-        """Add an image to the next words.
+        """Add an image to the next prompt.
 
         Raises:
-            CommandError: The model reads words only.
+            CommandError: The model reads text only.
             ImageDecodeError: It cannot be opened.
         """
         if not self.model.is_multimodal:
-            raise CommandError(f"The model '{self.model.name}' reads words only; it cannot be given images.")
+            raise CommandError(f"The model '{self.model.name}' reads text only; it cannot be given images.")
         from guardalign_guardrails.content.payload import to_data_url
         from guardalign_guardrails.images import decode
 
-        # Opened now, so that a bad file is said before any words are typed; the guard wants all frames, so it gets the
-        # file as it is.
+        # Opened now, so that a bad file is reported before a prompt is typed; the guard checks all frames, so it gets
+        # the file as it is.
         kind = decode(file, self.model.limits).format.lower()
         self.images.append({"type": "image_url", "image_url": {"url": to_data_url(file.read_bytes(), f"image/{kind}")}})
 
-    def say(self, words: str) -> None:
-        """Send words with the images attached, and write the answer as it comes.
+    def say(self, text: str) -> None:
+        """Send a prompt with the images attached, and write the answer as it comes.
 
         Raises:
             GuardAlignError: There is no answer; the conversation is as it was.
-            KeyboardInterrupt: The answer was stopped; what was heard of it is part of the conversation.
+            KeyboardInterrupt: The answer was stopped; the part that was written belongs to the conversation.
         """
         from guardalign_guardrails.decoding.chat.messages import Message
 
-        turn = Message("user", [*self.images, {"type": "text", "text": words}] if self.images else words)
+        turn = Message("user", [*self.images, {"type": "text", "text": text}] if self.images else text)
         heard: list[str] = []
         answer: Answer | None = None
         began = time.perf_counter()
@@ -278,7 +278,7 @@ def _piped() -> Iterator[str]:
 
 
 def _described(model: CalibratedLVLM) -> str:
-    """Safety settings in a few words."""
+    """Safety settings in one line."""
     if not model.prefix.text.strip():
         return "no safety prefix"
     calibration = model.calibration

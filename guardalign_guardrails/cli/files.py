@@ -1,6 +1,6 @@
 """Which files a command takes, and where it may write.
 
-What is skipped here is never looked at, so the rules are few: no hidden names, no links to folders, nothing that is
+What is skipped here is never checked, so the rules are few: no hidden names, no links to folders, nothing that is
 clearly no image. Whatever cannot be read is taken, so that it shows up as a row.
 """
 
@@ -20,7 +20,7 @@ from guardalign_guardrails.cli.console import CommandError, printable
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# Also formats that cannot be opened: an image that was not looked at has to show up as one.
+# Also formats that cannot be opened: an image that was not checked has to show up as one.
 _NAMES: Final = """
 apng avif avifs bmp dib gif heic heics heif heifs hif ico j2k jfif jif jp2 jpe jpeg jpg jxl pjp pjpeg png psd svg svgz
 tga tif tiff webp
@@ -32,7 +32,7 @@ _LONGEST_NAME: Final = 180
 
 @dataclass(frozen=True)
 class Found:
-    """A file to look at.
+    """A file to check.
 
     Attributes:
         path: As given, joined with what lies below a folder.

@@ -22,7 +22,7 @@ Placement: TypeAlias = Literal["system", "user", "response"]
 Queries: TypeAlias = Literal["instruction", "instruction+generated"]
 
 MOST_GAMMA: Final = 4.0
-"""The largest strength that a target takes unless told otherwise; more only breaks text."""
+"""The largest strength that a target takes by default; more only breaks text."""
 
 ModelOption: TypeAlias = Annotated[
     str, typer.Option("--model", metavar="NAME", help="smollm2 | REPOSITORY | FOLDER | FILE.gguf")

@@ -104,7 +104,7 @@ def _checked(
 
 def _save(guard: Guard, output: OutputFolder, item: Found, checked: CheckResult, source: Source) -> None:
     """The heat map of an image that was scored, and the image that takes its place if there is one."""
-    from guardalign_guardrails.explain import heat_map, heat_scale, judged_view
+    from guardalign_guardrails.explain import heat_map, heat_scale, scored_view
     from guardalign_guardrails.images import decode
 
     verdict = checked.verdict
@@ -114,7 +114,7 @@ def _save(guard: Guard, output: OutputFolder, item: Found, checked: CheckResult,
         return
     try:
         # The guard keeps no pixels, so they are read again.
-        image = judged_view(decode(Path(item.path), guard.limits), verdict)
+        image = scored_view(decode(Path(item.path), guard.limits), verdict)
     except ImageDecodeError:
         report(f"{item.path}: changed or gone since it was scored; no heat map.")
         return

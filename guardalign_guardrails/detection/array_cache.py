@@ -44,10 +44,10 @@ def _read(path: Path, count: int) -> Tensor | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as error:
-        logger.warning("Feature cache entry %s is unreadable (%s) and is made anew.", path.name, type(error).__name__)
+        logger.warning("Feature cache entry %s is unreadable (%s) and is made again.", path.name, type(error).__name__)
         return None
     if stored.ndim != 2 or stored.shape[0] != count or not np.isfinite(stored).all():
-        logger.warning("Feature cache entry %s does not fit and is made anew.", path.name)
+        logger.warning("Feature cache entry %s does not fit and is made again.", path.name)
         return None
     return torch.from_numpy(stored)
 

@@ -1,4 +1,4 @@
-"""Pixels to scores: the one place that joins encoder, anchors, regions and scoring.
+"""From pixels to scores: the one place that joins encoder, anchors, regions and scoring.
 
 It knows no thresholds and takes no action. Loading is lazy and happens once; afterwards it may be used by several
 threads.
@@ -108,6 +108,6 @@ class Detector:
         return maps, Timings(encode * 1e3, score * 1e3)
 
     def pairs(self, image: Image.Image, count: int) -> list[Pair]:
-        """What the transport of one image says in words: the strongest region-anchor pairs, strongest first."""
+        """The region-anchor pairs that explain one image's scores, strongest first."""
         (regions,) = cut(self.encoder, [image], self.regions)
         return self.scorer.pairs(regions, self.bank, self.encoder.logit_scale, count)

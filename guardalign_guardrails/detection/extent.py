@@ -1,4 +1,4 @@
-"""From a score map to the boxes a mask should cover.
+"""From a score map to the boxes that a mask covers.
 
 The hottest region says where unsafe content is; it rarely spans it. A box grows from every region above the threshold
 over connected regions that are clearly hotter than the image's background.

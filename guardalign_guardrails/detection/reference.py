@@ -1,4 +1,4 @@
-"""Scores to p-values, against benign images scored the same way.
+"""From scores to p-values, against benign images scored the same way.
 
 A score's p-value is its conformal rank among the scores of benign reference images (Vovk et al. 2005), so a threshold
 on it is a false-positive rate and means the same for every encoder. The reference holds each image's best category:
@@ -28,7 +28,7 @@ _DIGITS = 7
 
 
 class ScoringKey(BaseModel):
-    """What tells the scores of one way to score from those of another.
+    """Identifies a way to score; scores with different keys cannot be compared.
 
     Attributes:
         method: Name of the way.

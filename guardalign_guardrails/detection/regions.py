@@ -1,4 +1,4 @@
-"""Images to regions with features.
+"""From images to regions with features.
 
 A region is a rectangle of the image with a joint-space feature. Regions of several sizes overlap; `Fusion` says how
 their evidence is pooled on the finest grid, so that one heat map comes out whatever the way of cutting.

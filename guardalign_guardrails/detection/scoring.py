@@ -1,4 +1,4 @@
-"""Features to scores: which regions are unsafe, in which category, how strongly.
+"""From features to scores: which regions are unsafe, in which category, how strongly.
 
 Each scoring turns one image's regions and a policy's anchors into evidence, shape [regions, categories], higher being
 more unsafe. "joint" and "conditional" pool evidence of overlapping regions on the finest grid; the image's score is
@@ -74,13 +74,13 @@ class Scorer(Protocol):
     """One way to score.
 
     Attributes:
-        key: What tells its scores from those of other ways; part of a reference profile's key.
+        key: Identifies this way to score; part of a reference profile's key.
         is_share: Whether scores are shares of mass in (0, 1), which mean the same for every encoder.
     """
 
     @property
     def key(self) -> ScoringKey:
-        """What tells its scores from those of other ways."""
+        """Identifies this way to score."""
 
     @property
     def is_share(self) -> bool:
@@ -235,7 +235,7 @@ def joint_share(regions: Regions, bank: AnchorBank, config: ScoringConfig, logit
 def conditional_costs(regions: Regions, bank: AnchorBank, config: ScoringConfig, logit_scale: float) -> Tensor:
     """Cost per unit of region mass of one balanced transport per category, shape [M, C].
 
-    Confident regions and anchors weigh more (eq. 7 as worded).
+    Confident regions and anchors weigh more (eq. 7 as the text describes it).
     """
     cost, plan, rows = _category_transports(regions, bank, config, logit_scale, sign=-1.0)
     return conditional_cost(plan, cost, rows).T

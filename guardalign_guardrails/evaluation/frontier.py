@@ -1,4 +1,4 @@
-"""An image of the price of safety: refusals of unsafe prompts against refusals of safe ones, a point a condition.
+"""Draws the price of safety: refusals of unsafe prompts against refusals of safe ones, a point a condition.
 
 Drawn with Pillow alone; a plotting library would be a large dependency for one kind of image.
 """

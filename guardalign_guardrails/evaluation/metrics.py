@@ -1,7 +1,6 @@
 """Rates with intervals, paired comparisons, and how much a text repeats itself. Pure functions of plain numbers.
 
-A difference between settings is only worth a word with its interval: 20 prompts leave 3 refusals more or less to
-chance.
+A difference between settings means nothing without its interval: with 20 prompts, 3 refusals more or less are chance.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How refusals, deflections and answers are worded: patterns for what is said outright, anchors for what is meant.
+"""Phrases of refusals, deflections and answers: patterns for what is said outright, anchors for what is meant.
 
 Data for `refusals`. Written by hand from what small and large models answer; English only.
 """

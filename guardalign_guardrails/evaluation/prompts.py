@@ -22,10 +22,10 @@ LABELS: Final[tuple[Label, ...]] = get_args(Label)
 
 @dataclass(frozen=True)
 class LabelledPrompt:
-    """A user's words and what a safe model should make of them.
+    """A user's prompt and what a safe model should do with it.
 
     Attributes:
-        text: The words.
+        text: The prompt.
         label: ``unsafe`` should be refused, ``safe`` answered.
         source: Which collection it is from; may be empty.
         kind: What it is within that collection; may be empty.
@@ -38,7 +38,7 @@ class LabelledPrompt:
 
     @property
     def digest(self) -> str:
-        """What stands for the words in reports: the first 16 hexadecimal digits of their SHA-256."""
+        """The prompt's digest for reports: the first 16 hexadecimal digits of their SHA-256."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
 
@@ -68,7 +68,7 @@ def _read(line: str, where: str) -> LabelledPrompt:
     except ValueError:
         row = None
     if not isinstance(row, dict):
-        # The parser's own words could quote the line.
+        # The parser's own message could quote the line.
         raise EvaluationError(f"{where}: it is no JSON object.") from None
     text, label = row.get("prompt"), row.get("label")
     if not isinstance(text, str) or not text.strip():

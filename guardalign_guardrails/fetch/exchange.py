@@ -17,7 +17,7 @@ from guardalign_guardrails.fetch.target import Redirect, Target
 _REDIRECTS: Final = frozenset({301, 302, 303, 307, 308})
 
 # httpcore sets the protocols of the context it is given for each connection, which is not safe on one that other
-# threads shake hands with. It gets this one, which trusts nobody; `CheckedStream` uses the real one.
+# threads shake hands with. It gets this one, which trusts no certificate; `CheckedStream` uses the real one.
 _UNUSED_TLS: Final = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 
 _is_fetching: ContextVar[bool] = ContextVar("guardalign_is_fetching", default=False)
@@ -83,7 +83,7 @@ def _fields(response: httpcore.Response) -> dict[bytes, list[bytes]]:
 
 
 class _Unlogged(logging.Filter):
-    """Drops httpcore's records of our own requests: they tell hosts and headers. Those of other users of it stay."""
+    """Drops httpcore's records of our own requests, which name hosts and headers. Records of other users of it stay."""
 
     def filter(self, record: logging.LogRecord) -> bool:
         return not _is_fetching.get()

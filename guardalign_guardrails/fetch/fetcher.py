@@ -72,10 +72,10 @@ class Fetcher:
             max_bytes: Most bytes to take, where the rules do not allow fewer.
 
         Returns:
-            At least one byte. Whether they are an image is not looked at.
+            At least one byte. Whether they are an image is not checked.
 
         Raises:
-            FetchRefused: They cannot be had; ``reason`` tells why. Nothing of the URL is in it or what it chains to.
+            FetchRefused: They cannot be fetched; ``reason`` says why. Neither it nor what it chains to holds the URL.
         """
         outcome = self._outcome(url, max_bytes)
         if isinstance(outcome, FetchRefused):

@@ -1,4 +1,4 @@
-"""The one way to say no to a URL.
+"""The one place where URLs are refused.
 
 Every refusal in this folder is made here, so that no message can ever carry a URL, a host or a byte of an answer: URLs
 hold tokens.

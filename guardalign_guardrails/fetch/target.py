@@ -64,7 +64,7 @@ class Target:
         """
         if not isinstance(url, str):
             raise refusal("url_malformed")
-        # The scheme first, so that a data URL of megabytes is told its scheme and not its length.
+        # The scheme first, so that a data URL of megabytes is refused for its scheme and not for its length.
         if url[:16].partition(":")[0].lower() != "https":
             raise refusal("url_scheme")
         _check_characters(url)

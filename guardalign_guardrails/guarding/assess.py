@@ -1,6 +1,6 @@
-"""Decoded images to outcomes: detect, decide, mask, score again, escalate.
+"""From decoded images to outcomes: detect, decide, mask, score again, escalate.
 
-Keeps nothing and catches nothing: caches and failure rules are the guard's.
+Keeps nothing and catches nothing: the guard owns caches and failure rules.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _MASK_ROUNDS: Final = 3
 def assess(
     images: Sequence[tuple[DecodedImage, Source]], detector: Detector, policy: Policy, profile: Profile | None
 ) -> list[Outcome]:
-    """What detection and policy say of images; all views of all of them are scored in one batch.
+    """Detect and decide; all views of all images are scored in one batch.
 
     Args:
         images: Images with their sources, at least one.
@@ -76,7 +76,7 @@ def _masked(
     policy: Policy,
     profile: Profile | None,
 ) -> Outcome:
-    """Cover what is unsafe, score again, cover what is left, and escalate if that does not end."""
+    """Cover what is unsafe, score again, cover what is left, and escalate if something is still unsafe."""
     rules = policy.masking
     thresholds = mask_thresholds(policy, profile, source)
     boxes: list[Box] = []
@@ -112,5 +112,5 @@ def _masked(
 
 
 def _known(score_map: ScoreMap, decision: ImageDecision) -> Outcome:
-    """What is known of a masked image, which is an opaque still."""
+    """Outcome of a masked image, which is an opaque still."""
     return Outcome(score_map, STILL_VIEW, decision, decision.action, reasons=decision.reasons)

@@ -1,4 +1,4 @@
-"""What is already known of images seen before.
+"""Outcomes of images seen before.
 
 A chat sends its whole history each turn; an image in it must cost a look-up, not an encoder pass.
 """
@@ -49,7 +49,7 @@ class VerdictCache(Generic[V]):
                 self._entries.popitem(last=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # What is known of images stays in the process that found it.
+        # Outcomes stay in the process that found them.
         return type(self), (self._max_entries,)
 
     def __len__(self) -> int:

@@ -1,4 +1,4 @@
-"""Scores to an action, by the policy. Pure: no pixels, no encoder, no state."""
+"""From scores to an action, by the policy. Pure: no pixels, no encoder, no state."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _NEVER = float("inf")
 
 @dataclass(frozen=True)
 class ImageDecision:
-    """What the policy says of one image's scores.
+    """What the policy decides from one image's scores.
 
     Attributes:
         score: Best category's score.

@@ -1,7 +1,7 @@
-"""Notices that a process was forked after PyTorch had worked in its parent.
+"""Detects that a process was forked after PyTorch had worked in its parent.
 
-PyTorch's threads do not survive a fork: the first forward pass in the child would wait for them for ever. Nothing in
-Python can mend that, so the child gets an error that says what to do. State of the whole process, as PyTorch's is.
+PyTorch's threads do not survive a fork: the first forward pass in the child would wait for them for ever. Python
+cannot repair that, so the child gets an error with the remedy. The state is the whole process's, as PyTorch's is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _used_in: int | None = None
 
 
 def mark_use() -> None:
-    """Say that PyTorch is about to work in this process.
+    """Record that PyTorch is about to work in this process.
 
     Raises:
         ForkedProcessError: It has worked in the parent of this process.

@@ -1,4 +1,4 @@
-"""Images in, verdicts and images to pass on out: the one entry point that every integration calls.
+"""From images to verdicts and images to pass on: the one entry point that every integration calls.
 
 Order of work: read once, look up, decode, assess all that is new in one batch, report. Configuration faults (no
 encoder, no profile) are raised; what goes wrong with a single image becomes that image's verdict, by the policy's
@@ -51,8 +51,8 @@ class Guard:
     """Checks images against a policy.
 
     Nothing is loaded until the first check (or `prepare`). Safe to use from several threads and event loops at once.
-    A context manager: `close` ends its threads. It pickles, without what it has loaded and found, where what it was
-    given does.
+    A context manager: `close` ends its threads. It pickles without what it has loaded and found, if what it was given
+    pickles.
 
     Args:
         policy: A policy, or the path of a policy file; None for the one that ships with the package.
@@ -61,7 +61,7 @@ class Guard:
         limits: What an image may cost to decode.
         cache_dir: Folder for anchor features; None for the user's cache folder.
         cache: Verdict cache, possibly shared with other guards; None for one of its own.
-        fetcher: Fetches image URLs for those who find some (the guard itself fetches nothing); None for what the
+        fetcher: Fetches image URLs for integrations (the guard itself fetches nothing); None for what the
             policy's ``fetch`` rules say, which is none by default.
         scorer: How to score, for comparisons; None for what the policy says.
 
@@ -328,7 +328,7 @@ class Guard:
         }
 
     def _assess(self, images: dict[_Key, tuple[DecodedImage, Source]]) -> dict[_Key, Outcome | Failure]:
-        """Outcomes by key, which are kept; if the batch fails, each image has another try on its own."""
+        """Outcomes by key, which are kept; if the batch fails, each image is tried again alone."""
         if not images:
             return {}
         try:
@@ -342,7 +342,7 @@ class Guard:
             logger.error("Detection failed on image %s: %s", image.digest[:12], type(error).__name__)
             return {key: Failure(image.digest, self.policy.failure.on_error, failure=type(error).__name__)}
         for (key, (_, source)), outcome in zip(images.items(), outcomes, strict=True):
-            # The next turn of a chat brings the masked image, of which all is known by now.
+            # The next turn of a chat contains the masked image, which has been scored here.
             if outcome.follow_up is not None:
                 self.cache.put(self._key(outcome.follow_up[0], source), outcome.follow_up[1])
             self.cache.put(key, outcome.to_keep())
@@ -350,7 +350,7 @@ class Guard:
 
 
 def uninspectable(guard: Guard, reason: str, source: Source = "user") -> CheckResult:
-    """The result for something that stands for an image but whose pixels the caller cannot get at.
+    """The result for a reference to an image whose pixels the caller cannot read.
 
     For integrations, not for apps: there is nothing to pass on, so its ``output`` is a plain image or an error.
 

@@ -1,4 +1,4 @@
-"""What became of one image, and its verdict.
+"""The outcome of one image, and its verdict.
 
 The guard works with outcomes, which hold tensors and are kept in the verdict cache; callers get verdicts.
 """
@@ -17,7 +17,7 @@ from guardalign_guardrails.verdict import AfterMasking, Box, RegionFinding, Verd
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What detection and policy say of one image; what the verdict cache keeps.
+    """Scores and decision of one image; what the verdict cache keeps.
 
     Attributes:
         worst: Scores of the worst view.
@@ -44,7 +44,7 @@ class Outcome:
     follow_up: tuple[str, Outcome] | None = None
 
     def to_keep(self) -> Outcome:
-        """The outcome without what belongs to this one check: a cache holds no pixels, and each image once."""
+        """The outcome without what belongs to this check alone: a cache holds no pixels, and each image once."""
         return self if self.drawn is None and self.follow_up is None else replace(self, drawn=None, follow_up=None)
 
 
@@ -72,7 +72,7 @@ def scored_verdict(blank: Verdict, outcome: Outcome, size: tuple[int, int], *, i
         blank: Verdict with what does not depend on the outcome.
         outcome: What was found.
         size: Width and height of the image as displayed, in pixels.
-        is_cached: Whether the outcome came from the cache; the time it once took is then not told again.
+        is_cached: Whether the outcome came from the cache; its timings are then left out.
         mode: Whether the proposed action is taken.
     """
     return blank.model_copy(

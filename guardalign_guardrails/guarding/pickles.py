@@ -1,4 +1,4 @@
-"""Pickling of what holds a guard: a copy without its guard would let everything pass, so it is an error instead."""
+"""Pickling of components that hold a guard; a copy without its guard would let everything pass, so it is an error."""
 
 from __future__ import annotations
 

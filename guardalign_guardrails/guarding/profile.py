@@ -1,4 +1,4 @@
-"""Which reference profile a guard uses: the one it was given, or one that is found, if it fits."""
+"""Chooses a guard's reference profile: the given one, or one that is found, if it fits."""
 
 from __future__ import annotations
 

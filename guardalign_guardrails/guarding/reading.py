@@ -1,4 +1,4 @@
-"""Images of a batch as they were read: once, so that what is scored is what is passed on."""
+"""Reads the images of a batch, each once, so that what is scored is what is passed on."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class ReadImage:
     Attributes:
         place: Which of the batch.
         source: Where it came from.
-        scored: What nobody else can change any more; None if nothing could be read.
+        scored: A copy that no caller can change; None if nothing could be read.
         digest: SHA-256 of its bytes; empty for what is not encoded.
         failure: Why nothing could be read.
         took_ms: How long that took, in milliseconds.

@@ -1,4 +1,4 @@
-"""From what became of an image to what a caller is given."""
+"""From outcomes and failures to the results that callers get."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a check gives back: the verdict, and the image to pass on, which cannot be had where nothing may pass.
+"""The result of a check: the verdict, and the image to pass on if one may pass.
 
 There is one way to the image, and it raises for a blocked one. So the shortest code that a caller can write,
 ``send(result.output)``, leaks nothing.

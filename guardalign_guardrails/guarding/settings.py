@@ -101,7 +101,7 @@ class GuardSettings(BaseModel):
         return policy.to_dict()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A given guard goes along, or says why it cannot: a copy with another guard would be a copy without one.
+        # A given guard is pickled too, or raises: settings with another guard would be settings without this one.
         if self._ready is not None and self._is_given:
             return GuardSettings.of, (self._ready,)
         return type(self).model_validate, (self.model_dump(mode="json"),)

@@ -1,8 +1,8 @@
 """Work under a time limit, in a bounded number of threads.
 
-A thread cannot be stopped, so work that takes too long goes on after its caller has gone. It must not pile up: there
-are only so many threads, what never began is dropped, and who asks for the same image again waits for the work that
-is under way instead of starting it once more.
+A thread cannot be stopped, so work that takes too long goes on after its caller has given up. It must not pile up: the
+number of threads is bounded, work that has not begun is dropped, and a call for the same image waits for the work under
+way instead of starting it again.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Workers(Generic[K, V]):
         return {key: future.result()[key] for key, future in futures.items() if _is_ready(future)}
 
     def close(self) -> None:
-        """Let the threads end when what they are doing is done."""
+        """Let the threads end after the work under way."""
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _forget(self, keys: Sequence[K]) -> None:

@@ -1,7 +1,7 @@
 """Bytes, files, PIL images and arrays → pixels that can be trusted, or one error that says why not.
 
-Everything a guard scores and masks comes through here, so this is the place that must not be talked into a huge
-allocation, a hang, a crash, or an image other than the one a model will be shown. It fetches nothing and knows no
+Everything a guard scores and masks comes through here, so no input may cause a huge allocation, a hang, a crash, or an
+image other than the one that a model will be shown. It fetches nothing and knows no
 policy.
 """
 
@@ -46,7 +46,7 @@ _VIEWS_PER_FRAME: Final = 3
 _HELD_FACTOR: Final = 3
 _HELD_FLOOR: Final = 48_000_000
 _ORDER: Final = ("plain", "white", "black")
-# Views that are only scored need no more; an encoder looks at less than one megapixel.
+# Views that are only scored need no more; an encoder uses less than one megapixel.
 _SCORED_PIXELS: Final = 4_000_000
 # A decoder of animations holds several canvases besides our views.
 _CANVAS_SHARE: Final = 4
@@ -60,7 +60,7 @@ class View:
 
     Attributes:
         pixels: The image, mode RGB. Whole if it is the base of masks (`DecodedImage.flattened`); else reduced to at
-            most 4 megapixels, which is more than any encoder looks at.
+            most 4 megapixels, which is more than any encoder uses.
         frame: Index of the frame or page it comes from, from 0.
         backdrop: ``plain`` with alpha dropped, as a processor's ``convert("RGB")`` does; else what lies underneath.
     """
@@ -87,8 +87,8 @@ class DecodedImage:
         views: The distinct images a model might be shown, first frame first; exactly one for an opaque 8-bit still.
         size: Width and height of the first frame in pixels, as displayed (EXIF orientation applied).
         format: ``PNG``, ``JPEG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``PIL`` or ``ARRAY``.
-        frame_count: Frames or pages in the file, looked at or not.
-        digest: SHA-256 (hex) of the displayed pixels of all frames looked at, alpha included, whatever the format.
+        frame_count: Frames or pages in the file, checked or not.
+        digest: SHA-256 (hex) of the displayed pixels of all checked frames, alpha included, whatever the format.
     """
 
     views: tuple[View, ...] = field(repr=False)
@@ -132,7 +132,7 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded
 
 
 def freeze(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> bytes | Image.Image | NDArray[Any]:
-    """What `decode` would look at, as an object that nobody else can change: read once, so that a check of it holds.
+    """What `decode` would read, as an object that no caller can change, so that a check of it holds.
 
     Args:
         source: See `decode`.
@@ -143,7 +143,7 @@ def freeze(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> bytes |
         a copy of an array.
 
     Raises:
-        ImageDecodeError: There is nothing to look at.
+        ImageDecodeError: There is nothing to check.
     """
     try:
         with _quiet():
@@ -307,7 +307,7 @@ class _Views:
 
 
 def _sampled(count: int, pixels: int, limits: ImageLimits) -> list[int]:
-    """Frame indices to look at: first, last and evenly between, fewer if the frames are large."""
+    """Frame indices to check: first, last and evenly between, fewer if the frames are large."""
     fitting = max(_HELD_FACTOR * limits.max_pixels, _HELD_FLOOR) // (_VIEWS_PER_FRAME * pixels)
     wanted = min(limits.max_frames, max(fitting, 2), count)
     if wanted == 1:

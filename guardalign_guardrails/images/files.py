@@ -101,7 +101,7 @@ def keep_png(data: bytes, folder: pathlib.Path) -> pathlib.Path:
 
 
 def _opened(path: pathlib.PurePath | str) -> BinaryIO:
-    # Opened before it is looked at, so that it cannot be swapped in between; non-blocking, so that a FIFO cannot hang.
+    # Opened before it is inspected, so that it cannot be swapped in between; non-blocking, so that a FIFO cannot hang.
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
     file = os.fdopen(os.open(path, flags), "rb")
     if stat.S_ISREG(os.fstat(file.fileno()).st_mode):

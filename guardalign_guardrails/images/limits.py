@@ -1,4 +1,4 @@
-"""How much an image may cost, and the one way to say no to it.
+"""How much an image may cost, and the one place where images are refused.
 
 Every refusal in this folder is made here, so that no message can ever carry a file name, a header string or any other
 content of the image: only a stable reason and what to do about it.
@@ -28,7 +28,7 @@ _REMEDIES: Final = {
     "too_many_frames": "The animation has more frames or pages than ImageLimits allows; send fewer or smaller ones.",
     "truncated": "The image ends too early; send the whole file.",
     "corrupt": "The image is not well-formed; save it again as PNG.",
-    "empty": "There are no pixels to look at; send an image that is not empty.",
+    "empty": "There are no pixels to check; send an image that is not empty.",
     "unreadable": "The file cannot be read; pass a regular file that exists and is readable.",
     "wrong_type": "Pass bytes, a pathlib.Path, a PIL image or a numpy array.",
 }
@@ -40,7 +40,7 @@ class ImageLimits(BaseModel):
     Attributes:
         max_bytes: Encoded size in bytes.
         max_pixels: Width x height of any frame or page.
-        max_frames: How many frames of an animation are looked at: the first, the last, and some evenly between.
+        max_frames: How many frames of an animation are checked: the first, the last, and some evenly between.
         max_frame_pixels_total: Frames x pixels of an animation above which it is refused, because reaching a late
             frame means drawing every earlier one. Pages of a TIFF stand alone, so only their number counts.
     """

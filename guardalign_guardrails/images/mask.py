@@ -1,4 +1,4 @@
-"""Unsafe boxes → pixels nobody can recover.
+"""Unsafe boxes → pixels that cannot be recovered.
 
 This is the only place that changes an image before a model sees it. It decides nothing: boxes come in, a new image
 goes out. A mask that lets a hint through is worse than none, so every pixel of a box is replaced outright and

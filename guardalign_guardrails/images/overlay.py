@@ -114,7 +114,7 @@ def heat_grid(regions: Sequence[OverlayRegion], size: tuple[int, int]) -> NDArra
     for region in regions:
         left, top, right, bottom = _scaled_box(region.box, size, (columns, rows))
         cells = np.s_[math.floor(top) : math.ceil(bottom), math.floor(left) : math.ceil(right)]
-        # A score that is not a number is shown as hot: it wants to be looked at.
+        # A score that is not a number is shown as hot, so that people see it.
         heat = np.float32(1.0 if math.isnan(region.heat) else min(max(region.heat, 0.0), 1.0))
         total[cells] += heat
         count[cells] += 1

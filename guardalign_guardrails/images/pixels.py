@@ -1,7 +1,7 @@
 """Any pixel layout → plain 8-bit RGB or RGBA, and the images that a model might make of it.
 
-Pillow's own conversions clip deep images to white and drop alpha without a word; both hide content from a guard that
-looks at only one of the results. Work goes in strips of rows so that temporary copies stay small.
+Pillow's own conversions clip deep images to white and drop alpha without a warning; both hide content from a guard that
+checks only one of the results. Work goes in strips of rows so that temporary copies stay small.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
 
 
 def to_eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
-    """Bring any Pillow mode to RGB, or RGBA if some pixel is not opaque; always a copy, so a decoder can be let go.
+    """Convert any Pillow mode to RGB, or RGBA if some pixel is not opaque; always a copy, so a decoder can be let go.
 
     Args:
         image: Loaded image of any mode; not changed.
@@ -78,7 +78,7 @@ def fingerprint(image: Image.Image) -> bytes:
 
 
 def from_array(array: NDArray[Any], limits: ImageLimits) -> tuple[Image.Image, Image.Image | None]:
-    """Bring an array of pixels to 8 bits, as `to_eight_bits` does for Pillow's modes.
+    """Convert an array of pixels to 8 bits, as `to_eight_bits` does for Pillow's modes.
 
     Args:
         array: Shape HxW, HxWx1, HxWx3 or HxWx4; uint8, bool, uint16 (full range) or floats in [0, 1].
@@ -153,7 +153,7 @@ def _scaled(image: Image.Image) -> Image.Image:
 
 
 def _range(image: Image.Image) -> tuple[float, float]:
-    """Offset and factor that bring a 32-bit image to 0..255.
+    """Offset and factor that map a 32-bit image to 0..255.
 
     Values that fit the usual ranges (0..1, 0..255, 0..65535) keep their meaning; others are stretched.
     """

@@ -1,4 +1,4 @@
-"""How detection is asked to look and to score: frozen settings, no maths.
+"""Settings of regions and scoring: frozen, no maths.
 
 Apart from the maths so that a policy file can be read, checked and fingerprinted without importing torch.
 """

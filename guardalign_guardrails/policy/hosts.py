@@ -17,7 +17,7 @@ _MAX_LENGTH: Final = 253
 _NUMBER: Final = re.compile(r"[0-9]+|0x[0-9a-f]*")
 
 # Python's codec is IDNA 2003, which turns these into other letters or nothing. Since 2008 they are letters of their
-# own, so the name could be somebody else's.
+# own, so the name could belong to another owner.
 _DEVIATIONS: Final = frozenset("ßẞς\u200c\u200d")
 
 
@@ -52,7 +52,7 @@ def is_address(host: str) -> bool:
 def _ascii(host: str) -> str:
     if host.isascii():
         return host
-    # CheckResult before encoding, whose time grows faster than the length.
+    # Checked before encoding, whose time grows faster than the length.
     if len(host) > _MAX_LENGTH or not _DEVIATIONS.isdisjoint(host):
         raise ValueError("an international name that has to be given in its xn-- spelling")
     try:

@@ -113,14 +113,14 @@ class SourceRule(FrozenModel):
         return self
 
     def limit(self, action: Action) -> Action:
-        """Bring an action on a finding into this source's range."""
+        """Limit an action on a finding to this source's range."""
         if action == "allow":
             return action
         return min(severest(action, self.at_least), self.at_most, key=LADDER.index)
 
 
 class FailureRules(FrozenModel):
-    """What happens when an image cannot be judged.
+    """What happens when an image cannot be checked.
 
     Attributes:
         uninspectable: The image cannot be opened (broken, unknown format, too large).

@@ -1,4 +1,4 @@
-"""What detection asks of an encoder, and nothing more.
+"""The interface of an encoder.
 
 An encoder puts texts, image crops and the cells of a feature map into one space in which a smaller angle means a
 closer meaning. Everything above it (regions, transport, policy) is the same for every encoder.
@@ -23,7 +23,7 @@ class Crop(NamedTuple):
 
     Attributes:
         image: RGB image.
-        box: Pixels to look at.
+        box: Pixels to encode.
     """
 
     image: Image.Image

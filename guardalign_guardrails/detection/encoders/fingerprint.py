@@ -1,4 +1,4 @@
-"""What makes two encoders the same encoder.
+"""Digests by which two encoders are the same encoder.
 
 Reference profiles are keyed by this digest, so it must change when features would change and must not change when
 the same weights are read from another place. Hence it hashes contents and never a path or a name.
@@ -38,7 +38,7 @@ A fixed list, because everything else in a module's ``__dict__`` varies with the
 
 
 def architecture(module: nn.Module) -> list[list[object]]:
-    """Describe what a state dict does not tell: activations, head counts, strides.
+    """Describe what a state dict does not contain: activations, head counts, strides.
 
     Args:
         module: Any module.

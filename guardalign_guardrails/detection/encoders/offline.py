@@ -236,7 +236,7 @@ def _open_sentences(device: torch.device) -> Any:
         raise EncoderUnavailable(
             f"The offline encoder needs {error.name or 'other versions of its packages'}: {_REMEDY}"
         ) from error
-    # A hundred small tensors need no progress bar on somebody's terminal.
+    # A hundred small tensors need no progress bar on a user's terminal.
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,8 +1,8 @@
 """From crops of images to the tensor a vision tower takes.
 
 Every encoder shares this step so that one crop looks the same to all of them. A crop is squashed to the input whatever
-its shape: the usual resize and centre crop would leave a strip at the border that nobody looks at, and a guardrail
-must not have one.
+its shape: the usual resize and centre crop would leave a strip at the border unchecked, and a guardrail must
+not have one.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def crop_batch(crops: Sequence[Crop], size: tuple[int, int], mean: Channels, std
     height, width = size
     stack = np.empty((len(crops), height, width, 3), dtype=np.uint8)
     for row, (image, box) in zip(stack, crops, strict=True):
-        # Pillow resizes a palette image by picking single pixels, without a word.
+        # Pillow resizes a palette image by picking single pixels, without a warning.
         rgb = image if image.mode == "RGB" else image.convert("RGB")
         area = clip_box(box, rgb.width, rgb.height)
         row[:] = np.asarray(rgb.resize((width, height), Image.Resampling.BICUBIC, box=area, reducing_gap=3.0))

@@ -1,7 +1,7 @@
-"""One place turns what a user writes into an encoder.
+"""Turns an encoder's name into an encoder; the one place that does.
 
 Nothing is imported or read here beyond looking whether a path exists: weights load when the encoder is first used. An
-encoder that cannot be had is an error; another one is never put in its place.
+encoder that is not available is an error; no other one takes its place.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def load_encoder(
     dtype: torch.dtype | None = None,
     batch_size: int | None = None,
 ) -> Encoder:
-    """Make the encoder a user wrote.
+    """Make the encoder of a name.
 
     Args:
         spec: ``offline``; ``open_clip:MODEL/TAG`` such as ``open_clip:ViT-L-14/openai``; ``open_clip:MODEL/PATH`` with

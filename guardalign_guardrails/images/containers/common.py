@@ -1,4 +1,4 @@
-"""What every container walk hands back, and the one piece of metadata that changes pixels: orientation."""
+"""The result of every container walk, and the one kind of metadata that changes pixels: orientation."""
 
 from __future__ import annotations
 

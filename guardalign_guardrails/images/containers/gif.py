@@ -1,6 +1,6 @@
 """GIF: every block walked, frames counted by hand, comments and application blocks left out.
 
-A GIF has no frame count and each frame may enlarge the canvas, so nothing short of a walk tells what it will cost.
+A GIF has no frame count and each frame may enlarge the canvas, so only a walk shows what it will cost.
 """
 
 from __future__ import annotations
