@@ -278,7 +278,7 @@ def one_call(groups: int, dtype: torch.dtype, rounds: int) -> list[Row]:
                 way: functools.partial(_called, attention, layer)
                 for way, attention in ((PLAIN, _sdpa), (EAGER, edit.eager), (BIAS, edit.biased))
             }
-            for way, settings in ((TARGET, CalibrationConfig()), (FIXED, CalibrationConfig(gamma=GAMMA))):
+            for way, settings in ((TARGET, CalibrationConfig()), (FIXED, CalibrationConfig.fixed(GAMMA))):
                 settings = settings.model_copy(update={"layer_indices": (0,)})
                 model = LlamaForCausalLM(copy.deepcopy(config)).eval().to(dtype)
                 ways[way] = calibrated(model, Calibration(model, settings), known, length, installed)
@@ -368,7 +368,7 @@ class WholeModel:
         self.spans = BatchSpans((PromptSpans((4, 25), ((400, 500),)),), 512)
         self.calibrations = {
             TARGET: Calibration(self.model, CalibrationConfig()),
-            FIXED: Calibration(self.model, CalibrationConfig(gamma=GAMMA)),
+            FIXED: Calibration(self.model, CalibrationConfig.fixed(GAMMA)),
         }
         self.layers = self.calibrations[TARGET].layers
         edit = Edit(self.spans, self.layers)

@@ -53,7 +53,7 @@ def main() -> None:
 
     llm = GuardAlignLVLM(
         model_name=arguments.model,
-        calibration=CalibrationConfig(gamma=0.1),
+        calibration=CalibrationConfig.fixed(0.1),
         prefix=SafetyPrefix(),
         guard=Policy.load(HERE / "policy.yaml"),
         temperature=0,

@@ -76,7 +76,7 @@ def main() -> None:
         device_map=given.device_map,
         temperature=0,
         max_tokens=given.max_tokens,
-        calibration=CalibrationConfig(gamma=given.gamma),
+        calibration=CalibrationConfig.fixed(given.gamma),
         guard=Policy.load(HERE / "policy.yaml"),
         report=True,
     )

@@ -145,7 +145,7 @@ class TestFlags:
         ("flags", "prefix", "calibration"),
         [
             ({}, SafetyPrefix(), CalibrationConfig()),
-            ({"gamma": 1.5}, SafetyPrefix(), CalibrationConfig(gamma=1.5)),
+            ({"gamma": 1.5}, SafetyPrefix(), CalibrationConfig.fixed(1.5)),
             (
                 {"share": "0.3", "queries": "instruction"},
                 SafetyPrefix(),

@@ -11,7 +11,7 @@ import math
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
@@ -20,7 +20,6 @@ import typer
 
 from guardalign_guardrails.cli.console import CommandError, report
 from guardalign_guardrails.cli.local_model import (
-    MOST_GAMMA,
     ModelDeviceOption,
     ModelOption,
     Placement,
@@ -133,20 +132,25 @@ def _safety(
     contradicts = not is_calibrated and any(value is not None for value in (gamma, share, layers, queries))
     if contradicts or (not has_prefix and (prefix is not None or placement is not None)):
         raise CommandError("A flag says how and another that not at all; leave one of them out.")
-    given: dict[str, Any] = {"gamma": gamma, "queries": queries}
-    given["target"] = None if share is None else target(share)
-    given["layers"] = None if layers is None else band(layers)
-    if share is not None and gamma is None:
-        given["gamma"] = MOST_GAMMA
-    words: dict[str, Any] = {"text": prefix if has_prefix else "", "placement": placement}
+    text = {"text": prefix if has_prefix else "", "placement": placement}
+    calibration = {
+        "gamma": gamma,
+        "target": None if share is None else target(share),
+        "layers": None if layers is None else band(layers),
+        "queries": queries,
+    }
     from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 
+    # A gamma alone is the paper's mode.
+    configured = CalibrationConfig if gamma is None or share is not None else CalibrationConfig.fixed
     return {
-        "prefix": SafetyPrefix(**{name: value for name, value in words.items() if value is not None}),
-        "calibration": CalibrationConfig(**{name: value for name, value in given.items() if value is not None})
-        if is_calibrated
-        else None,
+        "prefix": SafetyPrefix(**_given(text)),
+        "calibration": configured(**_given(calibration)) if is_calibrated else None,
     }
+
+
+def _given(flags: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in flags.items() if value is not None}
 
 
 @dataclass

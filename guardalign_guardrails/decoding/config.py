@@ -1,29 +1,36 @@
-"""The safety prefix, and how strongly it is held in attention, where, and for whom. Data only."""
+"""Settings of the safety prefix and of attention calibration. Data only."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
-
-_MEASURED: Final = {"gamma": 4.0, "target": 0.3, "queries": "instruction"}
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializationInfo,
+    SerializerFunctionWrapHandler,
+    model_serializer,
+    model_validator,
+)
+from typing_extensions import Self
 
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 Placement = Literal["system", "user", "response"]
-"""Where the safety prefix goes: to the head of the system message, before the words of the user turn that is answered,
-or to the start of the answer. Words before it cannot attend to it: at the start of the answer, only the answer can."""
+"""Where the safety prefix goes: to the head of the system message, before the text of the user turn that is answered,
+or to the start of the answer. Text before it cannot attend to it: at the start of the answer, only the answer can."""
 
 
 class SafetyPrefix(BaseModel):
-    """The words that are to keep a model safe.
+    """An instruction that keeps a model safe.
 
     Attributes:
         text: The prefix; blank for none.
         placement: Where it goes.
-        when: ``always``, as in the paper, which has no gate; ``policy`` gives it when the guard's policy says so
-            (its ``prefix_when``), and always where there is no guard.
+        when: ``always``, as in the paper, which adds it to every chat; ``policy`` adds it when the guard's policy says
+            so (its ``prefix_when``), and always where there is no guard.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -37,13 +44,14 @@ class CalibrationConfig(BaseModel):
     """Settings of attention calibration (GuardAlign eqs. 12-14).
 
     Attributes:
-        gamma: Strength, at least 0; 0 switches calibration off. With a ``target`` it is the largest strength taken.
+        gamma: The largest strength that a ``target`` may take, at least 0; the strength itself without one. 0 switches
+            calibration off.
         layers: The band of decoder layers, as fractions of the depth: layer ``l`` of ``n`` is in it if
             ``low * n <= l < high * n``.
         layer_indices: The layers themselves instead of a band.
         heads: Query heads; None for all.
-        queries: Whose attention is changed: tokens of the instruction, or those and all that is generated. Only the
-            latter can attend to a prefix at the start of the answer.
+        queries: Whose attention is changed: tokens of the instruction, or those and all generated tokens. Only
+            generated tokens can attend to a prefix at the start of the answer.
         form: ``gate`` adds ``gamma * relu(z)`` to a pre-softmax score z, which is eq. 13 with M the indicator of
             positive pairs. ``paper`` takes eq. 14 literally: M = relu(q . k) makes it
             ``gamma * sqrt(d) * relu(z)^2``, for which only a gamma of about 0.001 is of use.
@@ -52,28 +60,40 @@ class CalibrationConfig(BaseModel):
             with depth. The same gamma is a very different dose on different models, because the share of positive
             scores differs; a share of attention is not. None for a fixed gamma, as in the paper.
 
-    Whoever gives a gamma and no target gets the paper's mode: a fixed strength, for instruction and generated tokens.
-    Whoever gives no gamma gets what `guardalign evaluate refusal` found best (docs/decoding/evaluation.md): a target of
-    0.3 for the instruction alone, with gamma up to 4.
+    The defaults are what `guardalign evaluate refusal` found best (docs/decoding/evaluation.md). The paper's mode is
+    `CalibrationConfig.fixed`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    gamma: float = Field(default=0.5, ge=0, allow_inf_nan=False)
+    gamma: float = Field(default=4.0, ge=0, allow_inf_nan=False)
     layers: tuple[Fraction, Fraction] = (1 / 3, 2 / 3)
     layer_indices: tuple[Annotated[int, Field(ge=0)], ...] | None = None
     heads: tuple[Annotated[int, Field(ge=0)], ...] | None = None
-    queries: Literal["instruction", "instruction+generated"] = "instruction+generated"
+    queries: Literal["instruction", "instruction+generated"] = "instruction"
     form: Literal["gate", "paper"] = "gate"
-    target: Fraction | Literal["shallow"] | None = None
+    target: Fraction | Literal["shallow"] | None = 0.3
 
-    @model_validator(mode="before")
     @classmethod
-    def _is_what_was_measured(cls, given: Any) -> Any:
-        if not isinstance(given, dict):
-            return given
-        is_fixed = given.get("target") is None and ("gamma" in given or "target" in given)
-        return given if is_fixed else {**_MEASURED, **given}
+    def fixed(cls, gamma: float, **settings: Any) -> Self:
+        """A fixed strength, for instruction and generated tokens, as in the paper.
+
+        Args:
+            gamma: The strength.
+            **settings: Other settings than ``target``; ``queries`` for instruction tokens alone.
+
+        Raises:
+            ValidationError: A setting is out of range.
+        """
+        return cls(gamma=gamma, target=None, **{"queries": "instruction+generated", **settings})
+
+    @model_serializer(mode="wrap")
+    def _keeps_no_target(self, dump: SerializerFunctionWrapHandler, info: SerializationInfo) -> dict[str, Any]:
+        dumped: dict[str, Any] = dump(self)
+        # No target is a setting, not a missing one: without it the dump would be read as the default target.
+        if info.exclude_none and self.target is None:
+            dumped["target"] = None
+        return dumped
 
     @model_validator(mode="after")
     def _says_what_it_can_mean(self) -> CalibrationConfig:

@@ -379,7 +379,7 @@ class CalibratedLVLM:
             return None
         if decision.handled_by == "error":
             raise UnsafeContentError(decision.violation)
-        return Answer(self.guard.policy.refusal, "refusal", verdicts=admission.verdicts)
+        return Answer(self.guard.policy.refusal_for(decision.violation), "refusal", verdicts=admission.verdicts)
 
     def _grouped(self, admissions: Sequence[Admission], order: Order, cancelled: threading.Event) -> list[Answer]:
         answers: list[Answer | None] = [self._refusal(admission) for admission in admissions]

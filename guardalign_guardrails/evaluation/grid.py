@@ -113,14 +113,14 @@ def conditions(
         EvaluationError: A setting is out of range.
     """
     found = [Condition(NO_PREFIX)]
-    doses: list[dict[str, Any]] = [{"gamma": gamma} for gamma in gammas if gamma]
+    doses: list[dict[str, Any]] = [{"gamma": gamma, "target": None} for gamma in gammas if gamma]
     doses += [{"gamma": most_gamma, "target": target} for target in targets]
     try:
         for text, place in itertools.product(prefixes, placements):
             prefix = SafetyPrefix(text=text, placement=place)
             found.append(Condition(prefix))
             for dose, band, rows in itertools.product(doses, bands, queries):
-                if place != "response" or (rows == "instruction+generated" and "target" not in dose):
+                if place != "response" or (rows == "instruction+generated" and dose["target"] is None):
                     found.append(Condition(prefix, CalibrationConfig(layers=band, queries=rows, **dose)))
     except ValidationError as error:
         # Its own text would quote what was given.

@@ -22,6 +22,7 @@ ONE = PromptSpans((1, 5), ((8, 14),))
 OTHER = PromptSpans((5, 8), ((9, 12), (14, 16)))
 SINGLE, PADDED = BatchSpans((ONE,), LENGTH), BatchSpans((ONE, OTHER), LENGTH)
 ALL = {"gamma": 1.0, "layers": (0, 1)}
+PAPER = {"target": None, "queries": "instruction+generated"}
 # Rows that are all padding are not numbers in the model's own eager attention.
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 
@@ -45,7 +46,7 @@ def generate(model, inputs, **settings):
 @pytest.mark.parametrize("name", TEXT_MODELS)
 def test_every_layer_of_prefill_and_every_decode_step_equals_the_float64_reference(name, spans, dtype):
     model = made(TEXT_MODELS[name], dtype)
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     with calibration, spying(calibration, spans) as seen, calibration.generation(spans):
         generate(model, tokens(len(spans.prompts)))
     assert set(seen.lengths) == {LENGTH, 1}
@@ -69,7 +70,7 @@ def test_every_layer_of_prefill_and_every_decode_step_equals_the_float64_referen
 )
 def test_each_setting_equals_the_reference(settings):
     model = made(llama)
-    calibration = Calibration(model, CalibrationConfig(**{**ALL, **settings}))
+    calibration = Calibration(model, CalibrationConfig(**{**PAPER, **ALL, **settings}))
     with calibration, spying(calibration, PADDED) as seen, calibration.generation(PADDED):
         generate(model, tokens(2))
     assert max(seen.errors) < TOLERANCE[torch.float32]
@@ -91,7 +92,7 @@ def test_a_target_is_as_exact_as_a_fixed_gamma(name, queries, dtype):
 @pytest.mark.parametrize("settings", [{"num_beams": 3}, {"do_sample": True, "num_return_sequences": 2}])
 def test_beams_and_several_samples_belong_to_their_prompt(settings):
     model = made(llama)
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     with calibration, spying(calibration, PADDED) as seen, calibration.generation(PADDED):
         generate(model, tokens(2), **settings)
     assert max(seen.errors) < TOLERANCE[torch.float32]
@@ -99,7 +100,7 @@ def test_beams_and_several_samples_belong_to_their_prompt(settings):
 
 def test_an_instruction_in_pieces_equals_the_reference():
     model, spans = made(llama), BatchSpans((OTHER,), LENGTH)
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     with calibration, spying(calibration, spans) as seen, calibration.generation(spans):
         generate(model, tokens(1))
     assert max(seen.errors) < TOLERANCE[torch.float32]
@@ -108,7 +109,7 @@ def test_an_instruction_in_pieces_equals_the_reference():
 @pytest.mark.parametrize("spans", [SINGLE, PADDED], ids=["single", "padded batch"])
 def test_a_static_cache_longer_than_the_chat_equals_the_reference(spans):
     model = made(llama)
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     with calibration, spying(calibration, spans) as seen, calibration.generation(spans):
         generate(model, tokens(len(spans.prompts)), cache_implementation="static")
     assert set(seen.lengths) == {LENGTH, 1}
@@ -119,7 +120,7 @@ def test_a_static_cache_longer_than_the_chat_equals_the_reference(spans):
 @pytest.mark.parametrize("name", ["Llama", "Gemma 2, softcap"])
 def test_without_a_kernel_that_tells_sums_few_scores_are_made_at_a_time_and_rows_stay_exact(name, spans, monkeypatch):
     model = made(TEXT_MODELS[name])
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     three_rows = 3 * len(spans.prompts) * 4 * (LENGTH + NEW)
     sizes, summed = [], torch.logsumexp
     monkeypatch.setattr(correction, "has_lse", lambda *_: False)
@@ -134,7 +135,7 @@ def test_without_a_kernel_that_tells_sums_few_scores_are_made_at_a_time_and_rows
 
 def test_gradients_are_those_of_the_calibrated_model():
     model = made(llama, torch.float64)
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     torch.manual_seed(2)
     x, toward = model.get_input_embeddings()(tokens(1)["input_ids"]).detach(), torch.randn(1, LENGTH, 32).double()
 
@@ -157,12 +158,12 @@ def test_gradients_are_those_of_the_calibrated_model():
 @pytest.mark.parametrize("name", TEXT_MODELS)
 def test_without_calibration_the_logits_are_the_models_own_to_the_bit(name):
     model, inputs = made(TEXT_MODELS[name]), tokens(2)
-    idle = Calibration(model, CalibrationConfig(gamma=0, layers=(0, 1)))
+    idle = Calibration(model, CalibrationConfig.fixed(0, layers=(0, 1)))
     with torch.no_grad():
         stock = model(**inputs).logits
         with idle, idle.generation(PADDED):
             off = model(**inputs).logits
-        active = Calibration(model, CalibrationConfig(**ALL))
+        active = Calibration(model, CalibrationConfig.fixed(**ALL))
         with active:
             outside = model(**inputs).logits
             with active.generation(PADDED):
@@ -177,7 +178,7 @@ def test_without_calibration_the_logits_are_the_models_own_to_the_bit(name):
 def test_the_model_is_as_it_was_after_an_exception():
     model = made(llama)
     before = {name: dict(module.__dict__) for name, module in model.named_modules()}
-    with pytest.raises(RuntimeError, match="stop"), Calibration(model, CalibrationConfig(**ALL)):
+    with pytest.raises(RuntimeError, match="stop"), Calibration(model, CalibrationConfig.fixed(**ALL)):
         raise RuntimeError("stop")
     assert model.config._attn_implementation == "sdpa"
     for name, module in model.named_modules():
@@ -189,7 +190,7 @@ def test_the_model_is_as_it_was_after_an_exception():
 def test_a_prefix_behind_the_instruction_changes_nothing_at_prefill():
     model, inputs = made(llama), tokens(1)
     spans = BatchSpans((PromptSpans((15, 19), ((8, 14),)),), LENGTH)
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     with torch.no_grad(), calibration, calibration.generation(spans):
         calibrated = model(**inputs).logits
     with torch.no_grad():
@@ -222,7 +223,7 @@ def test_a_shallow_target_is_the_share_of_the_layers_before_and_gamma_is_a_cap()
 
 def test_two_threads_on_one_model_keep_their_own_spans():
     model, inputs = made(llama), tokens(1)
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     others = BatchSpans((PromptSpans((2, 9), ((10, 18),)),), LENGTH)
     alone, together = {}, {}
 
@@ -262,7 +263,7 @@ def test_no_mask_of_length_squared_is_made():
             return out
 
     model = made(llama)
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     spans = BatchSpans((PromptSpans((1, 5), ((8, 60),)),), 110)
     ids = torch.randint(3, 98, (1, 110))
     with torch.no_grad(), calibration, calibration.generation(spans), Watch() as watch:
@@ -277,12 +278,12 @@ def _rotary(model, ids):
 
 @pytest.mark.parametrize("name", TEXT_MODELS)
 def test_the_self_test_passes_on_every_family(name):
-    Calibration(made(TEXT_MODELS[name]), CalibrationConfig(**ALL)).self_test()
+    Calibration(made(TEXT_MODELS[name]), CalibrationConfig.fixed(**ALL)).self_test()
 
 
 def test_the_self_test_fails_closed_if_a_layer_takes_no_part():
     model = made(llama)
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     attention = model.model.layers[2].self_attn
     attention.forward = lambda hidden_states, **_: (torch.zeros_like(hidden_states), None)
     with pytest.raises(CalibrationError, match=r"\[2\]"):
@@ -291,7 +292,7 @@ def test_the_self_test_fails_closed_if_a_layer_takes_no_part():
 
 def test_a_model_is_calibrated_once_at_a_time_and_installing_twice_is_once():
     model = made(llama)
-    first, second = (Calibration(model, CalibrationConfig(**ALL)) for _ in range(2))
+    first, second = (Calibration(model, CalibrationConfig.fixed(**ALL)) for _ in range(2))
     with first, first, pytest.raises(CalibrationError, match="already"):
         second.install()
     with second:
@@ -311,7 +312,7 @@ def test_what_is_not_there_cannot_be_calibrated(settings, match):
 @pytest.mark.parametrize("name", ["s_aux", "position_bias"])
 def test_scores_with_more_to_them_are_refused(name):
     model = made(llama)
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     with torch.no_grad(), calibration, calibration.generation(SINGLE), pytest.raises(CalibrationError, match=name):
         model(**tokens(1), **{name: torch.zeros(4)})
 
@@ -332,7 +333,7 @@ def test_without_an_instruction_a_targets_largest_strength_is_no_strength_to_tak
     with_target, found = generated_logits(model, inputs, CalibrationConfig(**settings, target=0.5), no_instruction)
     assert found == {}
     torch.testing.assert_close(with_target, own, rtol=0, atol=1e-4)
-    fixed, _ = generated_logits(model, inputs, CalibrationConfig(**settings), no_instruction)
+    fixed, _ = generated_logits(model, inputs, CalibrationConfig.fixed(**settings), no_instruction)
     assert (fixed[1:] - own[1:]).abs().max() > 0.1, "a fixed strength is for generated tokens as well"
 
 
@@ -362,7 +363,7 @@ def test_a_prefix_near_the_answer_is_found_where_a_sliding_cache_has_moved_it(na
     near, nearer = PromptSpans((14, 18), ((6, 12),)), PromptSpans((16, 19), ((9, 12),))
     spans = BatchSpans((near,) if spans == "single" else (near, nearer), LENGTH)
     model = made(TEXT_MODELS[name])
-    calibration = Calibration(model, CalibrationConfig(**ALL))
+    calibration = Calibration(model, CalibrationConfig.fixed(**ALL))
     with calibration, spying(calibration, spans) as seen, calibration.generation(spans):
         generate(model, tokens(len(spans.prompts)))
     assert max(seen.errors) < TOLERANCE[torch.float32]

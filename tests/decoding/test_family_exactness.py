@@ -20,7 +20,7 @@ from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefi
 pytestmark = pytest.mark.filterwarnings("ignore")
 
 NEW = 4
-EVERYWHERE = CalibrationConfig(gamma=1.0, layers=(0, 1))
+EVERYWHERE = CalibrationConfig.fixed(1.0, layers=(0, 1))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 WIDE, TALL = Image.new("RGB", (40, 20), (200, 30, 30)), Image.new("RGB", (18, 30), (20, 90, 200))
 SHORT = [AdmittedMessage("user", (WIDE, "What is in this image?"))]
@@ -76,7 +76,7 @@ def test_off_is_the_models_own_to_the_bit_and_on_is_not(name):
     one = family(name)
     model, found = one.model(), prompts(one, BATCHES["padded batch"])
     calibration = Calibration(model, EVERYWHERE)
-    idle = Calibration(model, CalibrationConfig(gamma=0, layers=(0, 1)))
+    idle = Calibration(model, CalibrationConfig.fixed(0, layers=(0, 1)))
     stock = logits(model, found)
     with idle, idle.generation(found.spans):
         off = logits(model, found)

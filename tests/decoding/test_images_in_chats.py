@@ -80,7 +80,7 @@ def test_an_image_is_worth_its_tokens(lvlm, shown):
 
 def test_calibration_changes_what_is_said_of_an_image_and_none_leaves_it(parts):
     plain = CalibratedLVLM(*parts, settings=SETTINGS, calibration=None)
-    strong = plain.variant(calibration=CalibrationConfig(gamma=3))
+    strong = plain.variant(calibration=CalibrationConfig.fixed(3))
     settings = GenerationSettings(temperature=0, max_new_tokens=4, logprobs=0)
     values = [
         [one.logprob for one in lvlm.chat(ask(raw("white")), settings=settings).logprobs]

@@ -149,7 +149,7 @@ class TestAnswers:
 class TestPrefix:
     def test_an_answer_that_begins_with_the_prefix_has_it_in_its_text_once(self, smollm2):
         lvlm = smollm2.variant(
-            calibration=CalibrationConfig(gamma=0.5), prefix=SafetyPrefix(text="As an AI", placement="response")
+            calibration=CalibrationConfig.fixed(0.5), prefix=SafetyPrefix(text="As an AI", placement="response")
         )
         answer = lvlm.chat(STORY, settings=SHORT)
         pieces = list(lvlm.stream(STORY, settings=SHORT))
@@ -160,7 +160,7 @@ class TestPrefix:
 
     @pytest.mark.parametrize("placement", ["system", "user"])
     def test_a_report_tells_how_much_attention_the_prefix_gained(self, smollm2, placement):
-        lvlm = smollm2.variant(calibration=CalibrationConfig(gamma=1), prefix=SafetyPrefix(placement=placement))
+        lvlm = smollm2.variant(calibration=CalibrationConfig.fixed(1), prefix=SafetyPrefix(placement=placement))
         report = lvlm.chat(STORY, settings=SHORT, is_reported=True).calibration
         assert report.layers == tuple(range(10, 20))
         for layer in report.layers:
@@ -170,7 +170,7 @@ class TestPrefix:
         attention = smollm2.model.model.layers[12].self_attn
         monkeypatch.setattr(attention, "forward", lambda hidden_states, **_: (torch.zeros_like(hidden_states), None))
         with pytest.raises(CalibrationError, match=r"\[12\]"):
-            smollm2.variant(calibration=CalibrationConfig(gamma=1))
+            smollm2.variant(calibration=CalibrationConfig.fixed(1))
 
     def test_without_calibration_tokens_are_those_of_the_plain_model(self, smollm2):
         plain = smollm2.variant(calibration=None)
@@ -192,7 +192,7 @@ class TestPrefix:
         assert same == smollm2.identity
         others = [
             smollm2.variant(calibration=None),
-            smollm2.variant(calibration=CalibrationConfig(gamma=0.1)),
+            smollm2.variant(calibration=CalibrationConfig.fixed(0.1)),
             smollm2.variant(calibration=smollm2.calibration, prefix=SafetyPrefix(text="else")),
         ]
         assert len({json.dumps(lvlm.identity, sort_keys=True) for lvlm in [smollm2, *others]}) == 4

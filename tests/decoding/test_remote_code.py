@@ -27,7 +27,7 @@ ONE = PromptSpans((1, 4), ((8, 14),))
 OTHER = PromptSpans((5, 9), ((9, 12), (14, 16)))
 SINGLE, PADDED = BatchSpans((ONE,), LENGTH), BatchSpans((ONE, OTHER), LENGTH)
 PAGE = Path(__file__).parents[2] / "docs" / "decoding" / "remote-code.md"
-ALL = CalibrationConfig(gamma=1.0, layers=(0, 1))
+ALL = CalibrationConfig.fixed(1.0, layers=(0, 1))
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}
 KINDS = pytest.mark.parametrize("attend", [eager, fused, fused_with_grouped_keys], ids=lambda f: f.__name__)
 
@@ -117,7 +117,7 @@ def test_where_no_kernel_tells_its_log_sum_exp_nothing_changes(attend, spans, mo
 )
 @pytest.mark.parametrize("attend", [eager, fused], ids=lambda f: f.__name__)
 def test_each_setting_equals_the_reference(attend, settings):
-    config = CalibrationConfig(**{"gamma": 1.0, "layers": (0, 1), **settings})
+    config = CalibrationConfig.fixed(**{"gamma": 1.0, "layers": (0, 1), **settings})
     model = remote_code_model(attend)
     with calibration_of(model, config) as calibration, calibration.generation(PADDED):
         model.generate(**tokens(2), new=NEW)
@@ -160,7 +160,7 @@ def test_softmax_is_caught_however_it_is_called(softmax):
 @KINDS
 def test_without_calibration_the_logits_are_the_models_own_to_the_bit(attend):
     model, inputs = remote_code_model(attend), tokens(2)
-    idle = calibration_of(model, CalibrationConfig(gamma=0, layers=(0, 1)))
+    idle = calibration_of(model, CalibrationConfig.fixed(0, layers=(0, 1)))
     with torch.no_grad():
         stock = model(**inputs)[0]
         with idle, idle.generation(PADDED):

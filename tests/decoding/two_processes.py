@@ -19,8 +19,8 @@ from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, Pro
 from guardalign_guardrails.decoding.config import CalibrationConfig
 
 CONFIGS = {
-    "plain": CalibrationConfig(gamma=0),
-    "fixed": CalibrationConfig(gamma=1.0, layers=(0, 1)),
+    "plain": CalibrationConfig.fixed(0),
+    "fixed": CalibrationConfig.fixed(1.0, layers=(0, 1)),
     "target": CalibrationConfig(target=0.5, layers=(0, 1)),
 }
 SPANS = BatchSpans((PromptSpans((1, 5), ((8, 14),)),), 20)

@@ -25,7 +25,7 @@ PROMPTS = [
 ]
 PREFIX = SafetyPrefix(text="Be careful.")
 NONE, ALONE = Condition(NO_PREFIX), Condition(PREFIX)
-MILD, STRONG = (Condition(PREFIX, CalibrationConfig(gamma=gamma)) for gamma in (0.5, 2.0))
+MILD, STRONG = (Condition(PREFIX, CalibrationConfig.fixed(gamma)) for gamma in (0.5, 2.0))
 
 
 class WordsOnly:

@@ -175,7 +175,7 @@ class TestAnswers:
         assert "logprobs" not in model.invoke("Hi", logprobs=False).response_metadata
 
     def test_a_report_says_what_calibration_did(self):
-        model, _ = local(report=True, calibration=CalibrationConfig(gamma=0.8))
+        model, _ = local(report=True, calibration=CalibrationConfig.fixed(0.8))
         told = model.invoke("Hi there").response_metadata["calibration"]
         assert (told["gamma"], told["layers"], told["gammas"]) == (0.8, [1], {"1": pytest.approx(0.8)})
         assert 0 < told["shares_before"]["1"] < told["shares_after"]["1"] < 1
@@ -809,7 +809,7 @@ class TestWeights:
         for number in (1, 2):
             answer = model.invoke("Hi", {"configurable": {"max_tokens": number}})
             assert answer.usage_metadata["output_tokens"] == number
-        strong = model.invoke("Hi", {"configurable": {"calibration": CalibrationConfig(gamma=2)}})
+        strong = model.invoke("Hi", {"configurable": {"calibration": CalibrationConfig.fixed(2)}})
         assert strong.response_metadata["calibration"]["gamma"] == 2
         bare = model.invoke("Hi", {"configurable": {"prefix": SafetyPrefix(text=""), "calibration": None}})
         assert "calibration" not in bare.response_metadata
@@ -853,7 +853,7 @@ class TestIdentity:
         cache = InMemoryCache()
         variants = [
             {},
-            {"calibration": CalibrationConfig(gamma=0.7)},
+            {"calibration": CalibrationConfig.fixed(0.7)},
             {"calibration": None},
             {"prefix": SafetyPrefix(text="Be kind.")},
             {"prefix": SafetyPrefix(placement="system")},
@@ -879,7 +879,7 @@ class TestIdentity:
             dtype=torch.bfloat16,
             temperature=0.2,
             stop=["."],
-            calibration=CalibrationConfig(gamma=0.3, layer_indices=(3, 4)),
+            calibration=CalibrationConfig.fixed(0.3, layer_indices=(3, 4)),
             prefix=SafetyPrefix(text="Be kind.", placement="system"),
             guard=ImageGuard(policy=Policy.default(), encoder="offline"),
             model_kwargs={"token": "hf_secret", "attn_implementation": "sdpa"},

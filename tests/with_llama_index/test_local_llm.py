@@ -81,7 +81,7 @@ class TestAnswers:
         assert pieces[1].message.content == pieces[0].delta + pieces[1].delta
 
     def test_a_report_tells_what_calibration_did(self, smollm2):
-        lvlm = smollm2.variant(calibration=CalibrationConfig(gamma=1))
+        lvlm = smollm2.variant(calibration=CalibrationConfig.fixed(1))
         report = GuardAlignLVLM.from_lvlm(lvlm, report=True, max_tokens=1).chat(CAPITAL).raw["calibration"]
         assert report["layers"] == list(range(10, 20))
         assert all(0 < report["before"][layer] < report["after"][layer] < 1 for layer in report["layers"])
@@ -192,7 +192,7 @@ class TestDumps:
     def test_come_back_equal_without_weights(self, guard):
         llm = GuardAlignLVLM(
             model_name="nowhere/model",
-            calibration=CalibrationConfig(gamma=0.2),
+            calibration=CalibrationConfig.fixed(0.2),
             prefix=SafetyPrefix(text="Careful.", placement="system"),
             guard=guard,
             stop="end",

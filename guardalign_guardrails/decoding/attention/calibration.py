@@ -101,11 +101,11 @@ def calibration_for(
         return None
     if prefix.placement == "response" and config == CalibrationConfig():
         # Nobody chose anything, and what was measured for other places means nothing here.
-        config = CalibrationConfig(gamma=_RESPONSE_GAMMA)
+        config = CalibrationConfig.fixed(_RESPONSE_GAMMA)
     if prefix.placement == "response" and (config.queries == "instruction" or config.target is not None):
         raise CalibrationError(
             "Words of the user cannot attend to a prefix at the start of the answer, so there is no share of theirs to "
-            "aim at; calibrate what is generated, by CalibrationConfig(gamma=0.5)."
+            "aim at; calibrate what is generated, by CalibrationConfig.fixed(0.5)."
         )
     return calibrate(model, config, adapter=adapter)
 
