@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import dataclasses
 import mimetypes
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -33,15 +33,12 @@ from guardalign_guardrails.content.document_images import (
     find_in_value,
     unreadable,
 )
-from guardalign_guardrails.content.payload import Payload, read_base64, read_bytes, read_url, to_base64
+from guardalign_guardrails.content.payload import Payload, read_bytes, read_url, to_base64
 from guardalign_guardrails.images import keep_png, read_named_file
 
-FILE_PATH_KEY: Final = "file_path"
-"""Metadata field with the file a node was read from. Some of LlamaIndex's parts open it as the node's image."""
-
-_UNSEEN: Final = ("audio_resource", "video_resource")
+# Metadata field with the file a node was read from. Some of LlamaIndex's parts open it as the node's image.
+_FILE_PATH_KEY: Final = "file_path"
 _PLAIN: Final = ("text", "metadata")
-_ANYTHING: Final = "application/octet-stream"
 
 
 class _NewImage(NamedTuple):
@@ -57,12 +54,8 @@ def find_images(node: BaseNode) -> list[FoundImage]:
     Paths begin with a field of the node, ``obj`` for the node that an `IndexNode` leads to, or ``text`` for its text,
     wherever the node's class has it.
     """
-    found = []
-    if isinstance(node, ImageNode):
-        found += _of_image_node(node)
-    elif isinstance(node, Node):
-        found += _of_resources(node)
-    if isinstance(node, IndexNode) and (inner := _inner(node)) is not None:
+    found = [*_own_image(node), *_unseen(node)]
+    if (inner := _inner(node)) is not None:
         found += [dataclasses.replace(image, path=("obj", *image.path)) for image in find_images(inner)]
     found += find_in_text(_text_of(node), ("text",))
     for key, value in node.metadata.items():
@@ -117,28 +110,18 @@ def without_second_url(node: BaseNode) -> BaseNode:
 
     Where both are given, the bytes were looked at, but some models are sent the URL.
     """
-    has_file = _source_of(node) is not None
-    if isinstance(node, ImageNode) and node.image_url:
-        is_second = has_file or node.image is not None or node.image_path is not None
-        return copied(node, {"image_url": None}) if is_second else node
-    resource = node.image_resource if isinstance(node, Node) else None
-    if resource is None or resource.url is None:
+    ways = _ways_of(node)
+    if not ways.url or (ways.data is None and ways.path is None):
         return node
-    if has_file or resource.data is not None or resource.path is not None:
-        return copied(node, {"image_resource": resource.model_copy(update={"url": None})})
-    return node
+    if isinstance(node, Node) and node.image_resource is not None:
+        return copied(node, {"image_resource": node.image_resource.model_copy(update={"url": None})})
+    return copied(node, {"image_url": None})
 
 
-def is_image_file(path: object) -> bool:
-    """Whether a path may be that of an image: its suffix is that of one, or says nothing."""
-    if not isinstance(path, str | Path):
-        return False
-    kind = mimetypes.guess_type(str(path), strict=False)[0] or _ANYTHING
-    return kind == _ANYTHING or kind.startswith("image/")
-
-
-def _inner(node: IndexNode) -> BaseNode | None:
-    inner = node.obj.node if isinstance(node.obj, NodeWithScore) else node.obj
+def _inner(node: BaseNode) -> BaseNode | None:
+    """The node that an index node leads to."""
+    inner = node.obj if isinstance(node, IndexNode) else None
+    inner = inner.node if isinstance(inner, NodeWithScore) else inner
     return inner if isinstance(inner, BaseNode) else None
 
 
@@ -149,69 +132,67 @@ def _text_of(node: BaseNode) -> str:
     return (resource and resource.text) or ""
 
 
-def _of_image_node(node: ImageNode) -> list[FoundImage]:
-    path = node.image_path or _source_of(node)
-    if node.image is not None:
-        image = node.image
-        return [_image("image", lambda most: read_bytes(image, most))]
-    if path is not None:
-        return [_image("image", _file(path))]
-    if node.image_url:
-        url = str(node.image_url)
-        return [_image("image", lambda most: read_url(url, most))]
-    return []
+class _Ways(NamedTuple):
+    """The ways to a node's own image, in the order in which LlamaIndex goes them."""
+
+    data: str | bytes | None = None
+    path: str | Path | None = None
+    url: str | None = None
+
+
+def _ways_of(node: BaseNode) -> _Ways:
+    if isinstance(node, ImageNode):
+        return _Ways(node.image, node.image_path or _source_of(node), node.image_url)
+    resource = node.image_resource if isinstance(node, Node) else None
+    if resource is None:
+        return _Ways(path=_source_of(node))
+    url = None if resource.url is None else str(resource.url)
+    return _Ways(resource.data, resource.path or _source_of(node), url)
 
 
 def _source_of(node: BaseNode) -> str | None:
     """The file that LlamaIndex opens for an image that a node does not hold, whatever its name."""
     if not isinstance(node, ImageNode | ImageDocument) or node.image is not None or node.image_path:
         return None
-    path = node.metadata.get(FILE_PATH_KEY)
+    path = node.metadata.get(_FILE_PATH_KEY)
     return str(path) if isinstance(path, str | Path) and str(path) else None
 
 
-def _of_resources(node: Node) -> list[FoundImage]:
-    found = []
-    resource = node.image_resource
-    source = _source_of(node)
-    read = _file(source) if source is not None else None if resource is None else _of_resource(resource)
-    if read is not None:
-        found.append(_image("image_resource", read))
-    return found + [unreadable((name,), "unsupported_block") for name in _UNSEEN if getattr(node, name) is not None]
+def _own_image(node: BaseNode) -> list[FoundImage]:
+    data, path, url = _ways_of(node)
+
+    def read(most: int) -> Payload:
+        if data is not None:
+            return read_bytes(data.decode("ascii", "replace") if isinstance(data, bytes) else data, most)
+        return read_url(str(url), most) if path is None else read_named_file(path, most)
+
+    if data is None and path is None and not url:
+        return []
+    return [FoundImage(("image" if isinstance(node, ImageNode) else "image_resource",), Reading(read, _NewImage))]
 
 
-def _of_resource(resource: MediaResource) -> Callable[[int], Payload] | None:
-    if resource.data is not None:
-        data = resource.data
-        return lambda most: read_base64(data.decode("ascii", "replace"), most)
-    if resource.path is not None:
-        return _file(resource.path)
-    if resource.url is not None:
-        url = str(resource.url)
-        return lambda most: read_url(url, most)
-    return None
-
-
-def _image(name: str, read: Callable[[int], Payload]) -> FoundImage:
-    return FoundImage((name,), Reading(read, _NewImage))
-
-
-def _file(path: str | Path) -> Callable[[int], Payload]:
-    return lambda most: read_named_file(path, most)
+def _unseen(node: BaseNode) -> list[FoundImage]:
+    """Media that nobody here can look at."""
+    names = [name for name in ("audio_resource", "video_resource") if getattr(node, name, None) is not None]
+    return [unreadable((name,), "unsupported_block") for name in names]
 
 
 def _without_source(node: BaseNode, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    is_source = _source_of(node) is not None
-    return {
-        key: value for key, value in metadata.items() if key != FILE_PATH_KEY or not (is_source or is_image_file(value))
-    }
+    """Metadata that does not lead to a file from which the node's image may have been read."""
+    path = metadata.get(_FILE_PATH_KEY)
+    is_image = _source_of(node) is not None
+    if isinstance(path, str | Path) and not is_image:
+        # A suffix that says nothing may be an image's.
+        kind = mimetypes.guess_type(str(path), strict=False)[0] or "image/"
+        is_image = kind.startswith(("image/", "application/octet-stream"))
+    return {key: value for key, value in metadata.items() if key != _FILE_PATH_KEY or not is_image}
 
 
 def _new_inner(
     node: BaseNode, images: Sequence[FoundImage], replacements: Sequence[Replacement], masked_dir: Path | None
 ) -> dict[str, Any]:
     """The node that an index node leads to, with what takes the places of its images; nothing if none changes."""
-    inner = _inner(node) if isinstance(node, IndexNode) else None
+    inner = _inner(node)
     moved = {id(image): dataclasses.replace(image, path=image.path[1:]) for image in images if image.path[0] == "obj"}
     changed = [
         dataclasses.replace(each, image=moved[id(each.image)]) for each in replacements if id(each.image) in moved
