@@ -8,7 +8,7 @@ another provider, add a dialect; nothing changes here.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -190,6 +190,25 @@ def _text_in(value: object, path: Path, nodes: Iterator[int]) -> Iterator[TextBl
             yield from _text_in(source.get(key), (*path, "source", key), nodes)
 
 
+def text_of_file(data: bytes, media_types: Set[str]) -> str | None:
+    """The text of a file that is text and is said to be nothing else; None for any other file.
+
+    Args:
+        data: The file.
+        media_types: All media types that are stated of it, in lower case.
+    """
+    if not _state_text(media_types) or sniff(data) is not None or b"\0" in data or _TEXT_IMAGE.search(data):
+        return None
+    try:
+        return data.decode()
+    except UnicodeDecodeError:
+        return None
+
+
+def _state_text(media_types: Set[str]) -> bool:
+    return bool(media_types) and all(media_type.startswith(_TEXT_MIMES) for media_type in media_types)
+
+
 def _in_block(block: object, path: Path, *, is_loose: bool) -> list[MediaBlock]:
     if isinstance(block, str) and not is_loose:
         return []
@@ -288,16 +307,10 @@ def _looks_like_media(block: Mapping[Any, Any]) -> bool:
 def _is_text_file(block: Mapping[Any, Any], reading: Reading) -> bool:
     """Whether an attached file is text, and everything that states its type says so."""
     stated = _stated(block) if _kind(block) in _FILE_KINDS else set()
-    if not stated or not all(mime.startswith(_TEXT_MIMES) for mime in stated):
+    if not _state_text(stated):
         return False
     data = reading.read(_MAX_TEXT_BYTES)
-    if not isinstance(data, bytes) or sniff(data) is not None or b"\0" in data or _TEXT_IMAGE.search(data):
-        return False
-    try:
-        data.decode()
-    except UnicodeDecodeError:
-        return False
-    return True
+    return isinstance(data, bytes) and text_of_file(data, stated) is not None
 
 
 def _stated(block: Mapping[Any, Any]) -> set[str]:

@@ -22,7 +22,7 @@ from llama_index.core.base.llms.types import (
 from llama_seen import same_pixels
 
 from guardalign_guardrails.content.redaction import OMITTED
-from guardalign_guardrails.content.screen import NOTICE, Turn, screen
+from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE, Turn, screen
 from guardalign_guardrails.content.walk import find
 from guardalign_guardrails.images import decode
 from guardalign_guardrails.testing.colours import painted
@@ -131,7 +131,7 @@ class TestWhatNobodyCanLookAt:
         block, reason = UNSEEN[name]
         (after,), (verdict,) = screened(guard, [block])
         assert (verdict.uninspectable, verdict.action) == (reason, "block")
-        assert after == TextBlock(text=NOTICE)
+        assert after == TextBlock(text=UNCHECKED_NOTICE)
 
     def test_passes_as_it_is_if_the_policy_lets_it(self, cache_dir):
         from guardalign_guardrails.testing.colours import colour_guard

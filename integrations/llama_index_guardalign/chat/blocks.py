@@ -1,7 +1,8 @@
 """LlamaIndex's content blocks as plain data that the core reads, and back.
 
-What is read is what is sent: a block that leads elsewhere (a file, a stream, several places at once) can be put back
-with the very bytes that were read, so that nobody opens the place a second time and finds something else.
+What is read is what is sent: a block that leads elsewhere (a file, a stream, several places at once) is put back with
+the very bytes that were read, so that nobody opens the place a second time and finds something else. Bytes stay bytes
+on the way: the base64 of a block is decoded once, and only what is put into a block is encoded.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ import binascii
 import io
 import mimetypes
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import (
@@ -28,14 +28,13 @@ from llama_index.core.base.llms.types import (
 )
 from PIL import Image
 
-from guardalign_guardrails.content.payload import read_data_url, to_base64
+from guardalign_guardrails.content.walk import text_of_file
 from guardalign_guardrails.images import read_named_file
 from guardalign_guardrails.images.containers import sniff
 
 Plain = dict[str, Any]
 
 _UNREADABLE: Final[Mapping[str, Any]] = {"type": "image", "path": ""}
-_WORDS: Final = ("text/", "application/json", "application/yaml")
 _BASE64_GROWTH: Final = 2
 
 
@@ -55,7 +54,7 @@ def restored(
     """Blocks with what changed in their plain data; the very same objects where nothing did.
 
     Args:
-        blocks: As they came.
+        blocks: The original blocks.
         before: Their plain data.
         after: The same, with other blocks in place of some.
         is_pinned: Whether an image that leads elsewhere becomes the bytes that were read of it.
@@ -66,7 +65,7 @@ def restored(
 
 
 def without_media(block: BaseContentBlock, text: str) -> BaseContentBlock:
-    """A block with words in place of every image, file and recording in it; itself if there is none."""
+    """A block with a text in place of every image, file and recording in it; itself if there is none."""
     if isinstance(block, ImageBlock | AudioBlock | VideoBlock | DocumentBlock):
         return TextBlock(text=text)
     if isinstance(block, BaseRecursiveContentBlock):
@@ -89,51 +88,42 @@ def _plain(block: BaseContentBlock, max_bytes: int) -> Plain:
         return {"type": "tool_call", "name": block.tool_name}
     if isinstance(block, CachePoint):
         return {"type": "text", "text": ""}
-    # Audio, video, and blocks that do not exist yet: a finding, since nobody can look at them.
+    # Audio, video, and blocks of later versions of LlamaIndex: a finding, since nothing here can read them.
     return {"type": "media_of_another_kind"}
 
 
 def _image(block: ImageBlock, max_bytes: int) -> Plain:
     # In the order in which LlamaIndex resolves them.
     if block.image is not None:
-        return {"type": "image", "image": _read(block.image, max_bytes)}
+        return _inline("image", _read(block.image, max_bytes))
     if block.path is not None:
-        return _file(block.path, max_bytes)
-    if block.url is not None:
-        return {"type": "image_url", "image_url": {"url": str(block.url)}}
-    return {"type": "image"}
-
-
-def _file(path: Path, max_bytes: int) -> Plain:
-    data = read_named_file(path, max_bytes)
-    return dict(_UNREADABLE) if isinstance(data, str) else {"type": "image", "image": data}
+        data = read_named_file(block.path, max_bytes)
+        return _inline("image", data) if isinstance(data, bytes) else dict(_UNREADABLE)
+    return {"type": "image"} if block.url is None else _remote("image", str(block.url))
 
 
 def _document(block: DocumentBlock, max_bytes: int) -> Plain:
     if block.data is None and block.path is None:
-        return {"type": "file", "url": block.url, "mime_type": block.document_mimetype or ""}
+        return {"type": "file"} if block.url is None else _remote("file", block.url, block.document_mimetype or "")
     data = _read(block.data, max_bytes) if block.data is not None else read_named_file(block.path or "", max_bytes)
-    if isinstance(data, str):
+    if not isinstance(data, bytes):
         return dict(_UNREADABLE)
     mime = _mime_of(block)
-    words = _words(data, mime)
-    if words is not None:
-        return {"type": "text", "text": words}
-    return {"type": "file", "base64": to_base64(data), "mime_type": mime}
+    text = text_of_file(data, {mime.lower()})
+    return _inline("file", data, mime) if text is None else {"type": "text", "text": text}
+
+
+def _inline(kind: str, data: bytes, mime: str = "") -> Plain:
+    # Of all dialects that the core reads, this one takes bytes as they are, and gives bytes back.
+    return {"type": kind, "source_type": "base64", "data": data, "mime_type": mime}
+
+
+def _remote(kind: str, url: str, mime: str = "") -> Plain:
+    return {"type": kind, "source_type": "url", "url": url, "mime_type": mime}
 
 
 def _mime_of(block: DocumentBlock) -> str:
     return block.document_mimetype or mimetypes.guess_type(str(block.path or block.title or ""))[0] or ""
-
-
-def _words(data: bytes, mime: str) -> str | None:
-    """The text of a file that says it is text, and is."""
-    if not mime.startswith(_WORDS) or sniff(data) is not None or b"\0" in data:
-        return None
-    try:
-        return data.decode()
-    except UnicodeDecodeError:
-        return None
 
 
 def _read(value: bytes | io.IOBase, max_bytes: int) -> bytes:
@@ -149,7 +139,7 @@ def _read(value: bytes | io.IOBase, max_bytes: int) -> bytes:
 
 
 def _read_stream(stream: io.IOBase, max_bytes: int) -> bytes:
-    """What is in a stream, which is left at its start as LlamaIndex does; nothing if it cannot be read twice."""
+    """The bytes of a stream, which is left at its start as LlamaIndex does; none if it cannot be read twice."""
     try:
         stream.seek(0)
         data = stream.read(max_bytes + 1)
@@ -166,8 +156,8 @@ def _restored(block: BaseContentBlock, before: Any, after: Any, *, is_pinned: bo
     if after is not before:
         return _written(block, after)
     if is_pinned and isinstance(block, ImageBlock | DocumentBlock) and _leads_elsewhere(block):
-        data = _data(before)
-        return block if data is None else _holding(block, data)
+        data = before["text"].encode() if before["type"] == "text" else before.get("data")
+        return block if data is None else _holding(block, base64.b64encode(data), _mime(data, block))
     return block
 
 
@@ -182,23 +172,10 @@ def _with_nested(block: BaseRecursiveContentBlock, nested: Sequence[BaseContentB
 def _written(block: BaseContentBlock, plain: Mapping[str, Any]) -> BaseContentBlock:
     if plain.get("type") == "text":
         return TextBlock(text=str(plain.get("text", "")))
-    data = _data(plain)
-    if data is None or not isinstance(block, ImageBlock | DocumentBlock):
+    if not isinstance(block, ImageBlock | DocumentBlock):
         raise TypeError(f"A {type(block).__name__} cannot hold what took its place.")
-    return _holding(block, data)
-
-
-def _data(plain: Mapping[str, Any]) -> bytes | None:
-    """The bytes in a plain block, if they are in there."""
-    if isinstance(plain.get("image"), bytes):
-        return bytes(plain["image"])
-    url = plain["image_url"]["url"] if plain.get("type") == "image_url" else plain.get("url")
-    if isinstance(url, str):
-        data = read_data_url(url, len(url))
-        return data if isinstance(data, bytes) else None
-    if isinstance(plain.get("base64"), str):
-        return base64.b64decode(plain["base64"])
-    return str(plain["text"]).encode() if plain.get("type") == "text" else None
+    data = plain["data"] if "data" in plain else plain["url"].partition(",")[2]
+    return _holding(block, data.encode() if isinstance(data, str) else base64.b64encode(data), plain["mime_type"])
 
 
 def _leads_elsewhere(block: ImageBlock | DocumentBlock) -> bool:
@@ -208,12 +185,17 @@ def _leads_elsewhere(block: ImageBlock | DocumentBlock) -> bool:
     return not is_inline and (block.path is not None or url is not None or isinstance(own, io.IOBase))
 
 
-def _holding(block: ImageBlock | DocumentBlock, data: bytes) -> BaseContentBlock:
-    """The block with these bytes, and nothing else that leads to an image."""
-    mime = Image.MIME.get(sniff(data) or "")
+def _mime(data: bytes, block: ImageBlock | DocumentBlock) -> str | None:
+    """The media type of bytes that were read for a block: by themselves if they are an image, else as stated."""
+    stated = block.image_mimetype if isinstance(block, ImageBlock) else _mime_of(block)
+    return Image.MIME.get(sniff(data) or "") or stated or None
+
+
+def _holding(block: ImageBlock | DocumentBlock, encoded: bytes, mime: str | None) -> BaseContentBlock:
+    """The block with bytes in base64, as LlamaIndex keeps them, and nothing else that leads to an image."""
     own: dict[str, Any] = {"path": None, "url": None}
     if isinstance(block, ImageBlock):
-        own |= {"image": base64.b64encode(data), "image_mimetype": mime or block.image_mimetype}
+        own |= {"image": encoded, "image_mimetype": mime}
     else:
-        own |= {"data": base64.b64encode(data), "document_mimetype": mime or _mime_of(block) or None}
+        own |= {"data": encoded, "document_mimetype": mime}
     return block.model_copy(update=own)
