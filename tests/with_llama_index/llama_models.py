@@ -34,6 +34,7 @@ class RecordingLLM(FunctionCallingLLM):
         received: The messages of each call.
         options: Its keyword arguments.
         prompts: Of completions.
+        name: Its model name.
         call: Name of a tool that it calls without arguments, whenever the last message is a user's; None for none.
         answer: What it answers instead of ``words``.
     """
@@ -43,6 +44,7 @@ class RecordingLLM(FunctionCallingLLM):
     prompts: list[str] = Field(default_factory=list, exclude=True)
     call: str | None = None
     answer: str | None = None
+    name: str = "recording"
     context: int = 32000
     system_role: MessageRole = MessageRole.SYSTEM
 
@@ -56,7 +58,7 @@ class RecordingLLM(FunctionCallingLLM):
             context_window=self.context,
             is_chat_model=True,
             is_function_calling_model=True,
-            model_name="recording",
+            model_name=self.name,
             system_role=self.system_role,
         )
 

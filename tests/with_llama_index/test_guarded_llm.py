@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import pickle
 import time
 
 import pytest
@@ -35,7 +34,7 @@ RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("wh
 YELLOW, GREEN = canary("yellow", number=4), canary("green", number=5)
 WAYS = ["chat", "stream_chat", "achat", "astream_chat"]
 TOOL_WAYS = [f"{way}_with_tools" for way in WAYS]
-PREFIX, REFUSAL = "Be careful.", colour_policy().refusal
+PREFIX, REFUSAL, UNCHECKED = "Be careful.", colour_policy().refusal, colour_policy().refusal_unchecked
 EVERY_WAY = pytest.mark.parametrize("way", [*WAYS, *TOOL_WAYS])
 
 
@@ -68,6 +67,10 @@ async def answered(llm, way, messages, **options):
     if way.startswith("achat"):
         return await asked
     return list(asked)[-1] if way.startswith("stream") else asked
+
+
+def findings_in(response) -> list[str]:
+    return [verdict["finding"] for verdict in response.additional_kwargs[RECORD_KEY]["verdicts"]]
 
 
 class TestEveryWayIn:
@@ -211,7 +214,7 @@ class TestBytesSentAreBytesChecked:
 
     def test_a_url_that_is_not_fetched_is_no_image_that_passes(self, guarded, llm):
         message = ChatMessage(blocks=[ImageBlock(url="https://example.org/x.png")])
-        assert guarded.chat([message]).message.content == REFUSAL
+        assert guarded.chat([message]).message.content == UNCHECKED
         assert guarded.chat([message, said("no", "assistant"), said("ok")]).message.content == "".join(WORDS)
         assert urls_of(llm.received[0]) == []
 
@@ -222,10 +225,14 @@ class TestBytesSentAreBytesChecked:
 
     def test_what_nobody_can_look_at_is_decided_by_the_policy(self, guarded, llm, cache_dir):
         message = ChatMessage(blocks=[AudioBlock(audio=b"ID3"), ImageBlock(image=b"{image}")])
-        assert guarded.chat([message]).message.content == REFUSAL
+        refused = guarded.chat([message])
+        assert refused.message.content == UNCHECKED
+        assert findings_in(refused) == ["unchecked", "unchecked"]
         lenient = GuardedLLM(llm=llm, guard=colour_guard(cache_dir, failure={"uninspectable": "allow"}))
-        lenient.chat([message])
+        passed = lenient.chat([message])
         assert llm.received[0][0].blocks == message.blocks
+        assert findings_in(passed) == ["unchecked", "unchecked"]
+        assert [verdict["action"] for verdict in passed.additional_kwargs[RECORD_KEY]["verdicts"]] == ["allow"] * 2
 
     def test_monitoring_changes_nothing_and_tells(self, llm, cache_dir, tmp_path):
         monitored = GuardedLLM(llm=llm, guard=colour_guard(cache_dir, mode="monitor"))
@@ -246,6 +253,13 @@ class TestThePrefix:
     def test_it_may_go_to_the_user(self, llm, guard):
         GuardedLLM(llm=llm, guard=guard, placement="user").chat([said("Be brief.", "system"), ask(GREEN)])
         assert texts_of(llm.received[0]) == ["Be brief.", f"{PREFIX}\n\nWhat is this?"]
+
+    def test_it_goes_by_itself_to_the_user_of_an_llm_that_takes_no_system_message(self, guard):
+        llm = RecordingLLM(name="google/gemma-2-9b-it")
+        GuardedLLM(llm=llm, guard=guard).chat([ask(GREEN)])
+        GuardedLLM(llm=llm, guard=guard, placement="system").chat([ask(GREEN)])
+        assert texts_of(llm.received[0]) == [f"{PREFIX}\n\nWhat is this?"]
+        assert texts_of(llm.received[1]) == [PREFIX, "What is this?"]
 
     def test_it_is_a_system_message_as_the_llm_calls_it(self, guard):
         llm = RecordingLLM(system_role=MessageRole.DEVELOPER)
@@ -344,7 +358,6 @@ class TestWhatOthersRead:
         data = json.loads(guarded.to_json())
         assert data["llm"]["class_name"] == "recording_llm"
         assert data["guard"]["policy"]["name"] == "colours"
-        assert pickle.loads(pickle.dumps(guarded)).guard.policy == guarded.guard.policy
 
     def test_a_callback_manager_goes_to_the_llm_that_is_called(self, llm, guard):
         careful = RecordingLLM()

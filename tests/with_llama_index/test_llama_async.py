@@ -16,22 +16,17 @@ from llama_index.core.query_engine import RetrieverQueryEngine
 from llama_index.core.readers.base import BaseReader
 from llama_index.core.schema import Document, ImageNode, MediaResource, NodeWithScore, QueryBundle
 from llama_index.core.tools import FunctionTool
-from llama_index.core.workflow import StartEvent, StopEvent, Workflow, step
 from llama_models import RecordingLLM
 from llama_nodes import b64
 
 from guardalign_guardrails import Guard
 from guardalign_guardrails.testing.chats import canary
 from llama_index_guardalign import (
-    CheckImages,
     GuardedLLM,
     GuardedReader,
     ImageGuardPostprocessor,
     ImageGuardTransform,
-    ImagesBlocked,
-    ImagesPassed,
     acheck_query_image,
-    add_guard_step,
     ascreen_chat,
     guard_tool,
 )
@@ -63,22 +58,6 @@ def engine(guard: Guard) -> RetrieverQueryEngine:
     return RetrieverQueryEngine.from_args(Finder(), llm=RecordingLLM(), node_postprocessors=[postprocessor])
 
 
-async def flow(guard: Guard, _: Path) -> Any:
-    class Flow(Workflow):
-        """Asks for a check."""
-
-        @step
-        async def begin(self, ev: StartEvent) -> CheckImages:
-            return CheckImages(messages=[ask(RED)])
-
-        @step
-        async def end(self, ev: ImagesPassed | ImagesBlocked) -> StopEvent:
-            return StopEvent(result=ev)
-
-    add_guard_step(Flow, guard)
-    return await Flow().run()
-
-
 WAYS: dict[str, Callable[[Guard, Path], Awaitable[Any]]] = {
     "a transform": lambda guard, _: ImageGuardTransform(guard=guard).acall([ImageNode(image=b64(RED))]),
     "a reader": lambda guard, _: GuardedReader(reader=Shelf(), guard=guard).aload_data(),
@@ -93,7 +72,6 @@ WAYS: dict[str, Callable[[Guard, Path], Awaitable[Any]]] = {
     "a chat": lambda guard, _: ascreen_chat(guard, [ask(RED)]),
     "an LLM": lambda guard, _: GuardedLLM(llm=RecordingLLM(), guard=guard).achat([ask(RED)]),
     "an LLM's stream": lambda guard, _: GuardedLLM(llm=RecordingLLM(), guard=guard).astream_chat([ask(RED)]),
-    "a workflow": flow,
 }
 
 

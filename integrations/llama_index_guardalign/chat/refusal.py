@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
 
 from guardalign_guardrails import Verdict
 from guardalign_guardrails.verdict import event_of
 
+T = TypeVar("T")
+
 RECORD_KEY: Final = "guardalign"
-"""Where in a response's ``additional_kwargs`` it says what was found in the chat."""
+"""Key in a response's ``additional_kwargs`` with the verdicts of the chat."""
 
 FINISH_REASON: Final = "content_filter"
 """What OpenAI calls the end of an answer that a filter cut off; apps that look for one find this one too."""
@@ -23,15 +25,15 @@ class Refusal:
     """A refusal.
 
     Attributes:
-        text: What is said.
-        verdicts: Why.
+        text: The policy's answer.
+        verdicts: The verdicts of the chat.
     """
 
     text: str = field(repr=False)
     verdicts: tuple[Verdict, ...] = ()
 
     def response(self, delta: str | None = None) -> ChatResponse:
-        """As a chat response: no tokens were used."""
+        """The refusal as a chat response: no tokens were used."""
         usage = {"prompt_tokens": 0, "completion_tokens": 0, "total_tokens": 0}
         return ChatResponse(
             message=ChatMessage(role=MessageRole.ASSISTANT, content=self.text),
@@ -41,26 +43,29 @@ class Refusal:
         )
 
     def stream(self) -> Generator[ChatResponse, None, None]:
-        """As a stream of one piece."""
+        """The refusal as a stream of one chunk."""
         yield self.response(self.text)
 
     async def aresponse(self) -> ChatResponse:
-        """`response`, to be awaited."""
+        """`response` as a coroutine."""
         return self.response()
 
     async def astream(self) -> AsyncGenerator[ChatResponse, None]:
-        """The stream, to be awaited."""
+        """`stream` as a coroutine."""
 
-        async def pieces() -> AsyncGenerator[ChatResponse, None]:
+        async def chunks() -> AsyncGenerator[ChatResponse, None]:
             yield self.response(self.text)
 
-        return pieces()
+        return chunks()
 
 
-def with_record(response: ChatResponse, verdicts: tuple[Verdict, ...]) -> ChatResponse:
-    """A response that says what was found in the chat; itself if all images may pass."""
-    findings = [verdict for verdict in verdicts if verdict.proposed != "allow"]
-    if not findings:
-        return response
-    more: dict[str, Any] = {**response.additional_kwargs, RECORD_KEY: event_of(findings)}
-    return response.model_copy(update={"additional_kwargs": more})
+def with_record(answer: T, verdicts: tuple[Verdict, ...]) -> T:
+    """A response with the findings of its chat; itself if there are none, or if it is a stream.
+
+    Also what could not be checked, and what the policy lets pass all the same, is a finding.
+    """
+    findings = [verdict for verdict in verdicts if verdict.finding != "none"]
+    if not findings or not isinstance(answer, ChatResponse):
+        return answer
+    more: dict[str, Any] = {**answer.additional_kwargs, RECORD_KEY: event_of(findings)}
+    return answer.model_copy(update={"additional_kwargs": more})

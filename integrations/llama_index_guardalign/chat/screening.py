@@ -8,88 +8,151 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import ChatMessage
+from llama_index.core.llms.llm import LLM
 
-from guardalign_guardrails import Guard, Verdict
-from guardalign_guardrails.content.chat import sources
-from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
+from guardalign_guardrails import Guard, Policy, Verdict
+from guardalign_guardrails.content.chat import ChatDecision, OnViolation, PlacementSetting, placement_for
+from guardalign_guardrails.content.screen import Screened, Turn
+from guardalign_guardrails.content.screened_chat import screen_chats
+from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from llama_index_guardalign.chat.blocks import plain_of, restored
-from llama_index_guardalign.chat.messages import IMAGES_KEY, role_of
+from llama_index_guardalign.chat.messages import IMAGES_KEY, role_of, with_prefix
+from llama_index_guardalign.events import announce
 
-# What is in them is a model's words, or names something.
-_WORDS: Final = ("name", "session_id", "tool_call_id", "tool_calls")
+_COMPONENT: Final = "screen_chat"
+
+# A model's text, or names.
+_TEXT_KEYS: Final = ("name", "session_id", "tool_call_id", "tool_calls")
 
 
 @dataclass(frozen=True)
-class ScreenedChat:
-    """What became of a chat.
+class ScreenedMessages:
+    """A chat that was screened.
 
     Attributes:
         messages: One for each that came in; the very same object if nothing changed.
         by_message: The verdicts of each, in reading order; empty for a message without media.
+        decision: Who answers, and whether the safety prefix is due.
+        policy: The policy that decided.
     """
 
     messages: list[ChatMessage] = field(repr=False)
     by_message: list[tuple[Verdict, ...]]
+    decision: ChatDecision
+    policy: Policy = field(repr=False)
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """All verdicts in reading order."""
         return tuple(verdict for own in self.by_message for verdict in own)
 
+    @property
+    def violation(self) -> Verdict | None:
+        """The verdict that keeps the model from answering; None if it answers."""
+        return self.decision.violation
 
-def screen_chat(guard: Guard, messages: Sequence[ChatMessage]) -> ScreenedChat:
-    """Check a chat; nothing is added to it: the prefix is the caller's.
+    @property
+    def refusal(self) -> str | None:
+        """The policy's answer in the model's place; None if the model answers."""
+        return None if self.violation is None else self.policy.refusal_for(self.violation)
+
+    def messages_for(self, llm: LLM, placement: PlacementSetting = "auto") -> list[ChatMessage]:
+        """The messages with the safety prefix, if it is due.
+
+        Args:
+            llm: The LLM that answers.
+            placement: ``system``, ``user`` for models that know no system message, or ``auto`` to decide by the
+                LLM's ``metadata.model_name``.
+        """
+        if not self.decision.is_prefix_due:
+            return self.messages
+        known = llm.metadata
+        return with_prefix(
+            self.messages, self.policy.prefix, placement_for(known.model_name, placement), known.system_role
+        )
+
+
+def screen_chat(
+    guard: GuardLike,
+    messages: Sequence[ChatMessage],
+    *,
+    on_violation: OnViolation = "refuse",
+    can_route: bool = False,
+) -> ScreenedMessages:
+    """Check a chat; nothing is added to it: for the prefix see `ScreenedMessages.messages_for`.
 
     An image that leads elsewhere (a path, a stream, several places at once) becomes the bytes that were checked.
+
+    Args:
+        guard: A ready guard, a policy, the path of one, or settings; None for the policy that ships with the package.
+        messages: A chat.
+        on_violation: What a blocked image of the current user turn means for the decision.
+        can_route: Whether there is a model for chats whose severest action is ``route``; they are blocked otherwise.
 
     Raises:
         GuardAlignError: The guard cannot work: no encoder, no profile.
     """
-    turns = _turns(guard, messages)
-    return _chat(guard, messages, turns, screen(guard, turns))
+    chat = screened(GuardSettings.of(guard).guard, messages, on_violation, can_route=can_route)
+    announce(_COMPONENT, chat.verdicts)
+    return chat
 
 
-async def ascreen_chat(guard: Guard, messages: Sequence[ChatMessage]) -> ScreenedChat:
+async def ascreen_chat(
+    guard: GuardLike,
+    messages: Sequence[ChatMessage],
+    *,
+    on_violation: OnViolation = "refuse",
+    can_route: bool = False,
+) -> ScreenedMessages:
     """`screen_chat` without blocking the event loop."""
-    turns = await asyncio.to_thread(_turns, guard, messages)
-    return _chat(guard, messages, turns, await ascreen(guard, turns))
+    chat = await ascreened(GuardSettings.of(guard).guard, messages, on_violation, can_route=can_route)
+    announce(_COMPONENT, chat.verdicts)
+    return chat
 
 
-def _turns(guard: Guard, messages: Sequence[ChatMessage]) -> list[Turn]:
-    """For each message its blocks, and what else it carries."""
-    turns = []
-    for message, source in zip(messages, sources([role_of(message) for message in messages]), strict=True):
-        turns.append(Turn(plain_of(message.blocks, guard.limits.max_bytes), source))
-        turns.append(Turn(list(_rest(message).values()), source, is_loose=True))
-    return turns
-
-
-def _rest(message: ChatMessage) -> dict[str, Any]:
-    """What an app or an LLM class put beside a message's blocks."""
-    return {k: v for k, v in message.additional_kwargs.items() if k != IMAGES_KEY and k not in _WORDS}
-
-
-def _chat(
-    guard: Guard, messages: Sequence[ChatMessage], turns: Sequence[Turn], screened: Sequence[Screened]
-) -> ScreenedChat:
+def screened(
+    guard: Guard, messages: Sequence[ChatMessage], on_violation: OnViolation, *, can_route: bool
+) -> ScreenedMessages:
+    """`screen_chat` for a component, which announces the verdicts under its own name."""
+    turns = [turn for message in messages for turn in _turns(message, guard.limits.max_bytes)]
+    (chat,) = screen_chats(guard, [turns], on_violation=on_violation, can_route=can_route)
+    pairs = list(zip(chat.turns[::2], chat.turns[1::2], strict=True))
     is_enforced = guard.policy.mode == "enforce"
-    result = ScreenedChat([], [])
-    pairs = zip(turns, screened, strict=True)
-    for message in messages:
-        (turn, blocks), (_, rest) = next(pairs), next(pairs)
-        new = _screened(message, turn.content, blocks.content, rest.content, is_enforced=is_enforced)
-        result.messages.append(new)
-        result.by_message.append((*blocks.verdicts, *rest.verdicts))
-    return result
+    return ScreenedMessages(
+        [_message(message, *own, is_enforced=is_enforced) for message, own in zip(messages, pairs, strict=True)],
+        [(*blocks.verdicts, *rest.verdicts) for blocks, rest in pairs],
+        chat.decision,
+        guard.policy,
+    )
 
 
-def _screened(message: ChatMessage, before: Any, after: Any, rest: list[Any], *, is_enforced: bool) -> ChatMessage:
+async def ascreened(
+    guard: Guard, messages: Sequence[ChatMessage], on_violation: OnViolation, *, can_route: bool
+) -> ScreenedMessages:
+    """`screened` without blocking the event loop, on files either."""
+    return await asyncio.to_thread(screened, guard, messages, on_violation, can_route=can_route)
+
+
+def _turns(message: ChatMessage, max_bytes: int) -> tuple[Turn, Turn]:
+    """A message's blocks, and what else it carries."""
+    role = role_of(message)
+    beside = list(_beside_blocks(message).values())
+    return Turn(plain_of(message.blocks, max_bytes), role=role), Turn(beside, role=role, is_loose=True)
+
+
+def _beside_blocks(message: ChatMessage) -> dict[str, Any]:
+    """What an app or an LLM class put beside a message's blocks."""
+    return {k: v for k, v in message.additional_kwargs.items() if k != IMAGES_KEY and k not in _TEXT_KEYS}
+
+
+def _message(message: ChatMessage, inner: Screened, beside: Screened, *, is_enforced: bool) -> ChatMessage:
     """The message with other blocks and other values beside them; itself if all are the same."""
     update: dict[str, Any] = {}
-    blocks = restored(message.blocks, before, after, is_pinned=is_enforced)
+    blocks = restored(message.blocks, inner.turn.content, inner.content, is_pinned=is_enforced)
     if any(new is not old for new, old in zip(blocks, message.blocks, strict=True)):
         update["blocks"] = blocks
-    changed = {k: new for (k, old), new in zip(_rest(message).items(), rest, strict=True) if new is not old}
+    old_values = _beside_blocks(message).items()
+    changed = {k: new for (k, old), new in zip(old_values, beside.content, strict=True) if new is not old}
     # LlamaIndex made blocks of these images when the message was made, and the blocks were checked.
     gone = {IMAGES_KEY} & message.additional_kwargs.keys() if is_enforced else set()
     if changed or gone:

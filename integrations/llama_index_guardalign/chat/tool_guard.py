@@ -1,11 +1,12 @@
-"""A filter behind a tool: what it returns is checked before an agent, its memory or a stream of events is given it."""
+"""A filter behind a tool: its results are checked before they reach an agent, its memory or a stream of events."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from llama_index.core.base.llms.types import BaseContentBlock, TextBlock
 from llama_index.core.schema import BaseNode
@@ -13,70 +14,52 @@ from llama_index.core.tools.function_tool import FunctionTool
 from llama_index.core.tools.types import AsyncBaseTool, BaseTool, ToolMetadata, ToolOutput
 
 from guardalign_guardrails import UnsafeContentError, Verdict
-from guardalign_guardrails.content.chat import first_violation
-from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
+from guardalign_guardrails.content.chat import OnViolation, first_violation
+from guardalign_guardrails.content.screen import Turn, screen
+from guardalign_guardrails.content.walk import MediaBlock, find_loose
+from guardalign_guardrails.errors import SettingsError
+from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from llama_index_guardalign.chat.blocks import plain_of, restored
 from llama_index_guardalign.events import announce
-from llama_index_guardalign.nodes.filter import FilteredNodes, NodeFilter
+from llama_index_guardalign.nodes.filter import NodeFilter
 from llama_index_guardalign.nodes.leaves import mapped
 from llama_index_guardalign.spans import not_spanned
 
 _COMPONENT: Final = "guard_tool"
 
 
-def guard_tool(
-    tool: BaseTool,
-    guard: GuardLike = None,
-    *,
-    on_violation: Literal["notice", "raise"] = "notice",
-) -> AsyncBaseTool:
+def guard_tool(tool: BaseTool, guard: GuardLike = None, *, on_violation: OnViolation = "notice") -> AsyncBaseTool:
     """A tool like another one, whose results are checked.
 
     Images in the result's blocks and in its ``raw_output`` (nodes, responses with sources, blocks, messages, PIL
     images, bytes, data URLs, within lists, mappings, dataclasses and pydantic objects) are masked, or replaced by a
-    notice. Agents put blocks into the chat and stream ``raw_output`` to whoever listens.
+    notice. Agents put blocks into the chat, and stream ``raw_output`` to everything that listens.
 
     Args:
         tool: Any tool. A `FunctionTool` stays one, so that agents give it their context.
-        guard: A ready guard, a policy or settings; None for the policy that ships with the package.
+        guard: A ready guard, a policy, the path of one, or settings; None for the policy that ships with the package.
         on_violation: ``notice`` puts a short text in a blocked image's place, ``raise`` raises `UnsafeContentError`,
-            of which agents show the model the text: a digest, and not why.
+            of which agents show the model the text: a digest, and not why. ``refuse`` is for components that answer.
 
     Returns:
         The guarded tool. The other one is left as it is.
+
+    Raises:
+        SettingsError: A tool cannot do what ``on_violation`` says.
     """
-    node_filter = _ToolGate(GuardSettings.of(guard), on_violation)
-    if isinstance(tool, FunctionTool):
-        guarded = _GuardedFunctionTool.__new__(_GuardedFunctionTool)
-        guarded.__dict__.update(tool.__dict__)
-        guarded.node_filter = node_filter
-        return guarded
-    return _GuardedTool(tool, node_filter)
-
-
-class _GuardedFunctionTool(FunctionTool):
-    """A function tool; it is made of another one's attributes, and has a filter."""
-
-    node_filter: _ToolGate
-
-    @not_spanned
-    def call(self, *args: Any, **kwargs: Any) -> ToolOutput:
-        """The other tool's, checked."""
-        return self.node_filter.checked(super().call(*args, **kwargs))
-
-    @not_spanned
-    async def acall(self, *args: Any, **kwargs: Any) -> ToolOutput:
-        """`call` without blocking the event loop."""
-        return await self.node_filter.achecked(await super().acall(*args, **kwargs))
+    if on_violation not in ("notice", "raise"):
+        raise SettingsError(f"A tool passes content on: on_violation is 'notice' or 'raise', not '{on_violation}'.")
+    kind = _GuardedFunctionTool if isinstance(tool, FunctionTool) else _GuardedTool
+    return kind(tool, _ResultFilter(GuardSettings.of(guard), on_violation))
 
 
 class _GuardedTool(AsyncBaseTool):
-    """Any other tool with a filter."""
+    """Another tool with a filter behind it; what it is asked for beside results, it gives as it is."""
 
-    def __init__(self, tool: BaseTool, node_filter: _ToolGate) -> None:
+    def __init__(self, tool: BaseTool, result_filter: _ResultFilter) -> None:
         self._tool = tool
-        self._filter = node_filter
+        self._filter = result_filter
 
     @property
     def metadata(self) -> ToolMetadata:
@@ -85,127 +68,133 @@ class _GuardedTool(AsyncBaseTool):
 
     @not_spanned
     def call(self, *args: Any, **kwargs: Any) -> ToolOutput:
-        """The other tool's, checked."""
+        """The other tool's result, checked."""
         return self._filter.checked(self._tool(*args, **kwargs))
 
     @not_spanned
     async def acall(self, *args: Any, **kwargs: Any) -> ToolOutput:
         """`call` without blocking the event loop."""
         if isinstance(self._tool, AsyncBaseTool):
-            return await self._filter.achecked(await self._tool.acall(*args, **kwargs))
-        return await self._filter.achecked(await asyncio.to_thread(self._tool, *args, **kwargs))
+            output = await self._tool.acall(*args, **kwargs)
+        else:
+            output = await asyncio.to_thread(self._tool, *args, **kwargs)
+        return await asyncio.to_thread(self._filter.checked, output)
 
     def __getattr__(self, name: str) -> Any:
         if "_tool" not in self.__dict__:
             raise AttributeError(name)
         return getattr(self._tool, name)
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        check_pickles("guard", self._filter.settings)
+        check_pickles("tool", self._tool)
+        return type(self), (self._tool, self._filter)
 
-@dataclass(frozen=True)
-class _Found:
-    """What of a tool's output may hold an image; kept, so that each can be known by its identity.
+    def __deepcopy__(self, memo: dict[int, Any]) -> AsyncBaseTool:
+        return type(self)(copy.deepcopy(self._tool, memo), self._filter)
+
+
+class _GuardedFunctionTool(_GuardedTool, FunctionTool):
+    """One that agents take for a function tool, and give their context."""
+
+
+class _MediaInResult:
+    """Everything of a tool's output that may hold an image, each once, by its identity.
+
+    Args:
+        output: Any output.
 
     Attributes:
-        output: The tool's, without what is nested too deeply to be looked at.
+        output: The output without what is nested too deeply to be looked at.
         blocks: Its blocks, and those of its raw output.
-        nodes: Of its raw output.
+        nodes: The nodes of its raw output.
         bare: Images that are neither.
     """
 
-    output: ToolOutput
-    blocks: list[BaseContentBlock] = field(default_factory=list)
-    nodes: list[BaseNode] = field(default_factory=list)
-    bare: list[Any] = field(default_factory=list)
+    def __init__(self, output: ToolOutput) -> None:
+        self.blocks: dict[int, BaseContentBlock] = {}
+        self.nodes: dict[int, BaseNode] = {}
+        self.bare: dict[int, tuple[Any, MediaBlock]] = {}
+        mapped(output.blocks, self._add)
+        shallow = mapped(output.raw_output, self._add)
+        is_same = shallow is output.raw_output
+        self.output = output if is_same else output.model_copy(update={"raw_output": shallow})
 
-    def add(self, leaf: Any) -> Any:
-        kind = self.nodes if isinstance(leaf, BaseNode) else self.blocks if _is_block(leaf) else self.bare
-        if all(leaf is not known for known in kind):
-            kind.append(leaf)
+    def _add(self, leaf: Any) -> Any:
+        if isinstance(leaf, BaseNode):
+            self.nodes[id(leaf)] = leaf
+        elif isinstance(leaf, BaseContentBlock):
+            self.blocks[id(leaf)] = leaf
+        elif id(leaf) not in self.bare:
+            for image in find_loose(leaf):
+                self.bare[id(leaf)] = leaf, MediaBlock((len(self.bare),), image.reading)
         return leaf
 
     def turns(self, max_bytes: int) -> list[Turn]:
-        return [Turn(plain_of(self.blocks, max_bytes), "tool"), Turn(list(self.bare), "tool", is_loose=True)]
+        """The blocks and the bare images as turns."""
+        bare = self.bare.values()
+        return [
+            Turn(plain_of(list(self.blocks.values()), max_bytes), "tool"),
+            _BareImages([leaf for leaf, _ in bare], "tool", is_loose=True, images=tuple(image for _, image in bare)),
+        ]
+
+    def rewritten(self, new: Mapping[int, Any]) -> ToolOutput:
+        """The output with other things in it; itself if there are none."""
+        if not new:
+            return self.output
+
+        def change(leaf: Any) -> Any:
+            return new.get(id(leaf), leaf)
+
+        blocks, raw = mapped(self.output.blocks, change), mapped(self.output.raw_output, change)
+        if raw is not self.output.raw_output:
+            # A function tool shows the model as text what is neither block nor node: images, objects with all bytes.
+            text = str(self.output.raw_output)
+            blocks = [TextBlock(text=str(raw)) if getattr(block, "text", None) == text else block for block in blocks]
+        return self.output.model_copy(update={"blocks": blocks, "raw_output": raw})
 
 
 @dataclass(frozen=True)
-class _ToolGate:
+class _BareImages(Turn):
+    """Images that were found already."""
+
+    images: tuple[MediaBlock, ...] = ()
+
+    def find(self) -> list[MediaBlock]:
+        return list(self.images)
+
+
+@dataclass(frozen=True)
+class _ResultFilter:
     """Checks what tools return."""
 
     settings: GuardSettings = field(repr=False)
-    on_violation: Literal["notice", "raise"]
+    on_violation: OnViolation
 
     def checked(self, output: ToolOutput) -> ToolOutput:
         """The output without what the policy forbids; itself if nothing changed."""
-        found = _found(output)
-        turns = found.turns(self._max_bytes)
-        screened = screen(self.settings.guard, turns)
-        return self._rewritten(found, turns, screened, self._node_gate().filter(found.nodes))
-
-    async def achecked(self, output: ToolOutput) -> ToolOutput:
-        """`checked` without blocking the event loop."""
-        found = _found(output)
-        turns = await asyncio.to_thread(found.turns, self._max_bytes)
-        screened = await ascreen(self.settings.guard, turns)
-        return self._rewritten(found, turns, screened, await self._node_gate().afilter(found.nodes))
-
-    @property
-    def _max_bytes(self) -> int:
-        return self.settings.guard.limits.max_bytes
-
-    def _node_gate(self) -> NodeFilter:
-        # A notice for a node would break whatever counts on nodes.
-        return NodeFilter(_COMPONENT, self.settings, "tool", withhold="image")
-
-    def _rewritten(
-        self, found: _Found, turns: Sequence[Turn], screened: Sequence[Screened], filtered: FilteredNodes
-    ) -> ToolOutput:
-        (plain, _), (blocks, bare) = turns, screened
-        verdicts: list[Verdict] = [*blocks.verdicts, *bare.verdicts]
+        guard, media = self.settings.guard, _MediaInResult(output)
+        plain, bare = screen(guard, media.turns(guard.limits.max_bytes))
+        # A notice for a node would break everything that counts on nodes.
+        filtered = NodeFilter(_COMPONENT, self.settings, "tool", withhold="image").filter(list(media.nodes.values()))
+        verdicts = [*plain.verdicts, *bare.verdicts]
         announce(_COMPONENT, verdicts)
         violation = first_violation([*verdicts, *filtered.verdicts])
         if self.on_violation == "raise" and violation is not None:
-            raise _untold(violation)
-        is_pinned = self.settings.policy.mode == "enforce"
-        new = {
-            **_replacements(found.blocks, restored(found.blocks, plain.content, blocks.content, is_pinned=is_pinned)),
-            **_replacements(found.nodes, filtered.places),
-            **_replacements(found.bare, bare.content),
-        }
-        return _with_replacements(found.output, new) if new else found.output
+            raise _error_for_a_model(violation)
+        blocks = list(media.blocks.values())
+        is_pinned = guard.policy.mode == "enforce"
+        pairs = [
+            *zip(blocks, restored(blocks, plain.turn.content, plain.content, is_pinned=is_pinned), strict=True),
+            *zip(media.nodes.values(), filtered.places, strict=True),
+            *zip(bare.turn.content, bare.content, strict=True),
+        ]
+        return media.rewritten({id(old): new for old, new in pairs if new is not old})
 
 
-def _untold(verdict: Verdict) -> UnsafeContentError:
+def _error_for_a_model(verdict: Verdict) -> UnsafeContentError:
     """The error with a text for a model to read: the category would help to probe the policy."""
     error = UnsafeContentError(verdict)
-    error.args = (f"The safety policy blocked an image of this result (digest {verdict.digest[:12]}).",)
+    what = "could not check a part" if verdict.finding == "unchecked" else "blocked an image"
+    error.args = (f"The safety policy {what} of this result (digest {verdict.digest[:12] or 'unknown'}).",)
     return error
-
-
-def _is_block(leaf: Any) -> bool:
-    return isinstance(leaf, BaseContentBlock)
-
-
-def _found(output: ToolOutput) -> _Found:
-    shallow = mapped(output.raw_output, lambda leaf: leaf)
-    if shallow is not output.raw_output:
-        output = output.model_copy(update={"raw_output": shallow})
-    found = _Found(output)
-    mapped(output.blocks, found.add)
-    mapped(output.raw_output, found.add)
-    return found
-
-
-def _replacements(old: Sequence[Any], new: Sequence[Any]) -> dict[int, Any]:
-    return {id(a): b for a, b in zip(old, new, strict=True) if a is not b}
-
-
-def _with_replacements(output: ToolOutput, new: dict[int, Any]) -> ToolOutput:
-    def change(leaf: Any) -> Any:
-        return new.get(id(leaf), leaf)
-
-    blocks, raw = mapped(output.blocks, change), mapped(output.raw_output, change)
-    if raw is not output.raw_output:
-        # What is neither block nor node, a function tool shows the model as text: images, and objects with all bytes.
-        told = str(output.raw_output)
-        blocks = [TextBlock(text=str(raw)) if getattr(block, "text", None) == told else block for block in blocks]
-    return output.model_copy(update={"blocks": blocks, "raw_output": raw})

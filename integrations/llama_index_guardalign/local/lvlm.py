@@ -35,6 +35,7 @@ from typing_extensions import Self
 from guardalign_guardrails.content.chat import OnViolation
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
+from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import OptionalGuardField
 from llama_index_guardalign.chat.messages import chat_of, without_images
 from llama_index_guardalign.events import announce, announced_violations
@@ -204,7 +205,9 @@ class GuardAlignLVLM(SchemaBoundLLM):
         return {**super().to_payload(), "guardalign": self.lvlm.identity}
 
     def __getstate__(self) -> dict[str, Any]:
-        # LlamaIndex pickles each attribute to see whether it can be: the weights too, only to leave them out.
+        # LlamaIndex leaves out what cannot be pickled, and a copy without its guard would let everything pass.
+        check_pickles("guard", self.guard)
+        # It finds out by pickling each attribute: the weights too, only to leave them out.
         bare = self.model_copy()
         bare._lvlm, bare._loading = None, None  # noqa: SLF001  its own class
         return BaseComponent.__getstate__(bare)

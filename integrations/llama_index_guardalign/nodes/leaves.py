@@ -1,4 +1,4 @@
-"""Everything of LlamaIndex's that may hold an image, wherever it is in a value: found, and replaced by identity.
+"""Everything of LlamaIndex's that may hold an image, wherever it is in a value, and other things in its place.
 
 A value is whatever an app, a tool or a tracer handles: lists, mappings, dataclasses, pydantic objects. What is rebuilt
 is only what leads to something that changed.
@@ -18,10 +18,8 @@ from llama_index.core.workflow import Event
 from PIL import Image
 from pydantic import BaseModel
 
-from guardalign_guardrails.content.walk import find_loose
-
 Change: TypeAlias = Callable[[Any], Any]
-"""From a node, a block, a message or a bare image to what takes its place; the very same object if it stays."""
+"""From a node, a block, a text, bytes or a PIL image to what takes its place; the very same object if it stays."""
 
 TOO_DEEP: Final = "[left out: nested too deeply to be looked at]"
 """What takes the place of what is nested too deeply, or without end."""
@@ -31,9 +29,10 @@ _MAX_VALUES: Final = 100_000
 
 
 def mapped(value: Any, change: Change) -> Any:
-    """A value with ``change`` applied to all nodes, blocks, messages and bare images in it; itself if none changes.
+    """A value with ``change`` applied to everything in it that may hold an image; itself if nothing changes.
 
-    What is nested too deeply is replaced by `TOO_DEEP`.
+    These are nodes and blocks, and whatever may be an image without either: texts, bytes and PIL images. What is nested
+    too deeply is replaced by `TOO_DEEP`.
     """
     return _mapped(value, change, 0, [_MAX_VALUES])
 
@@ -45,10 +44,8 @@ def _mapped(value: Any, change: Change, depth: int, left: list[int]) -> Any:
     left[0] -= 1
     if depth > _MAX_DEPTH or left[0] < 0:
         return TOO_DEEP
-    if isinstance(value, BaseNode | BaseContentBlock):
+    if isinstance(value, BaseNode | BaseContentBlock | str | bytes | Image.Image):
         return change(value)
-    if isinstance(value, str | bytes | Image.Image):
-        return change(value) if find_loose(value) else value
 
     def inner(item: Any) -> Any:
         return _mapped(item, change, depth + 1, left)
