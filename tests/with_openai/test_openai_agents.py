@@ -25,7 +25,7 @@ from agents.exceptions import ModelRefusalError
 from agents.run import ModelInputData
 from openai import AsyncOpenAI
 from openai_ways import MASKED, PREFIX, REFUSAL, client_of, images, item_block, opened_in, same, user
-from scripted_model import ScriptedModel, assistant_message, function_call
+from scripted_agents import ScriptedModel, assistant_message, function_call
 
 from guardalign_guardrails import GuardSettings, NotPicklable, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
