@@ -104,7 +104,12 @@ def test_the_config_of_a_guarded_server_names_it_its_models_and_the_guardrail_an
     assert read(guardrail["litellm_params"]["guardalign"]).route_to == "b"
 
 
-def test_the_example_and_the_page_show_settings_that_are_read_and_the_defaults_that_count():
+def test_the_example_and_the_page_show_settings_that_are_read_and_the_defaults_that_count(tmp_path, monkeypatch):
+    # Where a proxy would be started: beside the policy file.
+    (tmp_path / "examples").mkdir()
+    for path in (tmp_path / "policy.yaml", tmp_path / "examples" / "policy.yaml"):
+        path.write_text((ROOT / "examples" / "policy.yaml").read_text())
+    monkeypatch.chdir(tmp_path)
     page = (ROOT / "docs" / "litellm.md").read_text()
     example = yaml.safe_load((ROOT / "examples" / "litellm_proxy" / "config.yaml").read_text())
     for config in (example, yaml.safe_load(re.search(r"```yaml\n(.*?)```", page, re.DOTALL)[1])):
