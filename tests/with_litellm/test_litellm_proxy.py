@@ -349,6 +349,11 @@ class TestFailures:
         assert caught.value.status_code == 503
         assert upstream.requests == []
 
+    def test_or_refuses_for_another_reason_than_an_unsafe_image(self, choosing, upstream):
+        answer = ask(choosing, user(image_url("white")), **naming("broken-refusing"))
+        assert answer.choices[0].message.content == colour_policy().refusal_unchecked != REFUSAL
+        assert upstream.requests == []
+
     def test_unless_the_policy_says_that_it_may_stay_open(self, choosing, upstream):
         ask(choosing, user(image_url("blue")), **naming("broken-open"))
         assert arrived(upstream.last) == [digest(painted("blue"))]
