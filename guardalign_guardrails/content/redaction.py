@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from guardalign_guardrails.content.rewrite import block_at, text_in_place_of, with_blocks
-from guardalign_guardrails.content.walk import find
+from guardalign_guardrails.content.walk import Path, find
 
 OMITTED: Final = "[image omitted from the trace]"
 """What a trace shows in place of an image."""
@@ -13,6 +14,9 @@ OMITTED: Final = "[image omitted from the trace]"
 
 def without_images(content: Any, text: str = OMITTED) -> Any:
     """Content with a text in place of every image; itself if there is none."""
-    return with_blocks(
-        content, {block.path: text_in_place_of(block_at(content, block.path), text) for block in find(content)}
-    )
+    return with_text_at(content, [block.path for block in find(content)], text)
+
+
+def with_text_at(content: Any, paths: Sequence[Path], text: str = OMITTED) -> Any:
+    """Content with a text in place of the blocks at some paths; itself if there are none."""
+    return with_blocks(content, {path: text_in_place_of(block_at(content, path), text) for path in paths})

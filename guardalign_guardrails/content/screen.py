@@ -52,8 +52,13 @@ class Turn:
     is_loose: bool = False
     role: Role = "user"
 
+    @cached_property
+    def media(self) -> list[MediaBlock]:
+        """The blocks that stand for media; looked for once."""
+        return self.find()
+
     def find(self) -> list[MediaBlock]:
-        """The blocks that stand for media."""
+        """Look for the blocks that stand for media."""
         return find_loose(self.content) if self.is_loose else find(self.content)
 
 
@@ -120,12 +125,12 @@ def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     Raises:
         GuardAlignError: The guard cannot work: no encoder, no profile, a package is missing.
     """
-    return _screened(guard, turns, [turn.find() for turn in turns])
+    return _screened(guard, turns, [turn.media for turn in turns])
 
 
 async def ascreen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     """`screen` without blocking the event loop."""
-    found = [turn.find() for turn in turns]
+    found = [turn.media for turn in turns]
     if not any(found):
         return _screened(guard, turns, found)
     # One thread from beginning to end: a call that hands over thrice waits thrice behind all others.
