@@ -106,11 +106,11 @@ def pairs_of_calls(
 ) -> list[tuple[str, Callable[[], Any], Callable[[], Any]]]:
     """Each component's name, the call without it and the call with it."""
     model = FakeListChatModel(responses=["ok"])
-    runnable = ImageGuard.from_guard(guard)
+    runnable = ImageGuard(guard)
     chain = runnable | model
-    guarded = GuardedChatModel(model=model, guard=runnable)
+    guarded = GuardedChatModel(model=model, guard=guard)
     plain_agent = create_agent(model, [])
-    guarded_agent = create_agent(model, [], middleware=[GuardAlignMiddleware(runnable)])
+    guarded_agent = create_agent(model, [], middleware=[GuardAlignMiddleware(guard)])
     state: Any = {"messages": chat}
 
     def plain() -> Any:
@@ -128,7 +128,7 @@ def pairs_of_calls(
 
 def print_history(guard: Guard, encoder: CountingEncoder) -> None:
     """A chat that gets one image a turn and sends its whole history each time."""
-    runnable = ImageGuard.from_guard(guard)
+    runnable = ImageGuard(guard)
     chat: list[BaseMessage] = []
     print("\n| turn | images in the chat | new encoder passes | first time ms | again ms, nothing new |")
     print("|---|---|---|---|---|")

@@ -32,8 +32,8 @@ from langgraph.checkpoint.memory import InMemorySaver  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
-from guardalign_guardrails import Policy  # noqa: E402
-from langchain_guardalign import GuardAlignMiddleware, ImageGuard  # noqa: E402
+from guardalign_guardrails import Guard  # noqa: E402
+from langchain_guardalign import GuardAlignMiddleware  # noqa: E402
 
 HERE = Path(__file__).parent
 
@@ -80,9 +80,9 @@ class ToolCaller(ReportingModel):
 
 def main() -> None:
     console = Console()
-    guard = ImageGuard(policy=Policy.load(HERE / "policy.yaml"))
+    guard = Guard(HERE / "policy.yaml")
     with console.status("Loading the offline encoder and the policy's anchors"):
-        guard.active_guard.prepare()
+        guard.prepare()
     agent = create_agent(
         ToolCaller(),
         [camera],

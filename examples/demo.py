@@ -29,7 +29,7 @@ from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from guardalign_guardrails import Policy, Verdict  # noqa: E402
+from guardalign_guardrails import Verdict  # noqa: E402
 from guardalign_guardrails.explain import heat_map  # noqa: E402
 from guardalign_guardrails.images import decode  # noqa: E402
 from langchain_guardalign import GuardReport, ImageGuard  # noqa: E402
@@ -78,13 +78,13 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     console = Console()
 
-    guard = ImageGuard(policy=Policy.load(HERE / "policy.yaml"))
+    guard = ImageGuard(HERE / "policy.yaml")
     model = ReportingModel()
     images = sorted(path for path in arguments.images.iterdir() if path.suffix in (".jpg", ".png"))
     questions = [question(image) for image in images]
 
     with console.status("Loading the offline encoder and the policy's anchors"):
-        guard.active_guard.prepare()
+        guard.guard.prepare()
     started = time.perf_counter()
     answers = (guard | model).batch(questions)
     took = time.perf_counter() - started

@@ -28,7 +28,7 @@ from langchain_core.output_parsers import StrOutputParser  # noqa: E402
 from langchain_core.prompts import ChatPromptTemplate, MessagesPlaceholder  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from guardalign_guardrails import Policy  # noqa: E402
+from guardalign_guardrails import Guard  # noqa: E402
 from langchain_guardalign import GuardedChatModel, ImageGuard  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -60,9 +60,9 @@ def turn(image: str | None, words: str) -> HumanMessage:
 
 def main() -> None:
     console = Console()
-    guard = ImageGuard(policy=Policy.load(HERE / "policy.yaml"))
+    guard = Guard(HERE / "policy.yaml")
     with console.status("Loading the offline encoder and the policy's anchors"):
-        guard.active_guard.prepare()
+        guard.prepare()
     model = GuardedChatModel(model=hosted_model(), guard=guard)
     prompt = ChatPromptTemplate.from_messages([("system", "Answer in one sentence."), MessagesPlaceholder("chat")])
     chain = prompt | model | StrOutputParser()
@@ -77,7 +77,7 @@ def main() -> None:
             answer += token
             console.print(token, end="", markup=False, highlight=False)
         console.print()
-        actions = [verdict.action for verdict in guard.inspect(chat).verdicts]
+        actions = [verdict.action for verdict in ImageGuard(guard).inspect(chat).verdicts]
         console.print(f"[dim]guard: {', '.join(actions) or 'no image'}[/]\n")
         chat = [*chat, AIMessage(answer)]
 

@@ -29,11 +29,10 @@ from langgraph.graph.message import REMOVE_ALL_MESSAGES  # noqa: E402
 from langgraph.types import Command  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from guardalign_guardrails import Policy  # noqa: E402
 from langchain_guardalign import ImageGuard  # noqa: E402
 
 HERE = Path(__file__).parent
-GUARD = ImageGuard(policy=Policy.load(HERE / "policy.yaml"))
+GUARD = ImageGuard(HERE / "policy.yaml")
 MODEL = ReportingModel()
 
 
@@ -66,7 +65,7 @@ def main() -> None:
 
     console = Console()
     with console.status("Loading the offline encoder and the policy's anchors"):
-        GUARD.active_guard.prepare()
+        GUARD.guard.prepare()
     for image in ("cat.jpg", "coffee_and_pistol.jpg", "rifle.png"):
         encoded = base64.b64encode((HERE / "images" / image).read_bytes()).decode()
         block = {"type": "image", "base64": encoded, "mime_type": mimetypes.guess_type(image)[0]}

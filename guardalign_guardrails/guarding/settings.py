@@ -106,6 +106,18 @@ class GuardSettings(BaseModel):
             return GuardSettings.of, (self._ready,)
         return type(self).model_validate, (self.model_dump(mode="json"),)
 
+    def __eq__(self, other: object) -> bool:
+        # A guard that was made of them meanwhile makes no difference; one that was given does.
+        if not isinstance(other, GuardSettings):
+            return NotImplemented
+        own = self._ready if self._is_given else None
+        theirs = other._ready if other._is_given else None
+        return own is theirs and self.__dict__ == other.__dict__
+
+    def __repr_args__(self) -> list[tuple[str | None, Any]]:
+        given = {name: getattr(self, name) for name in ("encoder", "profile", "cache_dir")}
+        return [("policy", self.policy.name), *((name, value) for name, value in given.items() if value is not None)]
+
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self
 

@@ -9,12 +9,10 @@ from langchain_guardalign.screening import GuardReport
 
 if TYPE_CHECKING:
     from langchain_guardalign.agents.middleware import GuardAlignMiddleware
-    from langchain_guardalign.decision_model import GuardAlignDecisionModel
     from langchain_guardalign.local.model import ChatGuardAlign
 
 __all__ = [
     "ChatGuardAlign",
-    "GuardAlignDecisionModel",
     "GuardAlignMiddleware",
     "GuardReport",
     "GuardedChatModel",
@@ -23,16 +21,15 @@ __all__ = [
     "ImageGuard",
 ]
 
-# They need more than langchain-core: LangChain itself, a newer core, or transformers.
+# They need more than langchain-core: LangChain itself, or transformers.
 _LATER = {
     "ChatGuardAlign": "langchain_guardalign.local.model",
-    "GuardAlignDecisionModel": "langchain_guardalign.decision_model",
     "GuardAlignMiddleware": "langchain_guardalign.agents.middleware",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs more than langchain-core when it is first asked for (PEP 562)."""
+    """Import what needs more than langchain-core when it is first used (PEP 562)."""
     if name in _LATER:
         from importlib import import_module
 

@@ -7,7 +7,7 @@ caches and equality intact.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, TypeVar
 
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
@@ -18,11 +18,13 @@ from guardalign_guardrails.content.chat import headed as headed_content
 VERDICTS_KEY: Final = "guardalign"
 """Where in a message's ``response_metadata`` its verdicts are. Chat models do not send that mapping to a provider."""
 
+Message = TypeVar("Message", bound=BaseMessage)
+
 # They differ from run to run, and a message that says the same must stay the same.
 _FLEETING: Final = ("timings", "is_cached")
 
 
-def with_verdicts(message: BaseMessage, verdicts: Sequence[Verdict]) -> BaseMessage:
+def with_verdicts(message: Message, verdicts: Sequence[Verdict]) -> Message:
     """The message with its findings on record; itself if all images may pass, or the record says so already.
 
     What is on record stays: of an image that was masked or removed, or that another guard looked at, it is all there

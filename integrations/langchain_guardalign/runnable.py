@@ -1,32 +1,43 @@
 """The guard as a LangChain runnable: model input in, sanitised model input out, to be put in front of any chat model.
 
-Its own run records no image: tracers get the messages with every image replaced by a few words. What an enclosing chain
-or the model itself records is theirs to decide.
+Its own run records no image: tracers get the messages with text in place of every image. What an enclosing chain or the
+model itself records is theirs to decide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from pathlib import Path
-from typing import Any, Literal, TypeAlias, cast
+from typing import Any, TypeAlias, TypeVar, cast
 
+from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import AnyMessage
 from langchain_core.prompt_values import ChatPromptValueConcrete, StringPromptValue
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable
-from langchain_core.runnables.base import RunnableLike
-from pydantic import ConfigDict, Field, PrivateAttr, model_validator
-from typing_extensions import Self
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable, get_config_list
+from langchain_core.runnables.base import RunnableLike, coerce_to_runnable
+from pydantic import ConfigDict, field_validator
 
-from guardalign_guardrails import Guard, Policy, UnsafeContentError
-from guardalign_guardrails.content.chat import Placement, first_violation
-from guardalign_guardrails.guarding.settings import GuardSettings
-from langchain_guardalign.events import aannounce, announce
-from langchain_guardalign.screening import GuardReport, ascreen, screen, unpack, without_images
+from guardalign_guardrails import UnsafeContentError, Verdict
+from guardalign_guardrails.content.chat import OnViolation, Placement, first_violation
+from guardalign_guardrails.errors import SettingsError
+from guardalign_guardrails.guarding.settings import GuardLike
+from langchain_guardalign.component import GuardedComponent
+from langchain_guardalign.events import adispatch, dispatch, traced_input
+from langchain_guardalign.route import GuardedRoute
+from langchain_guardalign.screening import (
+    GuardReport,
+    ModelInput,
+    ascreen,
+    output_of,
+    read_input,
+    report_of,
+    screen,
+)
+
+Result = TypeVar("Result")
 
 
-class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
+class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, LanguageModelInput]):
     """Checks every image of a model input and passes the input on without what the policy forbids.
 
     Takes what a chat model takes (a string, a list of message-likes, a prompt value) and returns the same type; the
@@ -47,88 +58,43 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
     send it to a provider), in the custom event ``guardalign.verdict`` of every input with an image, and in what
     `inspect` returns. None of them holds pixels.
 
-    The guard's own run shows tracers words in place of every image. An enclosing chain records its raw input all the
+    The guard's own run shows tracers text in place of every image. An enclosing chain records its raw input all the
     same; keep it out of a trace with the tracer's settings (LangSmith: ``LANGSMITH_HIDE_INPUTS=true``).
 
     ``batch`` checks the images of all its inputs together, or of ``max_concurrency`` of them at a time if the config
-    says so. ``dumps`` and ``load`` work unless it was made around a ready guard.
+    says so. ``dumps`` and ``load`` work unless it was given a ready guard.
 
     Attributes:
-        policy: What is unsafe and what to do; None for the policy that ships with the package.
-        encoder: Encoder name.
-        profile: Calibration profile; None for the one that fits among the user's and the shipped ones.
-        cache_dir: Folder for anchor features; None for the user's cache folder.
-        guard: A ready guard instead of the four above.
+        guard: Checks: a guard, a policy or its file's path, or settings; None for the policy that ships with the
+            package. May be given without its name.
         on_violation: What happens with what the policy blocks: ``notice`` puts a short text in the image's place,
             ``raise`` raises `UnsafeContentError`. Everything else (masks, prefix, flags) is in the policy.
         artifacts: Whether images in the ``artifact`` of tool messages are checked and replaced too. Models are not
             given artifacts, but apps put them back into chats.
         placement: Where the prefix goes: ``system``, or ``user`` for models that know no system message.
+
+    Raises:
+        SettingsError: ``on_violation`` is ``refuse``: a runnable in front of a model cannot answer in its place.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
-    policy: Policy | None = None
-    encoder: str = "offline"
-    profile: Path | None = None
-    cache_dir: Path | None = None
-    guard: Guard | None = Field(default=None, exclude=True, repr=False)
-    on_violation: Literal["notice", "raise"] = "notice"
+    on_violation: OnViolation = "notice"
     artifacts: bool = False
     placement: Placement = "system"
 
-    _made: Guard | None = PrivateAttr(default=None)
+    def __init__(self, guard: GuardLike = None, **settings: Any) -> None:
+        super().__init__(guard=guard, **settings)  # type: ignore[arg-type]  # the field takes all of it
 
-    @model_validator(mode="after")
-    def _is_told_once(self) -> Self:
-        if self.guard is not None and (self.policy, self.encoder, self.profile, self.cache_dir) != (
-            None,
-            "offline",
-            None,
-            None,
-        ):
-            raise ValueError("a guard has its own policy, encoder, profile and cache folder: give either it or them")
-        return self
-
+    @field_validator("on_violation")
     @classmethod
-    def from_guard(cls, guard: Guard, **settings: Any) -> Self:
-        """A runnable around a ready guard; ``settings`` are ``on_violation``, ``artifacts`` and ``placement``."""
-        return cls(guard=guard, **settings)
-
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """True; one made around a ready guard dumps as not implemented all the same."""
-        return True
-
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        """Where `langchain_core.load.load` finds the class, whatever module it is in."""
-        return ["langchain_guardalign"]
-
-    @property
-    def lc_attributes(self) -> dict[str, Any]:
-        """The fields that are not JSON, as JSON."""
-        return {
-            **({"policy": self.policy.to_dict()} if self.policy else {}),
-            **{name: str(path) for name in ("profile", "cache_dir") if (path := getattr(self, name))},
-        }
-
-    def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """What ``dumps`` writes. A ready guard holds weights, which are no text."""
-        return self.to_json_not_implemented() if self.guard is not None else super().to_json()
-
-    @property
-    def active_guard(self) -> Guard:
-        """The guard in use. Made on first access; runnables with equal settings share one."""
-        if self.guard is not None:
-            return self.guard
-        if self._made is None:
-            policy = self.policy or Policy.default()
-            settings = GuardSettings(
-                policy=policy, encoder=self.encoder, profile=self.profile, cache_dir=self.cache_dir
+    def _answers_nothing(cls, value: OnViolation) -> OnViolation:
+        if value == "refuse":
+            raise SettingsError(
+                "An ImageGuard cannot refuse: it gives no answer. Use GuardedChatModel or GuardAlignMiddleware, or "
+                "on_violation='notice' or 'raise'."
             )
-            self._made = settings.guard
-        return self._made
+        return value
 
     @property
     def InputType(self) -> TypeAlias:  # noqa: N802  LangChain's name
@@ -142,11 +108,11 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
 
     def inspect(self, input: LanguageModelInput) -> GuardReport:  # noqa: A002  LangChain's name
         """Check one input and report; never raises for what it finds, whatever ``on_violation`` says."""
-        return unpack(self.inspect_batch([input])[0])
+        return _raised(self.inspect_batch([input])[0])
 
     async def ainspect(self, input: LanguageModelInput) -> GuardReport:  # noqa: A002  LangChain's name
         """`inspect` without blocking the event loop."""
-        return unpack((await self.ainspect_batch([input]))[0])
+        return _raised((await self.ainspect_batch([input]))[0])
 
     def inspect_batch(
         self, inputs: Sequence[LanguageModelInput], *, at_once: int | None = None
@@ -160,19 +126,13 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         Returns:
             One report per input, or the error that makes an input unreadable.
         """
-        reports: list[GuardReport | Exception] = []
-        for part in _parts(inputs, at_once):
-            reports += screen(self.active_guard, part, artifacts=self.artifacts, placement=self.placement)
-        return reports
+        return self._reports([self._read(value) for value in inputs], at_once)
 
     async def ainspect_batch(
         self, inputs: Sequence[LanguageModelInput], *, at_once: int | None = None
     ) -> list[GuardReport | Exception]:
         """`inspect_batch` without blocking the event loop."""
-        reports: list[GuardReport | Exception] = []
-        for part in _parts(inputs, at_once):
-            reports += await ascreen(self.active_guard, part, artifacts=self.artifacts, placement=self.placement)
-        return reports
+        return await self._areports([self._read(value) for value in inputs], at_once)
 
     def route(
         self, safe: RunnableLike[LanguageModelInput, Any], unsafe: RunnableLike[LanguageModelInput, Any]
@@ -186,9 +146,13 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         Returns:
             A runnable from model input to what the chosen one returns; its streams are passed on as they come.
         """
-        from langchain_guardalign.route import GuardedRoute
-
-        return GuardedRoute.of(self, safe, unsafe)
+        return GuardedRoute(
+            guard=self.guard,
+            artifacts=self.artifacts,
+            placement=self.placement,
+            safe=coerce_to_runnable(safe),
+            unsafe=coerce_to_runnable(unsafe),
+        )
 
     def invoke(
         self,
@@ -201,16 +165,16 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         Raises:
             UnsafeContentError: An image was blocked and ``on_violation`` is ``raise``.
         """
+        read = self._read(input)
         results: list[LanguageModelInput] = []
 
         def run(_: Any, run_manager: Any, config: RunnableConfig) -> Any:
-            report = self.inspect(input)
-            announce(report, config)
+            (report,) = self._reports([read])
+            dispatch(_verdicts(report), config)
             results.append(_raised(self._result(report)))
-            return traced if report.output is input else without_images(report.output)
+            return self._traced(report, results[0], run_manager)
 
-        traced = without_images(input)
-        self._call_with_config(run, traced, config)
+        self._call_with_config(run, traced_input(read, config), config)
         return results[0]
 
     async def ainvoke(
@@ -220,16 +184,16 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         **kwargs: Any,
     ) -> LanguageModelInput:
         """`invoke` without blocking the event loop."""
+        read = self._read(input)
         results: list[LanguageModelInput] = []
 
         async def run(_: Any, run_manager: Any, config: RunnableConfig) -> Any:
-            report = await self.ainspect(input)
-            await aannounce(report, config)
+            (report,) = await self._areports([read])
+            await adispatch(_verdicts(report), config)
             results.append(_raised(self._result(report)))
-            return traced if report.output is input else without_images(report.output)
+            return self._traced(report, results[0], run_manager)
 
-        traced = without_images(input)
-        await self._acall_with_config(run, traced, config)
+        await self._acall_with_config(run, traced_input(read, config), config)
         return results[0]
 
     def batch(
@@ -241,17 +205,20 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         **kwargs: Any,
     ) -> list[LanguageModelInput]:
         """Sanitise several inputs; the images of all of them are checked in one batch."""
+        if not inputs:
+            return []
+        configs, read = get_config_list(config, len(inputs)), [self._read(value) for value in inputs]
         results: list[LanguageModelInput | Exception] = []
 
         def run(_: Any, run_manager: Any, config: list[RunnableConfig]) -> list[Any]:
-            reports = self.inspect_batch(inputs, at_once=_max_concurrency(config))
+            reports = self._reports(read, _max_concurrency(config))
             for report, own in zip(reports, config, strict=True):
-                announce(report, own)
+                dispatch(_verdicts(report), own)
             results.extend(map(self._result, reports))
-            return [_traced(result) for result in results]
+            return list(map(self._traced, reports, results, run_manager))
 
-        traced = [without_images(value) for value in inputs]
-        ended = self._batch_with_config(run, traced, config, return_exceptions=return_exceptions)
+        traced = list(map(traced_input, read, configs))
+        ended = self._batch_with_config(run, traced, configs, return_exceptions=return_exceptions)
         return cast("list[LanguageModelInput]", results or ended)
 
     async def abatch(
@@ -263,27 +230,66 @@ class ImageGuard(RunnableSerializable[LanguageModelInput, LanguageModelInput]):
         **kwargs: Any,
     ) -> list[LanguageModelInput]:
         """`batch` without blocking the event loop."""
+        if not inputs:
+            return []
+        configs, read = get_config_list(config, len(inputs)), [self._read(value) for value in inputs]
         results: list[LanguageModelInput | Exception] = []
 
         async def run(_: Any, run_manager: Any, config: list[RunnableConfig]) -> list[Any]:
-            reports = await self.ainspect_batch(inputs, at_once=_max_concurrency(config))
+            reports = await self._areports(read, _max_concurrency(config))
             for report, own in zip(reports, config, strict=True):
-                await aannounce(report, own)
+                await adispatch(_verdicts(report), own)
             results.extend(map(self._result, reports))
-            return [_traced(result) for result in results]
+            return list(map(self._traced, reports, results, run_manager))
 
-        traced = [without_images(value) for value in inputs]
-        ended = await self._abatch_with_config(run, traced, config, return_exceptions=return_exceptions)
+        traced = list(map(traced_input, read, configs))
+        ended = await self._abatch_with_config(run, traced, configs, return_exceptions=return_exceptions)
         return cast("list[LanguageModelInput]", results or ended)
 
-    def _result(self, report: GuardReport | Exception) -> LanguageModelInput | Exception:
+    def _read(self, value: LanguageModelInput) -> ModelInput:
+        return read_input(value, artifacts=self.artifacts)
+
+    def _reports(self, inputs: Sequence[ModelInput], at_once: int | None = None) -> list[GuardReport | Exception]:
+        parts = [
+            screen(self.guard.guard, part, artifacts=self.artifacts, on_violation="notice")
+            for part in _parts(inputs, at_once)
+        ]
+        return [report_of(self.guard.policy, screened, self.placement) for part in parts for screened in part]
+
+    async def _areports(
+        self, inputs: Sequence[ModelInput], at_once: int | None = None
+    ) -> list[GuardReport | Exception]:
+        parts = [
+            await ascreen(self.guard.guard, part, artifacts=self.artifacts, on_violation="notice")
+            for part in _parts(inputs, at_once)
+        ]
+        return [report_of(self.guard.policy, screened, self.placement) for part in parts for screened in part]
+
+    def _result(self, report: GuardReport | Exception) -> Any:
         if isinstance(report, Exception):
             return report
         verdict = first_violation(report.verdicts) if self.on_violation == "raise" else None
         return report.output if verdict is None else UnsafeContentError(verdict)
 
+    def _traced(
+        self,
+        report: GuardReport | Exception,
+        result: LanguageModelInput | Exception,
+        run_manager: CallbackManagerForChainRun | AsyncCallbackManagerForChainRun,
+    ) -> Any:
+        """The output that the run's trace holds, made only if there is a trace; the error of a result that is one."""
+        if isinstance(result, Exception):
+            return result
+        if not run_manager.handlers or isinstance(report, Exception):
+            return None
+        return output_of(self.guard.policy, report.screened, self.placement, is_traced=True)
 
-def _parts(inputs: Sequence[LanguageModelInput], at_once: int | None) -> Iterator[Sequence[LanguageModelInput]]:
+
+def _verdicts(report: GuardReport | Exception) -> tuple[Verdict, ...]:
+    return report.verdicts if isinstance(report, GuardReport) else ()
+
+
+def _parts(inputs: Sequence[ModelInput], at_once: int | None) -> Iterator[Sequence[ModelInput]]:
     size = at_once or max(len(inputs), 1)
     return (inputs[first : first + size] for first in range(0, len(inputs), size))
 
@@ -293,11 +299,7 @@ def _max_concurrency(config: Sequence[RunnableConfig]) -> int | None:
     return config[0].get("max_concurrency") if config else None
 
 
-def _raised(result: LanguageModelInput | Exception) -> LanguageModelInput:
+def _raised(result: Result | Exception) -> Result:
     if isinstance(result, Exception):
         raise result
     return result
-
-
-def _traced(result: LanguageModelInput | Exception) -> Any:
-    return result if isinstance(result, Exception) else without_images(result)

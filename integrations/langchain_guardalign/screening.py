@@ -1,205 +1,235 @@
-"""From chats to sanitised chats, and from model inputs to reports; several of either make one batch of images.
+"""From model inputs to sanitised ones: an input is read once, its images are looked for once, several make one batch.
 
-Knows no runnable and no callback. Sync and async differ in one line, the call to the core; the rest is shared.
+Knows no runnable and no callback. The core screens chats; this brings LangChain's messages to it and back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.prompt_values import StringPromptValue
 
-from guardalign_guardrails import Action, Guard, Verdict
+from guardalign_guardrails import Action, Guard, Policy, Verdict
 from guardalign_guardrails.actions import severest
-from guardalign_guardrails.content import redaction
-from guardalign_guardrails.content import screen as core
-from guardalign_guardrails.content.chat import Placement, is_prefix_due, prefixed
+from guardalign_guardrails.content import screened_chat as core
+from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Placement, prefixed, sources
+from guardalign_guardrails.content.redaction import with_text_at
 from guardalign_guardrails.content.screen import Screened, Turn
+from guardalign_guardrails.content.screened_chat import ScreenedChat
+from guardalign_guardrails.content.walk import Path
 from guardalign_guardrails.verdict import event_of
-from langchain_guardalign.messages import like, messages_of, sources
+from langchain_guardalign.messages import like, messages_of, role
 from langchain_guardalign.rewrite import with_prefix, with_verdicts
 
 
 @dataclass(frozen=True)
-class ScreenedChat:
-    """What became of a list of messages.
+class ModelInput:
+    """A model input as messages, before and after its images are checked.
 
     Attributes:
-        messages: One for each that came in; the very same object if nothing changed.
-        by_message: The verdicts of each, in reading order; empty for a message without media.
+        value: The input as it came.
+        read: The messages that a chat model would make of it; none for plain text.
+        turns: Their contents, and artifacts if those are checked, each with the message and attribute it belongs to.
+        messages: The messages, sanitised once they are screened; the very same objects where nothing changed.
+        by_message: The verdicts of each message, in reading order; empty for a message without media.
+        shown: Where images stand in contents: message and path.
+        has_artifacts: Whether a tool message has an artifact, which is no part of a trace.
+        decision: Who answers; None before the input is screened, or if it cannot be read.
+        error: Why the input cannot be read; None if it can.
     """
 
+    value: Any = field(repr=False)
+    read: list[BaseMessage] = field(repr=False)
+    turns: list[tuple[int, str, Turn]] = field(repr=False)
     messages: list[BaseMessage] = field(repr=False)
     by_message: list[tuple[Verdict, ...]]
+    shown: Sequence[tuple[int, Path]] = field(default=(), repr=False)
+    has_artifacts: bool = False
+    decision: ChatDecision | None = None
+    error: Exception | None = None
 
     @property
     def verdicts(self) -> tuple[Verdict, ...]:
         """All verdicts in reading order."""
         return tuple(verdict for own in self.by_message for verdict in own)
 
+    @property
+    def violation(self) -> Verdict:
+        """The verdict that keeps the model from answering; not to be asked for where a model answers."""
+        if self.decision is None or self.decision.violation is None:
+            raise ValueError("there is no violation")
+        return self.decision.violation
+
+    def without_images(self) -> Any:
+        """The input as it may be traced: text in place of every image, no artifacts."""
+        if self.error is not None:
+            return f"[{type(self.value).__name__}]"
+        if not self.shown and not self.has_artifacts:
+            return self.value
+        return like(self.value, self.read, self.traced_messages())
+
+    def traced_messages(self) -> list[BaseMessage]:
+        """The messages as they may be traced; each itself if there is no image in it."""
+        paths: dict[int, list[Path]] = {}
+        for index, path in self.shown:
+            paths.setdefault(index, []).append(path)
+        return [_traced(message, paths.get(index, ())) for index, message in enumerate(self.messages)]
+
 
 @dataclass(frozen=True)
 class GuardReport:
-    """What a guard made of one input.
+    """What a guard found in one input, and the input without what the policy forbids.
 
     Attributes:
         output: The sanitised input, of the type that came in; the very same object if nothing changed.
         verdicts: One for each place that stands for an image or other media, in reading order.
         action: The severest action taken, ``allow`` if there was no image.
+        screened: The input after the check, as messages.
     """
 
     output: LanguageModelInput = field(repr=False)
     verdicts: tuple[Verdict, ...]
     action: Action
+    screened: ModelInput = field(repr=False, compare=False)
 
     def event(self) -> dict[str, Any]:
         """The report as plain data without pixels, regions or text."""
         return event_of(self.verdicts)
 
 
-def screen_chats(
-    guard: Guard, chats: Sequence[Sequence[BaseMessage]], *, artifacts: bool = False
-) -> list[ScreenedChat]:
-    """Check chats; all images of all of them make one batch.
+def read_input(value: LanguageModelInput | ModelInput, *, artifacts: bool = False) -> ModelInput:
+    """Read a model input and look for its images, unless that is done already.
 
     Args:
-        guard: What checks.
-        chats: Message lists. Nothing is added to them: the prefix is the caller's (`with_prefix`).
-        artifacts: Whether images in the artifacts of tool messages are checked and replaced too.
-
-    Raises:
-        GuardAlignError: The guard cannot work: no encoder, no profile.
+        value: The input. What cannot be read becomes an input with an ``error``.
+        artifacts: Whether images in the artifacts of tool messages are checked too.
     """
-    turns = _turns(chats, artifacts=artifacts)
-    return _chats(chats, turns, core.screen(guard, [turn for _, turn in turns]))
-
-
-async def ascreen_chats(
-    guard: Guard, chats: Sequence[Sequence[BaseMessage]], *, artifacts: bool = False
-) -> list[ScreenedChat]:
-    """`screen_chats` without blocking the event loop."""
-    turns = _turns(chats, artifacts=artifacts)
-    return _chats(chats, turns, await core.ascreen(guard, [turn for _, turn in turns]))
+    if isinstance(value, ModelInput):
+        return value
+    try:
+        messages = messages_of(value)
+    except (TypeError, ValueError) as error:
+        return ModelInput(value, [], [], [], [], error=error)
+    roles = [role(message) for message in messages]
+    turns: list[tuple[int, str, Turn]] = []
+    has_artifacts = False
+    for index, (message, own, source) in enumerate(zip(messages, roles, sources(roles), strict=True)):
+        turns.append((index, "content", Turn(message.content, source, role=own)))
+        if isinstance(message, ToolMessage) and message.artifact is not None:
+            has_artifacts = True
+            if artifacts:
+                turns.append((index, "artifact", Turn(message.artifact, source, is_loose=True, role=own)))
+    shown = [(index, each.path) for index, name, turn in turns if name == "content" for each in turn.media]
+    return ModelInput(value, messages, turns, messages, [()] * len(messages), shown, has_artifacts)
 
 
 def screen(
-    guard: Guard, inputs: Sequence[LanguageModelInput], *, artifacts: bool = False, placement: Placement = "system"
-) -> list[GuardReport | Exception]:
-    """Check model inputs; all images of all of them make one batch.
+    guard: Guard,
+    inputs: Sequence[LanguageModelInput | ModelInput],
+    *,
+    artifacts: bool = False,
+    on_violation: OnViolation = "refuse",
+    can_route: bool = False,
+) -> list[ModelInput]:
+    """Check inputs; all images of all of them make one batch.
+
+    Args:
+        guard: Checks.
+        inputs: Inputs, read or not; those that cannot be read come back with their ``error``.
+        artifacts: Whether images in the artifacts of tool messages are checked too.
+        on_violation: What a blocked image of the current user turn means for the decision.
+        can_route: Whether something handles inputs whose severest action is ``route``; they are blocked otherwise.
 
     Returns:
-        One report per input, or the error that makes an input unreadable.
+        The inputs with sanitised messages, verdicts and a decision. No prefix is added.
 
     Raises:
         GuardAlignError: The guard cannot work: no encoder, no profile.
     """
-    read = [_read(value) for value in inputs]
-    chats = screen_chats(guard, [messages for messages in read if isinstance(messages, list)], artifacts=artifacts)
-    return _reports(guard, inputs, read, iter(chats), placement)
+    read = [read_input(value, artifacts=artifacts) for value in inputs]
+    chats = core.screen_chats(guard, _chats(read), on_violation=on_violation, can_route=can_route)
+    return list(map(_screened, read, chats))
 
 
 async def ascreen(
-    guard: Guard, inputs: Sequence[LanguageModelInput], *, artifacts: bool = False, placement: Placement = "system"
-) -> list[GuardReport | Exception]:
+    guard: Guard,
+    inputs: Sequence[LanguageModelInput | ModelInput],
+    *,
+    artifacts: bool = False,
+    on_violation: OnViolation = "refuse",
+    can_route: bool = False,
+) -> list[ModelInput]:
     """`screen` without blocking the event loop."""
-    read = [_read(value) for value in inputs]
-    messages = [messages for messages in read if isinstance(messages, list)]
-    return _reports(guard, inputs, read, iter(await ascreen_chats(guard, messages, artifacts=artifacts)), placement)
+    read = [read_input(value, artifacts=artifacts) for value in inputs]
+    chats = await core.ascreen_chats(guard, _chats(read), on_violation=on_violation, can_route=can_route)
+    return list(map(_screened, read, chats))
 
 
-def without_images(value: Any) -> Any:
-    """A model input as it may be traced: every image, looked at or not, is a few words."""
-    messages = _read(value)
-    if isinstance(messages, Exception):
-        return f"[{type(value).__name__}]"
-    return like(value, messages, [traced(message) for message in messages])
+def report_of(policy: Policy, screened: ModelInput, placement: Placement) -> GuardReport | Exception:
+    """The report on a screened input; the error of one that cannot be read."""
+    if screened.error is not None:
+        return screened.error
+    verdicts = screened.verdicts
+    action = severest(*(verdict.action for verdict in verdicts))
+    return GuardReport(output_of(policy, screened, placement), verdicts, action, screened)
 
 
-def traced(message: BaseMessage) -> BaseMessage:
-    """A message as it may be traced; itself if there is no image in it. An artifact is no part of a trace."""
-    update: dict[str, Any] = {}
-    if (content := redaction.without_images(message.content)) is not message.content:
-        update["content"] = content
+def output_of(policy: Policy, screened: ModelInput, placement: Placement, *, is_traced: bool = False) -> Any:
+    """A screened input in the type that came in, with the prefix if it is due.
+
+    Args:
+        policy: Has the prefix.
+        screened: The input.
+        placement: Where the prefix goes.
+        is_traced: Whether it is for a trace, which shows no image.
+    """
+    value, messages = screened.value, screened.traced_messages() if is_traced else screened.messages
+    if screened.decision is None or not screened.decision.is_prefix_due:
+        return like(value, screened.read, messages)
+    if isinstance(value, str):
+        return prefixed(value, policy.prefix.strip())
+    if isinstance(value, StringPromptValue):
+        return value.model_copy(update={"text": prefixed(value.text, policy.prefix.strip())})
+    return like(value, screened.read, with_prefix(messages, policy.prefix, placement))
+
+
+def _traced(message: BaseMessage, paths: Sequence[Path]) -> BaseMessage:
+    update: dict[str, Any] = {"content": with_text_at(message.content, paths)} if paths else {}
     if isinstance(message, ToolMessage) and message.artifact is not None:
         update["artifact"] = None
     return message.model_copy(update=update) if update else message
 
 
-def unpack(report: GuardReport | Exception) -> GuardReport:
-    """The report, or its error raised."""
-    if isinstance(report, Exception):
-        raise report
-    return report
+def _chats(inputs: Sequence[ModelInput]) -> list[list[Turn]]:
+    return [[turn for _, _, turn in one.turns] for one in inputs]
 
 
-def _turns(chats: Sequence[Sequence[BaseMessage]], *, artifacts: bool) -> list[tuple[tuple[int, int, str], Turn]]:
-    """All contents and artifacts, each with chat, message and attribute it belongs to."""
-    turns = []
-    for number, chat in enumerate(chats):
-        for index, (message, source) in enumerate(zip(chat, sources(chat), strict=True)):
-            turns.append(((number, index, "content"), Turn(message.content, source)))
-            if artifacts and isinstance(message, ToolMessage) and message.artifact is not None:
-                turns.append(((number, index, "artifact"), Turn(message.artifact, source, is_loose=True)))
-    return turns
+def _screened(one: ModelInput, chat: ScreenedChat) -> ModelInput:
+    if one.error is not None:
+        return one
+    if not any(result.verdicts for result in chat.turns):
+        return replace(one, decision=chat.decision)
+    messages, by_message = list(one.read), list(one.by_message)
+    shown: list[tuple[int, Path]] = []
+    for (index, attribute, _), result in zip(one.turns, chat.turns, strict=True):
+        if result.is_changed:
+            messages[index] = messages[index].model_copy(update={attribute: result.content})
+        by_message[index] += result.verdicts
+        if attribute == "content":
+            shown += [(index, path) for path in _shown(result)]
+    messages = [with_verdicts(message, own) for message, own in zip(messages, by_message, strict=True)]
+    return replace(one, messages=messages, by_message=by_message, shown=shown, decision=chat.decision)
 
 
-def _chats(
-    chats: Sequence[Sequence[BaseMessage]],
-    turns: Sequence[tuple[tuple[int, int, str], Turn]],
-    screened: Sequence[Screened],
-) -> list[ScreenedChat]:
-    results = [ScreenedChat(list(chat), [()] * len(chat)) for chat in chats]
-    for ((number, index, attribute), turn), result in zip(turns, screened, strict=True):
-        if not result.verdicts:
-            continue
-        chat = results[number]
-        if result.content is not turn.content:
-            chat.messages[index] = chat.messages[index].model_copy(update={attribute: result.content})
-        chat.by_message[index] += result.verdicts
-    for chat in results:
-        for index, verdicts in enumerate(chat.by_message):
-            chat.messages[index] = with_verdicts(chat.messages[index], verdicts)
-    return results
-
-
-def _read(value: LanguageModelInput) -> list[BaseMessage] | Exception:
-    try:
-        return messages_of(value)
-    except (TypeError, ValueError) as error:
-        return error
-
-
-def _reports(
-    guard: Guard,
-    inputs: Sequence[LanguageModelInput],
-    read: Sequence[list[BaseMessage] | Exception],
-    chats: Iterator[ScreenedChat],
-    placement: Placement,
-) -> list[GuardReport | Exception]:
+def _shown(result: Screened) -> list[Path]:
+    """Where an image still stands: it was not withheld, or a black one had to take its place."""
+    withheld = {id(verdict) for verdict in result.withheld}
     return [
-        before if isinstance(before, Exception) else _report(guard, value, before, next(chats), placement)
-        for value, before in zip(inputs, read, strict=True)
+        block.path
+        for block, verdict in zip(result.turn.media, result.verdicts, strict=True)
+        if id(verdict) not in withheld or (block.reading.write is not None and not block.reading.takes_text)
     ]
-
-
-def _report(
-    guard: Guard,
-    value: LanguageModelInput,
-    before: Sequence[BaseMessage],
-    chat: ScreenedChat,
-    placement: Placement,
-) -> GuardReport:
-    actions = [verdict.action for verdict in chat.verdicts]
-    if not is_prefix_due(guard.policy, actions):
-        output = like(value, before, chat.messages)
-    elif isinstance(value, str):
-        output = prefixed(value, guard.policy.prefix.strip())
-    elif isinstance(value, StringPromptValue):
-        output = value.model_copy(update={"text": prefixed(value.text, guard.policy.prefix.strip())})
-    else:
-        output = like(value, before, with_prefix(chat.messages, guard.policy.prefix, placement))
-    return GuardReport(output, chat.verdicts, severest(*actions))

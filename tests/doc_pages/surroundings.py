@@ -159,18 +159,7 @@ def _langchain_names() -> Names:
 def langchain(app: App) -> Around:
     from langchain_guardalign import ImageGuard
 
-    yield {**_langchain_names(), "guard": ImageGuard.from_guard(app.guard()), "tmp_path": app.folder}
-
-
-def langchain_decisions(app: App) -> Around:
-    from langchain_core.messages import HumanMessage
-
-    from langchain_guardalign import ImageGuard
-
-    photo = Image.open(app.folder / "photo.jpg").convert("RGB")
-    messages = [HumanMessage(ask(photo)["content"])]
-    names = yield {**_langchain_names(), "guard": ImageGuard(), "messages": messages}
-    assert names["response"].choices["which"].choice == "weapons"
+    yield {**_langchain_names(), "guard": ImageGuard(app.guard()), "tmp_path": app.folder}
 
 
 def langchain_rag(app: App) -> Around:
@@ -349,7 +338,6 @@ PAGES: dict[str, Surroundings] = {
     "docs/decoding/": decoding,
     "docs/decoding/remote-code.md": decoding_remote,
     "docs/langchain/": langchain,
-    "docs/langchain/decisions.md": langchain_decisions,
     "docs/langchain/rag.md": langchain_rag,
     "docs/llama-index/": llama_index,
     "docs/llama-index/agents.md": llama_index_agents,

@@ -10,6 +10,8 @@ import io
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from langchain.agents.middleware import AgentMiddleware
@@ -20,14 +22,14 @@ from langchain_core.runnables import RunnableSerializable
 from PIL import Image
 from pydantic import ConfigDict
 
-from guardalign_guardrails import Guard, UnsafeContentError
+from guardalign_guardrails import Guard, GuardSettings, UnsafeContentError
 from guardalign_guardrails.content.chat import is_prefix_due
 from guardalign_guardrails.content.payload import to_base64
 from guardalign_guardrails.guarding.cache import VerdictCache
 from guardalign_guardrails.testing.chats import image_block, images_in
 from langchain_guardalign import ImageGuard
 from langchain_guardalign.rewrite import with_prefix
-from langchain_guardalign.screening import ScreenedChat, ascreen_chats, screen_chats
+from langchain_guardalign.screening import ModelInput, ascreen, read_input, screen
 
 
 class SoundMiddleware(AgentMiddleware):
@@ -54,17 +56,17 @@ class SoundMiddleware(AgentMiddleware):
     async def awrap_model_call(self, request: Any, handler: Any) -> Any:
         return await handler(self.prefixed(request, await self.ascreened(request.messages)))
 
-    def screened(self, messages: Sequence[BaseMessage]) -> ScreenedChat:
-        return screen_chats(self.guard, [messages])[0]
+    def screened(self, messages: Sequence[BaseMessage]) -> ModelInput:
+        return screen(self.guard, [messages])[0]
 
-    async def ascreened(self, messages: Sequence[BaseMessage]) -> ScreenedChat:
-        return (await ascreen_chats(self.guard, [messages]))[0]
+    async def ascreened(self, messages: Sequence[BaseMessage]) -> ModelInput:
+        return (await ascreen(self.guard, [messages]))[0]
 
-    def changes(self, messages: Sequence[BaseMessage], chat: ScreenedChat) -> Any:
+    def changes(self, messages: Sequence[BaseMessage], chat: ModelInput) -> Any:
         changed = [new for old, new in zip(messages, chat.messages, strict=True) if new is not old]
         return {"messages": changed} if changed else None
 
-    def prefixed(self, request: Any, chat: ScreenedChat) -> Any:
+    def prefixed(self, request: Any, chat: ModelInput) -> Any:
         actions = [
             record["action"] for each in chat.messages for record in each.response_metadata.get("guardalign", [])
         ]
@@ -152,7 +154,7 @@ class RepeatsThePrefix(Rewrites):
     def rewritten(self, value: Any, output: Any) -> Any:
         if output is value:
             return output
-        return [SystemMessage(self.active_guard.policy.prefix), *value, *output[-len(value) :]]
+        return [SystemMessage(self.guard.guard.policy.prefix), *value, *output[-len(value) :]]
 
 
 class LooksAtTheLastMessage(ImageGuard):
@@ -206,40 +208,44 @@ class DropsTheConfig(ImageGuard):
 
 
 class AnnouncesTwice(ImageGuard):
-    def inspect(self, input: Any) -> Any:
-        dispatch_custom_event("guardalign.verdict", super().inspect(input).event())
-        return super().inspect(input)
+    def _reports(self, inputs: Any, at_once: Any = None) -> Any:
+        (report,) = reports = super()._reports(inputs, at_once)
+        dispatch_custom_event("guardalign.verdict", report.event())
+        return reports
 
-    async def ainspect(self, input: Any) -> Any:
-        await adispatch_custom_event("guardalign.verdict", super().inspect(input).event())
-        return await super().ainspect(input)
+    async def _areports(self, inputs: Any, at_once: Any = None) -> Any:
+        (report,) = reports = await super()._areports(inputs, at_once)
+        await adispatch_custom_event("guardalign.verdict", report.event())
+        return reports
 
 
 class AnnouncesImages(ImageGuard):
-    def inspect(self, input: Any) -> Any:
-        dispatch_custom_event("my.event", {"input": repr(input)})
-        return super().inspect(input)
+    def _reports(self, inputs: Any, at_once: Any = None) -> Any:
+        # Not in batches, where there is no run of one input.
+        with suppress(RuntimeError):
+            dispatch_custom_event("my.event", {"input": repr(inputs[0].value)})
+        return super()._reports(inputs, at_once)
 
 
 class LogsImages(ImageGuard):
-    def inspect(self, input: Any) -> Any:
-        logging.getLogger("broken").debug("checking %s", input)
-        return super().inspect(input)
+    def _reports(self, inputs: Any, at_once: Any = None) -> Any:
+        logging.getLogger("broken").debug("checking %s", inputs[0].value)
+        return super()._reports(inputs, at_once)
 
 
 class RaisesWithImages(ImageGuard):
-    def inspect(self, input: Any) -> Any:
-        report = super().inspect(input)
-        raise UnsafeContentError(report.verdicts[0]) from ValueError(repr(input))
+    def _reports(self, inputs: Any, at_once: Any = None) -> Any:
+        report = super()._reports(inputs, at_once)[0]
+        raise UnsafeContentError(report.verdicts[0]) from ValueError(repr(inputs[0].value))
 
 
 class ShowsImages(ImageGuard):
     model_config = ConfigDict(extra="allow")
     last: Any = None
 
-    def inspect(self, input: Any) -> Any:
-        self.last = input
-        return super().inspect(input)
+    def _reports(self, inputs: Any, at_once: Any = None) -> Any:
+        self.last = inputs[0].value
+        return super()._reports(inputs, at_once)
 
 
 class TracesImages(ImageGuard):
@@ -261,14 +267,15 @@ class MakesItsOwnGuard(ImageGuard):
     """A field set per call makes a new runnable; this one's does not take the guard along."""
 
     def model_post_init(self, context: Any) -> None:
-        if self.on_violation == "raise" and self.guard is not None:
-            object.__setattr__(self, "guard", Guard(self.guard.policy, type(self.guard.detector.encoder)()))
+        if self.on_violation == "raise" and self.guard.is_ready_guard:
+            other = Guard(self.guard.policy, type(self.guard.guard.detector.encoder)())
+            object.__setattr__(self, "guard", GuardSettings.of(other))
 
 
 class ForgetsWhatItSaw(ImageGuard):
-    def inspect(self, input: Any) -> Any:
-        self.active_guard.cache = VerdictCache()
-        return super().inspect(input)
+    def _reports(self, inputs: Any, at_once: Any = None) -> Any:
+        self.guard.guard.cache = VerdictCache()
+        return super()._reports(inputs, at_once)
 
 
 # Middleware.
@@ -280,21 +287,21 @@ class SyncOnly(SoundMiddleware):
 
 
 class OnlyTheLastMessage(SoundMiddleware):
-    def screened(self, messages: Sequence[BaseMessage]) -> ScreenedChat:
+    def screened(self, messages: Sequence[BaseMessage]) -> ModelInput:
         chat = super().screened(messages[-1:])
-        return ScreenedChat([*messages[:-1], *chat.messages], [()] * len(messages))
+        return replace(read_input(messages), messages=[*messages[:-1], *chat.messages])
 
 
 class OnlyWhatPeopleSay(SoundMiddleware):
-    def changes(self, messages: Sequence[BaseMessage], chat: ScreenedChat) -> Any:
+    def changes(self, messages: Sequence[BaseMessage], chat: ModelInput) -> Any:
         changes = super().changes(messages, chat)
         return changes and {"messages": [each for each in changes["messages"] if isinstance(each, HumanMessage)]}
 
 
 class OnlyMessagesWithoutWords(SoundMiddleware):
-    def screened(self, messages: Sequence[BaseMessage]) -> ScreenedChat:
+    def screened(self, messages: Sequence[BaseMessage]) -> ModelInput:
         has_words = any(block["type"] == "text" for block in messages[0].content if isinstance(block, dict))
-        return ScreenedChat(list(messages), [()] * len(messages)) if has_words else super().screened(messages)
+        return read_input(messages) if has_words else super().screened(messages)
 
 
 class OnlyOnce(SoundMiddleware):
@@ -304,7 +311,7 @@ class OnlyOnce(SoundMiddleware):
 
 
 class NewIds(SoundMiddleware):
-    def changes(self, messages: Sequence[BaseMessage], chat: ScreenedChat) -> Any:
+    def changes(self, messages: Sequence[BaseMessage], chat: ModelInput) -> Any:
         changes = super().changes(messages, chat)
         return changes and {"messages": [each.model_copy(update={"id": None}) for each in changes["messages"]]}
 
@@ -319,12 +326,12 @@ class DoesNotPersist(SoundMiddleware):
 
 
 class PrefixInTheState(SoundMiddleware):
-    def changes(self, messages: Sequence[BaseMessage], chat: ScreenedChat) -> Any:
+    def changes(self, messages: Sequence[BaseMessage], chat: ModelInput) -> Any:
         return {"messages": [*chat.messages, SystemMessage(self.guard.policy.prefix)]}
 
 
 class GivesThePrefixTwice(SoundMiddleware):
-    def prefixed(self, request: Any, chat: ScreenedChat) -> Any:
+    def prefixed(self, request: Any, chat: ModelInput) -> Any:
         request = super().prefixed(request, chat)
         return request.override(messages=[SystemMessage(self.guard.policy.prefix), *request.messages])
 
@@ -357,7 +364,7 @@ class OneName(SoundMiddleware):
 class CarriesOver(SoundMiddleware):
     last: Any = None
 
-    def screened(self, messages: Sequence[BaseMessage]) -> ScreenedChat:
+    def screened(self, messages: Sequence[BaseMessage]) -> ModelInput:
         self.last = self.last or super().screened(messages)
         return self.last
 

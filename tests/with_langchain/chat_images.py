@@ -16,7 +16,6 @@ from PIL import Image
 
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import CELL, painted
-from langchain_guardalign import ImageGuard
 
 MASKED = painted()
 """What is left of ``painted("red")`` under the colour policy."""
@@ -103,8 +102,9 @@ class Listener(BaseCallbackHandler):
         self.heard.append(repr(error))
 
 
-def calls(guard: ImageGuard) -> list[int]:
-    return guard.active_guard.detector.encoder.calls
+def calls(guarded: Any) -> list[int]:
+    """Sizes of the encoder's calls by the guard of a component."""
+    return guarded.guard.guard.detector.encoder.calls
 
 
 def ask(*images: Image.Image) -> list[HumanMessage]:

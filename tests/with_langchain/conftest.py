@@ -12,7 +12,7 @@ from langchain_guardalign import ImageGuard
 
 @pytest.fixture
 def guard(cache_dir) -> ImageGuard:
-    return ImageGuard.from_guard(colour_guard(cache_dir))
+    return ImageGuard(colour_guard(cache_dir))
 
 
 @pytest.fixture(params=["sync", "async"])

@@ -87,7 +87,7 @@ inputs = st.one_of(
 
 @pytest.fixture(scope="module")
 def guard(tmp_path_factory) -> ImageGuard:
-    return ImageGuard.from_guard(colour_guard(tmp_path_factory.mktemp("cache")), artifacts=True)
+    return ImageGuard(colour_guard(tmp_path_factory.mktemp("cache")), artifacts=True)
 
 
 def messages_in(value: Any) -> list[BaseMessage]:

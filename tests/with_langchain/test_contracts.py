@@ -13,7 +13,7 @@ import broken_guards as broken
 import pytest
 from langchain_core.runnables import Runnable, RunnableLambda
 
-from guardalign_guardrails import Guard, Policy
+from guardalign_guardrails import Guard, GuardSettings, Policy
 from guardalign_guardrails.testing.chats import CANARY_URL, canary, image_block, images_in, leaks, number_of, shows
 from guardalign_guardrails.testing.colours import COLOURS, colour_guard, painted
 from langchain_guardalign import ImageGuard
@@ -29,17 +29,19 @@ class TestImageGuard(RunnableContract):
     configurable: ClassVar = {"on_violation": "raise", "placement": "user", "artifacts": True}
 
     def make(self, guard: Guard) -> Runnable[Any, Any]:
-        return ImageGuard.from_guard(guard)
+        return ImageGuard(guard)
 
     def make_from_settings(self, policy: Policy, cache_dir: Path) -> Runnable[Any, Any]:
-        return ImageGuard(policy=policy, encoder="open_clip:x/y", cache_dir=cache_dir, on_violation="raise")
+        return ImageGuard(
+            GuardSettings(policy=policy, encoder="open_clip:x/y", cache_dir=cache_dir), on_violation="raise"
+        )
 
 
 class TestImageGuardThatRaises(RunnableContract):
     configurable: ClassVar = {"on_violation": "notice"}
 
     def make(self, guard: Guard) -> Runnable[Any, Any]:
-        return ImageGuard.from_guard(guard, on_violation="raise")
+        return ImageGuard(guard, on_violation="raise")
 
 
 class TestImageGuardInAChain(RunnableContract):
@@ -48,7 +50,7 @@ class TestImageGuardInAChain(RunnableContract):
 
     def make(self, guard: Guard) -> Runnable[Any, Any]:
         self.received: list[Any] = []
-        return ImageGuard.from_guard(guard) | RunnableLambda(self.keep)
+        return ImageGuard(guard) | RunnableLambda(self.keep)
 
     def keep(self, value: Any) -> int:
         self.received.append(value)
@@ -63,7 +65,7 @@ class TestGuardedRoute(RunnableContract):
 
     def make(self, guard: Guard) -> Runnable[Any, Any]:
         self.model, self.other = RecordingModel(), RecordingModel(words=("no",))
-        return ImageGuard.from_guard(guard).route(self.model, self.other)
+        return ImageGuard(guard).route(self.model, self.other)
 
     def passed_on(self, runnable: Runnable[Any, Any], outputs: Sequence[Any]) -> Sequence[Any]:
         return [*self.model.received, *self.other.received]
@@ -117,10 +119,12 @@ class OfRunnable(RunnableContract):
         self.configurable = {"on_violation": "raise"}
 
     def make(self, guard: Guard) -> Runnable[Any, Any]:
-        return self.made.from_guard(guard, **self.settings)
+        return self.made(guard, **self.settings)
 
     def make_from_settings(self, policy: Policy, cache_dir: Path) -> Runnable[Any, Any]:
-        return self.made(policy=policy, encoder="open_clip:x/y", cache_dir=cache_dir, on_violation="raise")
+        return self.made(
+            GuardSettings(policy=policy, encoder="open_clip:x/y", cache_dir=cache_dir), on_violation="raise"
+        )
 
 
 class OfMiddleware(MiddlewareContract):

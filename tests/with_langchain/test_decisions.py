@@ -1,4 +1,4 @@
-"""The decision model: on cores that have none it says so; on one that has, every kind of question is answered."""
+"""The example of a decision model: on cores that have none it says so; else every kind of question is answered."""
 
 from __future__ import annotations
 
@@ -11,25 +11,21 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-CORE = "1.8.2"
 HAS_DECISIONS = importlib.util.find_spec("langchain_core.decisions") is not None
 
 SCRIPT = """
 import asyncio, pathlib, sys, warnings
 warnings.filterwarnings("ignore")
-import langchain_core
 from langchain_core.callbacks import BaseCallbackHandler
 from langchain_core.decisions import Box, Choice, Noul, Score
 from langchain_core.messages import HumanMessage, ToolMessage
 from guardalign_guardrails.detection.reference import make_profile
 from guardalign_guardrails.testing.chats import image_block
 from guardalign_guardrails.testing.colours import colour_guard, painted
-from langchain_guardalign import GuardAlignDecisionModel
-from langchain_guardalign.decision_model import QuestionError
+from decision_model import ImageDecisionModel
 
-assert langchain_core.__version__ == sys.argv[1], langchain_core.__version__
-guard = colour_guard(pathlib.Path(sys.argv[2]))
-model = GuardAlignDecisionModel(guard=guard)
+guard = colour_guard(pathlib.Path(sys.argv[1]))
+model = ImageDecisionModel(guard=guard)
 ask = {
     "unsafe": Noul(instructions="?"),
     "which": Choice(instructions="?", criteria={"safe": None, "red_things": None, "blue_things": None}),
@@ -76,7 +72,7 @@ for question, state in (
 ):
     try:
         both(state, {"q": question})
-    except QuestionError:
+    except ValueError:
         continue
     raise AssertionError(question)
 
@@ -93,34 +89,34 @@ print("all answered")
 
 @pytest.mark.skipif(HAS_DECISIONS, reason="this core has decision models")
 def test_on_a_core_without_decision_models_the_error_names_the_version_that_has_them():
-    import langchain_guardalign
+    done = run("examples/decision_model.py")
+    assert done.returncode == 1
+    assert "langchain-core>=1.8" in done.stderr
 
-    with pytest.raises(ImportError, match=r"langchain-core>=1\.8"):
-        _ = langchain_guardalign.GuardAlignDecisionModel
 
-
-def test_asking_for_it_does_not_disturb_the_rest():
-    import langchain_guardalign
-
-    assert "GuardAlignDecisionModel" in langchain_guardalign.__all__
-    with pytest.raises(AttributeError, match="NoSuchThing"):
-        _ = langchain_guardalign.NoSuchThing
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    folders = [str(ROOT), str(ROOT / "integrations"), str(ROOT / "examples")]
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(folders)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(sys.version_info < (3, 11), reason="langchain-core 1.8 needs Python 3.11")
-def test_on_a_core_that_has_them_every_question_is_answered(tmp_path):
-    target = tmp_path / "core"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target)]
-    got = subprocess.run([*pip, f"langchain-core=={CORE}"], capture_output=True, text=True, timeout=300, check=False)
-    if got.returncode:
-        pytest.skip(f"langchain-core {CORE} cannot be had here")
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, CORE, str(tmp_path)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(target), str(ROOT), str(ROOT / "integrations")])},
-        capture_output=True,
-        text=True,
-        timeout=180,
-        check=False,
-    )
-    assert (done.returncode, done.stdout.strip()) == (0, "all answered"), done.stderr[-2000:]
+@pytest.mark.skipif(not HAS_DECISIONS, reason="needs langchain-core 1.8")
+class TestOnACoreThatHasThem:
+    def test_every_question_is_answered(self, tmp_path):
+        done = run("-c", SCRIPT, str(tmp_path))
+        assert (done.returncode, done.stdout.strip()) == (0, "all answered"), done.stderr[-2000:]
+
+    def test_the_example_finds_the_pistol(self):
+        done = run("examples/decision_model.py")
+        assert (done.returncode, done.stderr) == (0, "")
+        cat, pistol = done.stdout.splitlines()
+        assert "safe, allow" in cat
+        assert "weapons, mask" in pistol

@@ -26,11 +26,10 @@ from langchain_core.tools import tool
 from langchain_core.tracers.context import collect_runs, register_configure_hook
 from pydantic import BaseModel, ValidationError
 
-from guardalign_guardrails import EncoderUnavailable, Policy, UnsafeContentError
+from guardalign_guardrails import EncoderUnavailable, Guard, GuardSettings, Policy, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.chat import placement_for
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
-from langchain_guardalign import ImageGuard
 from langchain_guardalign.chat.guarded_model import GuardedChatModel
 from langchain_guardalign.events import EVENT
 
@@ -43,6 +42,11 @@ class Bindable(RecordingModel):
 
     def bind_tools(self, tools, **kwargs):
         return self.bind(tools=tools, **kwargs)
+
+
+@pytest.fixture
+def guard(cache_dir) -> Guard:
+    return colour_guard(cache_dir)
 
 
 @pytest.fixture
@@ -238,7 +242,8 @@ class TestNoWayAround:
         assert all(MASKED.tobytes() == image_of(blocks(m)[-1]).tobytes() for m in guarded.model.received)
 
     def test_an_encoder_that_is_not_there_is_an_error_and_the_model_is_not_asked(self, model, cache_dir, call):
-        guarded = GuardedChatModel(model=model, guard=ImageGuard(encoder="transformers:/nowhere", cache_dir=cache_dir))
+        settings = GuardSettings(encoder="transformers:/nowhere", cache_dir=cache_dir)
+        guarded = GuardedChatModel(model=model, guard=settings)
         with pytest.raises(EncoderUnavailable):
             call(guarded, "invoke", ask(painted()))
         out = call(guarded, "batch", [ask(painted()), "words"], return_exceptions=True)
@@ -265,7 +270,7 @@ class TestTextAlone:
         monkeypatch.setattr(RecordingModel, "ainvoke", lambda m, x, *a, **k: given.append(x) or ainvoke(m, x, *a, **k))
         call(guarded, "invoke", value)
         assert given[0] is value
-        assert not calls(guarded.guard)
+        assert not calls(guarded)
 
     def test_a_prefix_that_is_always_due_is_given_to_text_too(self, cache_dir, call):
         guarded = made(cache_dir, prefix_when="always")
@@ -356,8 +361,7 @@ class TestPrefix:
         guarded = made(cache_dir, Gemma(received=[]), placement="system")
         guarded.invoke(ask(painted("green")))
         assert prefixes(guarded.model.received[0]) == [PREFIX]
-        guard = ImageGuard.from_guard(colour_guard(cache_dir), placement="user")
-        guarded = GuardedChatModel(model=RecordingModel.make(), guard=guard)
+        guarded = made(cache_dir, placement="user")
         guarded.invoke(ask(painted("green")))
         assert prefixes(guarded.model.received[0]) == []
 
@@ -457,7 +461,7 @@ class TestBatches:
     def test_all_images_of_a_batch_are_one_encoder_call_and_answers_keep_their_order(self, cache_dir, call):
         other = RecordingModel.make("other")
         guarded = made(cache_dir, route_to=other)
-        guarded.guard.active_guard.prepare()
+        guarded.guard.guard.prepare()
         inputs = [ask(painted(colour)) for colour in ("blue", "white", "yellow", "green")] + [
             "words",
             ask(painted("blue")),
@@ -465,17 +469,17 @@ class TestBatches:
         out = call(guarded, "batch", inputs)
         words = "one two three"
         assert [m.content for m in out] == [REFUSAL, words, "other", words, words, REFUSAL]
-        assert len(calls(guarded.guard)) == 1
+        assert len(calls(guarded)) == 1
 
     def test_so_are_those_of_generate(self, cache_dir, call):
         guarded = made(cache_dir, route_to=RecordingModel.make("other"))
-        guarded.guard.active_guard.prepare()
+        guarded.guard.guard.prepare()
         with collect_runs() as collected:
             result = call(
                 guarded, "generate", [ask(painted(colour)) for colour in ("yellow", "white", "blue", "green")]
             )
         assert [g[0].text for g in result.generations] == ["other", "one two three", REFUSAL, "one two three"]
-        assert len(calls(guarded.guard)) == 1
+        assert len(calls(guarded)) == 1
         ids = {run.id: run.outputs["generations"][0][0]["text"] for run in collected.traced_runs}
         assert [ids[info.run_id] for info in result.run] == [g[0].text for g in result.generations]
 
@@ -769,9 +773,9 @@ class TestStructuredOutput:
         assert b64(painted(colour)) not in repr(tracer.told)
 
     def test_all_images_of_a_batch_are_one_encoder_call(self, tooled, call):
-        tooled.guard.active_guard.prepare()
+        tooled.guard.guard.prepare()
         call(tooled.with_structured_output(Answer), "batch", [ask(painted(shade=shade)) for shade in range(3)])
-        assert len(calls(tooled.guard)) == 1
+        assert len(calls(tooled)) == 1
 
 
 class TestWhatOthersRead:
@@ -797,7 +801,7 @@ class TestWhatOthersRead:
 
     def test_a_cache_cannot_take_it_for_the_bare_model_or_for_another_policy(self, guarded, cache_dir):
         params = guarded._identifying_params
-        assert params["guardalign"]["policy_fingerprint"] == guarded.guard.active_guard.policy.fingerprint
+        assert params["guardalign"]["policy_fingerprint"] == guarded.guard.guard.policy.fingerprint
         assert params != guarded.model._identifying_params
         assert params != made(cache_dir, prefix="Mind.")._identifying_params
         assert guarded.asdict()["_type"] == "recording"
@@ -844,12 +848,10 @@ class TestWhatOthersRead:
             def get_lc_namespace(cls):
                 return ["langchain_guardalign"]
 
-        guarded = GuardedChatModel(
-            model=Loadable(responses=["a"]), guard=ImageGuard(policy=colour_policy()), on_violation="notice"
-        )
+        guarded = GuardedChatModel(model=Loadable(responses=["a"]), guard=colour_policy(), on_violation="notice")
         text = dumps(guarded)
         assert json.loads(text)["kwargs"]["on_violation"] == "notice"
-        assert json.loads(text)["kwargs"]["guard"]["type"] == "constructor"
+        assert json.loads(text)["kwargs"]["guard"]["policy"] == colour_policy().to_dict()
 
     def test_what_belongs_to_the_run_is_set_on_the_wrapped_model(self, model, guard):
         for setting in ({"cache": True}, {"callbacks": [Listener()]}, {"tags": ["a"]}, {"metadata": {"a": 1}}):
@@ -858,12 +860,15 @@ class TestWhatOthersRead:
         with pytest.raises(ValidationError, match="on_violaton"):
             GuardedChatModel(model=model, guard=guard, on_violaton="raise")
 
-    def test_the_guard_can_be_given_in_three_ways(self, model, cache_dir):
-        guard = colour_guard(cache_dir)
-        assert GuardedChatModel(model=model, guard=guard).guard.active_guard is guard
-        assert GuardedChatModel(model=model, guard=ImageGuard(guard=guard)).guard.active_guard is guard
-        assert GuardedChatModel(model=model, guard=Policy.default()).guard.policy == Policy.default()
-        assert GuardedChatModel(model=model).guard == ImageGuard()
+    def test_the_guard_can_be_given_as_all_that_makes_one(self, model, cache_dir, tmp_path):
+        guard, path = colour_guard(cache_dir), tmp_path / "policy.yaml"
+        path.write_text(colour_policy().to_yaml())
+        assert GuardedChatModel(model=model, guard=guard).guard.guard is guard
+        for given in (colour_policy(), path, str(path), GuardSettings(policy=colour_policy())):
+            assert GuardedChatModel(model=model, guard=given).guard.policy == colour_policy()
+        assert GuardedChatModel(model=model).guard.policy == Policy.default()
+        with pytest.raises(SettingsError, match="not as int"):
+            GuardedChatModel(model=model, guard=5)
 
     def test_on_violation_can_be_configured_at_run_time(self, guarded, call):
         chooser = guarded.configurable_fields(on_violation=ConfigurableField("on_violation"))

@@ -15,7 +15,7 @@ from langchain_openai import ChatOpenAI
 from openai_server import USAGE, OpenAIServer, call_tool, digest, say, serving
 from pydantic import BaseModel
 
-from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails import Guard, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign import ImageGuard
@@ -24,6 +24,11 @@ from langchain_guardalign.chat.guarded_model import GuardedChatModel
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
 PREFIX = "Be careful."
+
+
+@pytest.fixture
+def guard(cache_dir) -> Guard:
+    return colour_guard(cache_dir)
 
 
 @pytest.fixture
@@ -148,7 +153,7 @@ class TestPrefix:
             assert sum(words.count(PREFIX) for words in server.last.texts) == 1
             assert server.last.turns[0]["content"] == f"{PREFIX}\n\nBe brief."
             # An app may keep what it sent, or what a guard of its own made of it.
-            kept = ImageGuard.from_guard(guard).invoke(history) if carry == "sanitised" else history
+            kept = ImageGuard(guard).invoke(history) if carry == "sanitised" else history
             history = [*kept, answer]
         assert len(server.last.turns) == 10
 

@@ -22,7 +22,7 @@ from chat_images import (
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 from langchain_core.prompt_values import ChatPromptValue, ImagePromptValue, StringPromptValue
 
-from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
+from guardalign_guardrails import EncoderUnavailable, GuardSettings, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign import GuardReport, ImageGuard
@@ -137,7 +137,7 @@ class TestActions:
 
     def test_images_of_tools_models_and_earlier_turns_are_checked_by_their_source(self, cache_dir):
         never = {"thresholds": {"kind": "score"}, "at_most": "flag"}
-        guard = ImageGuard.from_guard(colour_guard(cache_dir, sources={"history": never}))
+        guard = ImageGuard(colour_guard(cache_dir, sources={"history": never}))
         image = [v1(painted("blue"))]
         messages = [HumanMessage(image), AIMessage(image), ToolMessage(image, tool_call_id="t"), HumanMessage(image)]
         report = guard.inspect(messages)
@@ -151,7 +151,7 @@ class TestActions:
         assert out.content == [{**result, "content": [text("shot"), text(NOTICE)]}]
 
     def test_monitor_mode_changes_no_content_and_records_what_would_have_been_done(self, cache_dir):
-        guard = ImageGuard.from_guard(colour_guard(cache_dir, mode="monitor"))
+        guard = ImageGuard(colour_guard(cache_dir, mode="monitor"))
         url = {"type": "image", "url": "https://example.org/a.png"}
         messages = [HumanMessage([*map(v1, map(painted, ("blue", "red", "green"))), url])]
         (out,) = guard.invoke(messages)
@@ -187,14 +187,16 @@ class TestRaising:
         assert [v.action for v in report.verdicts] == ["flag", "block", "allow"]
 
     def test_a_guard_that_cannot_work_is_an_error_for_every_input(self, cache_dir, call):
-        guard = ImageGuard(encoder="transformers:/nowhere", cache_dir=cache_dir)
+        guard = ImageGuard(GuardSettings(encoder="transformers:/nowhere", cache_dir=cache_dir))
         with pytest.raises(EncoderUnavailable):
             call(guard, "invoke", ask(painted()))
         out = call(guard, "batch", [ask(painted()), "words"], return_exceptions=True)
         assert [type(item) for item in out] == [EncoderUnavailable] * 2
 
     def test_words_alone_need_no_encoder(self, cache_dir):
-        assert ImageGuard(encoder="transformers:/nowhere", cache_dir=cache_dir).invoke("words") == "words"
+        assert (
+            ImageGuard(GuardSettings(encoder="transformers:/nowhere", cache_dir=cache_dir)).invoke("words") == "words"
+        )
 
 
 class TestThePrefix:
@@ -212,21 +214,21 @@ class TestThePrefix:
         ],
     )
     def test_it_is_given_when_the_policy_says(self, cache_dir, when, value, is_given):
-        guard = ImageGuard.from_guard(colour_guard(cache_dir, prefix_when=when))
+        guard = ImageGuard(colour_guard(cache_dir, prefix_when=when))
         out = guard.invoke(value)
         assert (isinstance(out, list) and out[0] == SystemMessage("Be careful.")) == is_given
         if not is_given and when != "finding":
             assert out is value
 
     def test_plain_text_stays_plain_text_and_has_it_once(self, cache_dir, call):
-        guard = ImageGuard.from_guard(colour_guard(cache_dir, prefix_when="always"))
+        guard = ImageGuard(colour_guard(cache_dir, prefix_when="always"))
         once = call(guard, "invoke", "words")
         assert (once, guard.invoke(once)) == ("Be careful.\n\nwords",) * 2
         prompt = guard.invoke(StringPromptValue(text="words"))
         assert prompt == StringPromptValue(text="Be careful.\n\nwords")
 
     def test_it_can_go_before_the_users_words_for_models_without_a_system_message(self, cache_dir):
-        guard = ImageGuard.from_guard(colour_guard(cache_dir), placement="user")
+        guard = ImageGuard(colour_guard(cache_dir), placement="user")
         turn = guard.invoke(ask(painted("green")))
         assert [block["text"] for block in turn[0].content[:2]] == ["Be careful.", "What is this?"]
         turn = guard.invoke([*turn, AIMessage("green"), *ask(painted("green", shade=9))])
@@ -234,7 +236,7 @@ class TestThePrefix:
 
     @pytest.mark.parametrize("when", ["finding", "image", "always"])
     def test_monitor_mode_gives_none(self, cache_dir, when):
-        guard = ImageGuard.from_guard(colour_guard(cache_dir, prefix_when=when, mode="monitor"))
+        guard = ImageGuard(colour_guard(cache_dir, prefix_when=when, mode="monitor"))
         assert blocks(guard.invoke(ask(painted("green")))) == blocks(ask(painted("green")))
         assert guard.invoke("words") == "words"
 
@@ -248,7 +250,7 @@ class TestArtifacts:
         assert guard.invoke(messages) is messages
 
     def test_images_in_them_are_masked_and_everything_else_is_kept(self, cache_dir, call):
-        guard = ImageGuard.from_guard(colour_guard(cache_dir), artifacts=True)
+        guard = ImageGuard(colour_guard(cache_dir), artifacts=True)
         message = self.tool_message()
         _, out = call(guard, "invoke", [message])
         assert out.artifact["shot"].tobytes() == MASKED.tobytes()
@@ -271,7 +273,7 @@ class TestFailures:
         assert out.response_metadata["guardalign"][0]["uninspectable"] == "remote_reference"
 
     def test_it_passes_if_the_policy_allows_it(self, cache_dir):
-        guard = ImageGuard.from_guard(colour_guard(cache_dir, failure={"uninspectable": "allow"}))
+        guard = ImageGuard(colour_guard(cache_dir, failure={"uninspectable": "allow"}))
         messages = [HumanMessage([self.URL])]
         (out,) = guard.invoke(messages)
         assert out.content is messages[0].content
@@ -279,7 +281,7 @@ class TestFailures:
         assert (record["action"], record["finding"]) == ("allow", "unchecked")
 
     def test_a_plain_image_takes_its_place_if_the_policy_masks_it(self, cache_dir):
-        guard = ImageGuard.from_guard(colour_guard(cache_dir, failure={"uninspectable": "mask"}))
+        guard = ImageGuard(colour_guard(cache_dir, failure={"uninspectable": "mask"}))
         _, out = guard.invoke([HumanMessage([self.URL, {"type": "video_url", "video_url": {"url": "https://a.b"}}])])
         assert out.content[0]["image_url"]["detail"] == "low"
         assert image_of(out.content[0]).getextrema() == ((0, 0),) * 3
@@ -290,15 +292,15 @@ class TestFailures:
         assert out.content == [text(UNCHECKED_NOTICE)]
 
     def test_an_encoder_that_fails_blocks(self, guard, call):
-        guard.active_guard.detector.encoder.failure = RuntimeError("out of memory")
+        guard.guard.guard.detector.encoder.failure = RuntimeError("out of memory")
         report = call(guard, "inspect", ask(painted()))
-        guard.active_guard.detector.encoder.failure = None
+        guard.guard.guard.detector.encoder.failure = None
         assert (report.action, report.verdicts[0].failure) in [("block", "RuntimeError")]
 
 
 class TestBatching:
     def test_all_images_of_all_inputs_of_a_batch_are_one_encoder_call(self, guard, call):
-        guard.active_guard.prepare()
+        guard.guard.guard.prepare()
         inputs = [ask(painted(), painted(shade=1)), "words", ask(painted(shade=2)), ask(painted(shade=3))]
         out = call(guard, "batch", inputs)
         assert all(new is old for new, old in zip(out, inputs, strict=True))
@@ -317,7 +319,7 @@ class TestBatching:
         assert len(calls(guard)) == 1
 
     def test_max_concurrency_limits_how_many_inputs_are_checked_together(self, guard, call):
-        guard.active_guard.prepare()
+        guard.guard.guard.prepare()
         inputs = [ask(painted(shade=shade)) for shade in range(5)]
         call(guard, "batch", inputs, {"max_concurrency": 2})
         one = calls(guard)[0] // 2

@@ -26,7 +26,7 @@ from langchain_core.messages import AIMessage, HumanMessage
 from langchain_core.runnables import ConfigurableField, RunnableParallel, RunnablePassthrough
 from pydantic import ValidationError
 
-from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails import GuardSettings, Policy, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import CELL, colour_guard, colour_policy, painted
 from langchain_guardalign import ImageGuard
@@ -58,13 +58,13 @@ class TestInChains:
         assert guard.invoke("words", stop=["x"]) == "words"
 
     def test_configurable_fields_do_not_load_an_encoder_again(self, cache_dir):
-        guard = ImageGuard(cache_dir=cache_dir)
-        other = ImageGuard(cache_dir=cache_dir, on_violation="raise")
-        assert guard.active_guard is other.active_guard
-        assert guard.active_guard is not ImageGuard(cache_dir=cache_dir / "b").active_guard
+        guard = ImageGuard(GuardSettings(cache_dir=cache_dir))
+        other = ImageGuard(GuardSettings(cache_dir=cache_dir), on_violation="raise")
+        assert guard.guard.guard is other.guard.guard
+        assert guard.guard.guard is not ImageGuard(GuardSettings(cache_dir=cache_dir / "b")).guard.guard
 
     def test_what_happens_on_a_block_can_be_chosen_per_call(self, cache_dir):
-        guard = ImageGuard.from_guard(colour_guard(cache_dir)).configurable_fields(
+        guard = ImageGuard(colour_guard(cache_dir)).configurable_fields(
             on_violation=ConfigurableField(id="on_violation")
         )
         assert guard.invoke(ask(painted("blue")))[0].content[1] == text(NOTICE)
@@ -132,19 +132,32 @@ class TestWhatIsOnRecord:
         assert '"not_implemented"' in dumps(guard)
 
     def test_one_made_from_settings_can_be_dumped_and_loaded(self, cache_dir):
-        guard = ImageGuard(policy=colour_policy(), encoder="open_clip:x/y", cache_dir=cache_dir, on_violation="raise")
+        settings = GuardSettings(policy=colour_policy(), encoder="open_clip:x/y", cache_dir=cache_dir)
+        guard = ImageGuard(settings, on_violation="raise")
         again = load(json.loads(dumps(guard)), allowed_objects=[ImageGuard], valid_namespaces=["langchain_guardalign"])
         assert again == guard
-        assert again.policy.fingerprint == guard.policy.fingerprint
+        assert again.guard.policy.fingerprint == guard.guard.policy.fingerprint
 
 
 class TestMakingOne:
-    def test_settings_and_a_ready_guard_exclude_each_other(self, cache_dir):
-        with pytest.raises(ValidationError, match="either it or them"):
-            ImageGuard(guard=colour_guard(cache_dir), encoder="offline:x")
+    def test_it_is_given_all_that_makes_a_guard_with_or_without_the_name(self, cache_dir, tmp_path):
+        guard, path = colour_guard(cache_dir), tmp_path / "policy.yaml"
+        path.write_text(colour_policy().to_yaml())
+        assert ImageGuard(guard).guard.guard is ImageGuard(guard=guard).guard.guard is guard
+        for given in (colour_policy(), path, str(path), GuardSettings(policy=colour_policy())):
+            assert ImageGuard(given).guard.policy == colour_policy()
+        assert ImageGuard().guard.policy == Policy.default()
+        with pytest.raises(SettingsError, match="not as int"):
+            ImageGuard(5)
+
+    def test_it_cannot_refuse_for_it_gives_no_answer(self):
+        with pytest.raises(SettingsError, match="GuardedChatModel"):
+            ImageGuard(on_violation="refuse")
+        with pytest.raises(ValidationError, match="on_violation"):
+            ImageGuard(on_violation="drop")
 
     def test_nothing_is_loaded_before_the_first_image(self):
-        assert ImageGuard(encoder="open_clip:ViT-L-14/openai").invoke("words") == "words"
+        assert ImageGuard(GuardSettings(encoder="open_clip:ViT-L-14/openai")).invoke("words") == "words"
 
 
 @pytest.mark.slow
@@ -156,7 +169,7 @@ class TestWithTheRealEncoder:
         return [HumanMessage([text("look"), {"type": "image", "base64": encoded, "mime_type": "image/jpeg"}])]
 
     def test_a_photo_of_a_cat_passes_untouched_and_a_pistol_is_masked_where_it_is(self, offline_guard, call):
-        guard = ImageGuard.from_guard(offline_guard)
+        guard = ImageGuard(offline_guard)
         cat, pistol = self.question("cat.jpg"), self.question("coffee_and_pistol.jpg")
         first, second = call(guard, "batch", [cat, pistol])
         assert first is cat

@@ -30,7 +30,7 @@ from local_models import scripted
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypedDict
 
-from guardalign_guardrails import Policy, UnsafeContentError
+from guardalign_guardrails import GuardSettings, Policy, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
@@ -43,7 +43,7 @@ from guardalign_guardrails.errors import (
     PromptError,
 )
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
-from langchain_guardalign import ChatGuardAlign, ImageGuard
+from langchain_guardalign import ChatGuardAlign
 from langchain_guardalign.events import EVENT
 
 ROOT = Path(__file__).parents[2]
@@ -559,8 +559,7 @@ class TestGuard:
 
     def test_a_policy_makes_a_guard_of_its_own(self):
         model = ChatGuardAlign(model="smollm2", guard=Policy.default())
-        assert isinstance(model.guard, ImageGuard)
-        assert model.guard.active_guard.policy.fingerprint == Policy.default().fingerprint
+        assert model.guard.guard.policy.fingerprint == Policy.default().fingerprint
 
     def test_the_guard_of_a_ready_model_stays_unless_another_is_given(self, cache_dir):
         guard = colour_guard(cache_dir)
@@ -575,7 +574,7 @@ class TestGuard:
     def test_a_guard_that_is_set_later_counts(self, cache_dir):
         model, _ = local()
         assert model.invoke(see(painted("blue"))).content == WORDS
-        model.guard = ImageGuard.from_guard(colour_guard(cache_dir))
+        model.guard = GuardSettings.of(colour_guard(cache_dir))
         assert model.invoke(see(painted("blue"))).content == REFUSAL
 
 
@@ -881,11 +880,11 @@ class TestIdentity:
             stop=["."],
             calibration=CalibrationConfig.fixed(0.3, layer_indices=(3, 4)),
             prefix=SafetyPrefix(text="Be kind.", placement="system"),
-            guard=ImageGuard(policy=Policy.default(), encoder="offline"),
+            guard=Policy.default(),
             model_kwargs={"token": "hf_secret", "attn_implementation": "sdpa"},
         )
         dump = dumpd(model)
-        back = load(dump, valid_namespaces=["langchain_guardalign"], allowed_objects=[ChatGuardAlign, ImageGuard])
+        back = load(dump, valid_namespaces=["langchain_guardalign"], allowed_objects=[ChatGuardAlign])
         assert back._identifying_params == model._identifying_params
         assert (back.dtype, back.calibration, back.prefix) == ("bfloat16", model.calibration, model.prefix)
         assert back.model_kwargs == {"attn_implementation": "sdpa"}

@@ -13,10 +13,9 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langgraph.runtime import Runtime
 from pydantic import BaseModel
 
-from guardalign_guardrails import EncoderUnavailable, Policy, UnsafeContentError
+from guardalign_guardrails import EncoderUnavailable, GuardSettings, Policy, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
-from langchain_guardalign import ImageGuard
 from langchain_guardalign.agents.middleware import GuardAlignMiddleware
 from langchain_guardalign.testing.messages import call_async, call_sync
 from langchain_guardalign.testing.recording import RecordingModel
@@ -58,7 +57,11 @@ def model_call(middleware: GuardAlignMiddleware, request: ModelRequest[Any], cal
 
 
 def request_of(*messages: Any, **settings: Any) -> ModelRequest[Any]:
-    return ModelRequest(model=RecordingModel(), messages=list(messages), **settings)
+    return ModelRequest(**{"model": RecordingModel(), "messages": list(messages), **settings})
+
+
+class NamedModel(RecordingModel):
+    model_name: str
 
 
 class TestWhatTheModelGets:
@@ -102,14 +105,14 @@ class TestWhatTheModelGets:
 
     def test_words_alone_need_no_encoder_and_no_thread(self, cache_dir, monkeypatch):
         monkeypatch.setattr(asyncio, "to_thread", None)
-        middleware = GuardAlignMiddleware(ImageGuard(encoder="transformers:/nowhere", cache_dir=cache_dir))
+        middleware = GuardAlignMiddleware(GuardSettings(encoder="transformers:/nowhere", cache_dir=cache_dir))
         messages = [HumanMessage("hello"), AIMessage([text("hi")])]
         assert before_model(middleware, messages, call_async) is None
         request = request_of(*messages)
         assert model_call(middleware, request, call_async)[0] is request
 
     def test_a_guard_that_cannot_work_is_an_error_and_nothing_passes(self, cache_dir, call):
-        guard = ImageGuard(encoder="transformers:/nowhere", cache_dir=cache_dir)
+        guard = GuardSettings(encoder="transformers:/nowhere", cache_dir=cache_dir)
         chat = Chat(GuardAlignMiddleware(guard), call=call)
         with pytest.raises(EncoderUnavailable):
             chat.say(*ask(painted()))
@@ -327,14 +330,22 @@ class TestThePrefix:
         assert all(request.messages[-1].content is image.content for request in (new, merged, listed, inside))
 
     def test_it_goes_to_the_user_for_models_without_system_messages(self, guard):
-        for middleware in (
-            GuardAlignMiddleware(guard, placement="user"),
-            GuardAlignMiddleware(ImageGuard.from_guard(guard, placement="user")),
+        gemma = NamedModel(model_name="gemma-3-27b-it")
+        for middleware, model in (
+            (GuardAlignMiddleware(guard, placement="user"), RecordingModel()),
+            (GuardAlignMiddleware(guard), gemma),
+            (GuardAlignMiddleware(guard, route_to=gemma), RecordingModel()),
         ):
-            request = request_of(*ask(painted("green")), system_message=SystemMessage("Be brief."))
+            images = [painted("green"), *([painted("yellow")] if middleware.route_to else [])]
+            request = request_of(*ask(*images), system_message=SystemMessage("Be brief."), model=model)
             (out,) = model_call(middleware, request)
             assert out.system_message is request.system_message
             assert out.messages[0].content[:2] == [text(PREFIX), text("What is this?")]
+
+    def test_a_placement_that_is_set_counts_more_than_the_models_name(self, guard):
+        middleware = GuardAlignMiddleware(guard, placement="system")
+        (out,) = model_call(middleware, request_of(*ask(painted("green")), model=NamedModel(model_name="gemma-3")))
+        assert out.system_message == SystemMessage(PREFIX)
 
     def test_chats_of_words_get_it_if_the_policy_says_always(self, cache_dir, call):
         chat = Chat(GuardAlignMiddleware(colour_guard(cache_dir, prefix_when="always")), call=call)
@@ -359,7 +370,7 @@ class TestThePrefix:
 
 class TestSettings:
     def test_names_are_made_of_the_policy_so_two_policies_fit_into_one_agent(self, cache_dir, guard):
-        names = [GuardAlignMiddleware(each).name for each in (guard, colour_guard(cache_dir), ImageGuard())]
+        names = [GuardAlignMiddleware(each).name for each in (guard, colour_guard(cache_dir), None)]
         assert names[0] == names[1] == f"GuardAlignMiddleware-{guard.policy.fingerprint[:8]}"
         assert names[2] == f"GuardAlignMiddleware-{Policy.default().fingerprint[:8]}"
         assert GuardAlignMiddleware(name="guard").name == "guard"
@@ -367,30 +378,19 @@ class TestSettings:
         Chat(GuardAlignMiddleware(guard), GuardAlignMiddleware(guard, name="second"), GuardAlignMiddleware())
 
     def test_verdicts_and_names_agree_on_the_policy(self, cache_dir):
-        guard = ImageGuard(policy=colour_policy(), cache_dir=cache_dir)
-        assert guard.active_guard.policy.fingerprint == GuardAlignMiddleware(guard)._rules.fingerprint
+        guard = GuardSettings(policy=colour_policy(), cache_dir=cache_dir)
+        assert guard.guard.policy.fingerprint == GuardAlignMiddleware(guard)._rules.fingerprint
 
     def test_nothing_is_loaded_when_it_is_made(self, cache_dir):
-        middleware = GuardAlignMiddleware(ImageGuard(encoder="no such encoder", cache_dir=cache_dir))
-        assert middleware.guard._made is None
+        GuardAlignMiddleware(GuardSettings(encoder="no such encoder", cache_dir=cache_dir))
 
-    def test_what_an_image_guard_says_counts_unless_it_is_said_here(self, guard):
-        both = ImageGuard.from_guard(guard, artifacts=True, placement="user")
-        middleware = GuardAlignMiddleware(both)
-        assert (middleware.artifacts, middleware.placement) == (True, "user")
-        middleware = GuardAlignMiddleware(both, artifacts=False, placement="system")
-        assert (middleware.artifacts, middleware.placement) == (False, "system")
-        middleware = GuardAlignMiddleware(guard)
-        assert (middleware.artifacts, middleware.placement) == (False, "system")
+    def test_a_guard_is_given_as_all_that_makes_one(self, guard, tmp_path):
+        (path := tmp_path / "policy.yaml").write_text(colour_policy().to_yaml())
+        assert GuardAlignMiddleware(guard).guard.guard is guard
+        for given in (colour_policy(), path, str(path), GuardSettings(policy=colour_policy())):
+            assert GuardAlignMiddleware(given).guard.policy == colour_policy()
 
-    @pytest.mark.parametrize(
-        ("arguments", "error"),
-        [
-            ({"guard": "policy.yaml"}, TypeError),
-            ({"guard": colour_policy()}, TypeError),
-            ({"on_violation": "block"}, ValueError),
-        ],
-    )
-    def test_what_it_cannot_use_is_an_error(self, arguments, error):
-        with pytest.raises(error, match=r"ImageGuard|on_violation"):
+    @pytest.mark.parametrize("arguments", [{"guard": 5}, {"on_violation": "block"}])
+    def test_what_it_cannot_use_is_an_error(self, arguments):
+        with pytest.raises(SettingsError, match=r"Guard|on_violation"):
             GuardAlignMiddleware(**arguments)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from typing import Annotated, Any
 
 import pytest
@@ -17,6 +18,7 @@ from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import colour_guard, painted
 from langchain_guardalign.agents.middleware import GuardAlignMiddleware
 from langchain_guardalign.agents.tool_results import chats_of, with_chats
+from langchain_guardalign.screening import ModelInput, read_input
 from langchain_guardalign.testing.messages import call_async, call_sync
 
 RED, BLUE = painted("red"), painted("blue")
@@ -120,6 +122,10 @@ class TestInAnAgent:
         assert out.update["messages"][0].content == [text("Click."), text(NOTICE)]
 
 
+def read_all(result: Any) -> list[ModelInput]:
+    return [read_input(chat) for chat in chats_of(result)]
+
+
 class TestShapes:
     MESSAGE = shot("t")
 
@@ -136,17 +142,17 @@ class TestShapes:
         ],
     )
     def test_every_message_in_a_result_is_found_and_can_be_replaced(self, result):
-        chats = chats_of(result)
-        assert self.MESSAGE in [message for chat in chats for message in chat]
-        assert with_chats(result, chats, [list(chat) for chat in chats]) is result
-        changed = [[HumanMessage(f"new {i}") for i, _ in enumerate(chat)] for chat in chats]
-        out = with_chats(result, chats, changed)
-        assert [[m.text for m in chat] for chat in chats_of(out)] == [[m.text for m in chat] for chat in changed]
+        read = read_all(result)
+        assert self.MESSAGE in [message for one in read for message in one.messages]
+        assert with_chats(result, read) is result
+        changed = [[HumanMessage(f"new {i}") for i, _ in enumerate(one.messages)] for one in read]
+        out = with_chats(result, [replace(one, messages=new) for one, new in zip(read, changed, strict=True)])
+        assert [[m.text for m in one.messages] for one in read_all(out)] == [[m.text for m in new] for new in changed]
         assert type(out) is type(result) or isinstance(out, HumanMessage)
         if isinstance(result, Command):
             assert (out.goto, type(out.update)) == (result.goto, type(result.update))
             assert dict(out.update).get("count") == dict(result.update).get("count")
-        assert self.MESSAGE in [message for chat in chats_of(result) for message in chat], "it was changed in place"
+        assert self.MESSAGE in [m for one in read_all(result) for m in one.messages], "it was changed in place"
 
     @pytest.mark.parametrize(
         "result",
@@ -161,13 +167,14 @@ class TestShapes:
         ],
     )
     def test_what_holds_no_readable_messages_is_left_alone(self, result):
-        assert chats_of(result) == []
-        assert with_chats(result, [], []) is result
+        read = read_all(result)
+        assert [one.messages for one in read if one.error is None] == []
+        assert with_chats(result, read) is result
 
     def test_message_likes_that_need_no_change_stay_as_they_were_written(self):
         like = {"role": "user", "content": "hi"}
         result = Command(update={"messages": [like, self.MESSAGE]})
-        (chat,) = chats_of(result)
-        out = with_chats(result, [chat], [[chat[0], ToolMessage("new", tool_call_id="t")]])
+        (read,) = read_all(result)
+        out = with_chats(result, [replace(read, messages=[read.messages[0], ToolMessage("new", tool_call_id="t")])])
         assert out.update["messages"][0] is like
-        assert blocks(chats_of(out)[0]) == ["hi", "new"]
+        assert blocks(read_all(out)[0].messages) == ["hi", "new"]

@@ -1,13 +1,13 @@
 """The guard as middleware of LangChain agents: no image reaches the model, or stays in the state, unchecked.
 
-It plumbs: what is unsafe is the policy's, how messages are screened is `_screening`, what a finding means for a turn is
-`_agent_state`. Each hook and its async twin differ in the calls that wait.
+The policy says what is unsafe, `screening` checks messages, `state` says what a finding means for a turn; this class
+connects them to LangChain's hooks. Each hook and its async twin differ in the calls that wait.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Sequence
-from typing import Any, Literal
+from typing import Any, get_args
 
 from langchain.agents.middleware import (
     AgentMiddleware,
@@ -25,14 +25,17 @@ from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolM
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from guardalign_guardrails import Guard, Policy, UnsafeContentError
-from guardalign_guardrails.content.chat import Placement
-from langchain_guardalign.agents.events import atell, tell
+from guardalign_guardrails import UnsafeContentError, Verdict
+from guardalign_guardrails.content.chat import OnViolation, PlacementSetting
+from guardalign_guardrails.errors import SettingsError
+from guardalign_guardrails.guarding.pickles import check_pickles
+from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from langchain_guardalign.agents.state import AgentRules, Review, refusal, refused, review
 from langchain_guardalign.agents.tool_results import MESSAGES_KEY, Result, chats_of, with_chats
+from langchain_guardalign.chat.placement import placement_of
+from langchain_guardalign.events import adispatch, dispatch, write_to_stream
 from langchain_guardalign.rewrite import with_prefix
-from langchain_guardalign.runnable import ImageGuard
-from langchain_guardalign.screening import ScreenedChat, ascreen_chats, screen_chats
+from langchain_guardalign.screening import ModelInput, ascreen, screen
 
 Request = ModelRequest[Any]
 Response = ModelResponse[Any]
@@ -50,20 +53,20 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
     - Right before the model, its messages are checked once more (``wrap_model_call``), with whatever other middleware
       made of them; the safety prefix is added to the system message here, and never stays in the state.
 
-    What the policy says of an image (see `ImageGuard`) is done, with these differences:
+    The actions of the policy are those of `ImageGuard`, with these differences:
 
     - ``block``, if the user sent the image just now: by ``on_violation``. An image of a tool, of the model, or of an
       earlier turn is replaced by a notice and the turn goes on: it is not the user's doing.
     - ``route``: a notice takes the image's place, and the model calls of this turn go to ``route_to``; without one it
       is treated like ``block``.
 
-    Verdicts are told in the custom event ``guardalign.verdict`` and in the stream mode ``custom``: once, when a message
-    comes or is changed. In monitor mode nothing but that happens. Spans of the hooks are traced without inputs and
-    outputs.
+    Verdicts are reported in the custom event ``guardalign.verdict`` and in the stream mode ``custom``: once, when a
+    message comes or is changed. In monitor mode nothing but that happens. Spans of the hooks are traced without inputs
+    and outputs.
 
     Args:
-        guard: What checks: a guard, or an `ImageGuard` for its policy, encoder and so on (its ``on_violation`` does not
-            count here); None for ``ImageGuard()``. Nothing is loaded until the first image.
+        guard: Checks: a guard, a policy or its file's path, or settings; None for the policy that ships with the
+            package. Nothing is loaded until the first image.
         on_violation: What happens to a turn in which the user's image is blocked. ``refuse`` ends it with the policy's
             refusal as the answer. ``raise`` raises `UnsafeContentError`; if ``persist`` is on, the state is cleaned and
             the refusal put into it first, so that the thread can go on. ``notice`` lets the model answer, with a notice
@@ -71,15 +74,15 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         persist: Whether the state is changed. If not, the originals stay in it and are checked again and again; tool
             results are checked before they enter it in either case.
         route_to: A chat model, or its name as `init_chat_model` takes it.
-        artifacts: Whether images in the ``artifact`` of tool messages are checked and replaced too; None for what the
-            `ImageGuard` says.
-        placement: Where the prefix goes; None for what the `ImageGuard` says.
+        artifacts: Whether images in the ``artifact`` of tool messages are checked and replaced too.
+        placement: Where the prefix goes: ``system``, ``user`` for models that know no system message, or ``auto`` for
+            what the name of the model that answers says.
         name: The middleware's name in the graph; None for one that is made of the policy, so that guards with different
             policies can be in one agent. A name of your own lets a thread that waits for this very node survive a
             change of the policy.
 
     Raises:
-        TypeError: ``guard`` is neither of the two.
+        SettingsError: ``guard`` or ``on_violation`` is none of these.
     """
 
     # Outputs too: a tool's image that may pass is in them as it came.
@@ -87,28 +90,33 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
 
     def __init__(
         self,
-        guard: Guard | ImageGuard | None = None,
+        guard: GuardLike = None,
         *,
-        on_violation: Literal["refuse", "notice", "raise"] = "refuse",
+        on_violation: OnViolation = "refuse",
         persist: bool = True,
         route_to: BaseChatModel | str | None = None,
-        artifacts: bool | None = None,
-        placement: Placement | None = None,
+        artifacts: bool = False,
+        placement: PlacementSetting = "auto",
         name: str | None = None,
     ) -> None:
         super().__init__()
-        if on_violation not in ("refuse", "notice", "raise"):
-            raise ValueError(f"on_violation is 'refuse', 'notice' or 'raise', not {on_violation!r}")
-        self.guard = _image_guard(guard)
+        if on_violation not in get_args(OnViolation):
+            raise SettingsError(f"on_violation is 'refuse', 'notice' or 'raise', not {on_violation!r}.")
+        self.guard = GuardSettings.of(guard)
         self.on_violation = on_violation
         self.persist = persist
         self.route_to = init_chat_model(route_to) if isinstance(route_to, str) else route_to
-        self.artifacts = self.guard.artifacts if artifacts is None else artifacts
-        self.placement: Placement = self.guard.placement if placement is None else placement
+        self.artifacts = artifacts
+        self.placement = placement
         self.tools = []
-        policy = self.guard.guard.policy if self.guard.guard else self.guard.policy or Policy.default()
+        policy = self.guard.policy
         self._rules = AgentRules(policy, policy.fingerprint, can_route=self.route_to is not None, is_kept=persist)
         self._name = name or f"{type(self).__name__}-{self._rules.fingerprint[:8]}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        for name, value in self.__dict__.items():
+            check_pickles(name, value)
+        return self.__dict__
 
     @property
     def name(self) -> str:
@@ -120,20 +128,18 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         """Sanitise the messages of the state, if they are to stay so."""
         if not self.persist:
             return None
-        messages = state[MESSAGES_KEY]
-        found = self._review(messages, self._screen([messages])[0], is_first_look=True)
-        tell(found.news, runtime)
-        return self._update(messages, found)
+        found = self._review(self._screen([state[MESSAGES_KEY]])[0], is_first_look=True)
+        _report(found.new_verdicts, runtime)
+        return self._update(found)
 
     @hook_config(can_jump_to=["end"])
     async def abefore_model(self, state: State, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """`before_model` without blocking the event loop."""
         if not self.persist:
             return None
-        messages = state[MESSAGES_KEY]
-        found = self._review(messages, (await self._ascreen([messages]))[0], is_first_look=True)
-        await atell(found.news, runtime)
-        return self._update(messages, found)
+        found = self._review((await self._ascreen([state[MESSAGES_KEY]]))[0], is_first_look=True)
+        await _areport(found.new_verdicts, runtime)
+        return self._update(found)
 
     def wrap_model_call(self, request: Request, handler: Callable[[Request], Response]) -> Response | AIMessage:
         """Sanitise what the model is about to get, or answer in its place.
@@ -141,61 +147,57 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         Raises:
             UnsafeContentError: The user's image was blocked and ``on_violation`` is ``raise``.
         """
-        messages = _all_messages(request)
-        found = self._review(messages, self._screen([messages])[0], is_first_look=not self.persist)
-        tell(found.news, request.runtime)
-        answer = self._answer(messages, found)
-        return handler(self._prepared(request, messages, found)) if answer is None else answer
+        found = self._review(self._screen([_all_messages(request)])[0], is_first_look=not self.persist)
+        _report(found.new_verdicts, request.runtime)
+        answer = self._answer(found)
+        return handler(self._prepared(request, found)) if answer is None else answer
 
     async def awrap_model_call(
         self, request: Request, handler: Callable[[Request], Awaitable[Response]]
     ) -> Response | AIMessage:
         """`wrap_model_call` without blocking the event loop."""
-        messages = _all_messages(request)
-        found = self._review(messages, (await self._ascreen([messages]))[0], is_first_look=not self.persist)
-        await atell(found.news, request.runtime)
-        answer = self._answer(messages, found)
-        return await handler(self._prepared(request, messages, found)) if answer is None else answer
+        found = self._review((await self._ascreen([_all_messages(request)]))[0], is_first_look=not self.persist)
+        await _areport(found.new_verdicts, request.runtime)
+        answer = self._answer(found)
+        return await handler(self._prepared(request, found)) if answer is None else answer
 
     def wrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], ToolMessage | Command[Any]]
     ) -> ToolMessage | Command[Any]:
         """Sanitise what a tool returns."""
         result = handler(request)
-        before = chats_of(result)
-        after = self._screen(before)
-        tell([verdict for chat in after for verdict in chat.verdicts], request.runtime)
-        return self._returned(result, before, after)
+        screened = self._screen(chats_of(result))
+        _report([verdict for chat in screened for verdict in chat.verdicts], request.runtime)
+        return self._returned(result, screened)
 
     async def awrap_tool_call(
         self, request: ToolCallRequest, handler: Callable[[ToolCallRequest], Awaitable[ToolMessage | Command[Any]]]
     ) -> ToolMessage | Command[Any]:
         """`wrap_tool_call` without blocking the event loop."""
         result = await handler(request)
-        before = chats_of(result)
-        after = await self._ascreen(before)
-        await atell([verdict for chat in after for verdict in chat.verdicts], request.runtime)
-        return self._returned(result, before, after)
+        screened = await self._ascreen(chats_of(result))
+        await _areport([verdict for chat in screened for verdict in chat.verdicts], request.runtime)
+        return self._returned(result, screened)
 
-    def _screen(self, chats: Sequence[Sequence[BaseMessage]]) -> list[ScreenedChat]:
-        return screen_chats(self.guard.active_guard, chats, artifacts=self.artifacts)
+    def _screen(self, chats: Sequence[Sequence[BaseMessage]]) -> list[ModelInput]:
+        return screen(self.guard.guard, chats, artifacts=self.artifacts)
 
-    async def _ascreen(self, chats: Sequence[Sequence[BaseMessage]]) -> list[ScreenedChat]:
-        return await ascreen_chats(self.guard.active_guard, chats, artifacts=self.artifacts)
+    async def _ascreen(self, chats: Sequence[Sequence[BaseMessage]]) -> list[ModelInput]:
+        return await ascreen(self.guard.guard, chats, artifacts=self.artifacts)
 
     @property
     def _is_enforced(self) -> bool:
         return self._rules.policy.mode == "enforce"
 
-    def _review(self, messages: Sequence[BaseMessage], chat: ScreenedChat, *, is_first_look: bool) -> Review:
-        return review(self._rules, messages, chat, is_first_look=is_first_look)
+    def _review(self, screened: ModelInput, *, is_first_look: bool) -> Review:
+        return review(self._rules, screened, is_first_look=is_first_look)
 
-    def _update(self, messages: Sequence[BaseMessage], found: Review) -> dict[str, Any] | None:
+    def _update(self, found: Review) -> dict[str, Any] | None:
         """What becomes of the state; None if nothing does."""
         if not self._is_enforced:
             return None
         # A message without an id would be added, not replaced; the model gets it sanitised all the same.
-        update = [new for old, new in zip(messages, found.messages, strict=True) if new is not old and new.id]
+        update = [new for old, new in zip(found.before, found.messages, strict=True) if new is not old and new.id]
         if found.violation is None or self.on_violation == "notice":
             return {MESSAGES_KEY: update} if update else None
         update.append(refusal(self._rules.policy, found.violation))
@@ -203,52 +205,55 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         jump = {"jump_to": "end"} if self.on_violation == "refuse" else {}
         return {MESSAGES_KEY: update, **jump}
 
-    def _answer(self, messages: Sequence[BaseMessage], found: Review) -> AIMessage | None:
+    def _answer(self, found: Review) -> AIMessage | None:
         """What is said in the model's place; None if the model is to be asked."""
         verdict = found.violation
         if self.on_violation == "raise":
-            verdict = verdict or refused(self._rules, messages)
+            verdict = verdict or refused(self._rules, found.before)
             if verdict is not None:
                 raise UnsafeContentError(verdict)
         return refusal(self._rules.policy, verdict) if verdict and self.on_violation == "refuse" else None
 
-    def _prepared(self, request: Request, before: Sequence[BaseMessage], found: Review) -> Request:
+    def _prepared(self, request: Request, found: Review) -> Request:
         """The request with sanitised messages, the prefix and the model that is due; itself if nothing changes."""
         if not self._is_enforced:
             return request
         changes: dict[str, Any] = {}
-        count = len(before) - len(request.messages)
+        model = self.route_to if found.is_routed and self.route_to is not None else request.model
+        count = len(found.messages) - len(request.messages)
         system, messages = found.messages[:count], found.messages[count:]
-        if found.is_prefix_due and self.placement == "system":
-            both = with_prefix([*system, *messages], self._rules.policy.prefix)
+        if found.is_prefix_due and placement_of(self.placement, model) == "user":
+            messages = with_prefix(messages, self._rules.policy.prefix, "user")
+        elif found.is_prefix_due:
+            both = with_prefix(found.messages, self._rules.policy.prefix)
             count = len(both) - len(messages)
             system, messages = both[:count], both[count:]
-        elif found.is_prefix_due:
-            messages = with_prefix(messages, self._rules.policy.prefix, self.placement)
         if system and system[0] is not request.system_message:
             changes["system_message"] = system[0]
         if len(messages) != len(request.messages) or any(
             new is not old for new, old in zip(messages, request.messages, strict=True)
         ):
             changes["messages"] = messages
-        if found.is_routed:
-            changes["model"] = self.route_to
+        if model is not request.model:
+            changes["model"] = model
         return request.override(**changes) if changes else request
 
-    def _returned(
-        self, result: Result, before: Sequence[Sequence[BaseMessage]], after: Sequence[ScreenedChat]
-    ) -> Result:
-        return with_chats(result, before, [chat.messages for chat in after]) if self._is_enforced else result
+    def _returned(self, result: Result, screened: Sequence[ModelInput]) -> Result:
+        return with_chats(result, screened) if self._is_enforced else result
 
 
-def _image_guard(guard: Guard | ImageGuard | None) -> ImageGuard:
-    if isinstance(guard, Guard):
-        return ImageGuard.from_guard(guard)
-    if guard is None:
-        return ImageGuard()
-    if not isinstance(guard, ImageGuard):
-        raise TypeError(f"GuardAlignMiddleware takes a Guard or an ImageGuard, not {type(guard).__name__}.")
-    return guard
+def _report(verdicts: Sequence[Verdict], runtime: Any) -> None:
+    """Report verdicts in the agent's stream and in an event; nothing if there are none.
+
+    On Python 3.10 async code does not know what it runs in, and only the stream gets them.
+    """
+    write_to_stream(verdicts, runtime)
+    dispatch(verdicts)
+
+
+async def _areport(verdicts: Sequence[Verdict], runtime: Any) -> None:
+    write_to_stream(verdicts, runtime)
+    await adispatch(verdicts)
 
 
 def _all_messages(request: Request) -> list[BaseMessage]:

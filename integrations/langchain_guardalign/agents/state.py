@@ -1,15 +1,15 @@
-"""Reads an agent's messages together with the verdicts on them: whose fault, what is due, what is worth telling.
+"""Reads an agent's messages together with the verdicts on them: who sent what, what is due, what to report.
 
-It changes nothing and asks no guard. What an agent's state remembers of earlier checks are the verdict records in its
-messages; they travel with a state wherever an app keeps it. They are taken for hints only: a record can add a prefix,
-send a turn to another model or end it, and never lets anything pass.
+It changes nothing and calls no guard. An agent's state keeps earlier checks as verdict records in its messages,
+wherever an app stores it. Records are hints only: one can add a prefix, send a turn to another model or end it, and
+never lets anything pass.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMessage
 from pydantic import ValidationError
@@ -20,12 +20,12 @@ from guardalign_guardrails.content.chat import first_violation, is_prefix_due
 from langchain_guardalign.chat.refusal import RefusingModel
 from langchain_guardalign.messages import sources
 from langchain_guardalign.rewrite import VERDICTS_KEY
-from langchain_guardalign.screening import ScreenedChat
+from langchain_guardalign.screening import ModelInput
 
 
 @dataclass(frozen=True)
 class AgentRules:
-    """By what an agent's messages are read.
+    """What reading an agent's messages depends on.
 
     Attributes:
         policy: What the guard enforces.
@@ -45,43 +45,46 @@ class Review:
     """What a check means for the agent.
 
     Attributes:
+        before: The messages as they were.
         messages: The sanitised messages; the very same objects if nothing changed.
         violation: Of what the user says now, the verdict that keeps it from the model; None if nothing does. An image
             of a tool, of the model or of an earlier turn is never one: it is not the user's doing, and a web page could
             stop every agent that reads it. Such an image is replaced, and the turn goes on.
         is_routed: Whether an image of this turn sends it to the other model.
         is_prefix_due: Whether the model is to be given the safety prefix.
-        news: Verdicts that were not told before.
+        new_verdicts: Verdicts that were not reported before.
     """
 
+    before: list[BaseMessage] = field(repr=False)
     messages: list[BaseMessage] = field(repr=False)
     violation: Verdict | None
     is_routed: bool
     is_prefix_due: bool
-    news: tuple[Verdict, ...]
+    new_verdicts: tuple[Verdict, ...]
 
 
-def review(rules: AgentRules, before: Sequence[BaseMessage], chat: ScreenedChat, *, is_first_look: bool) -> Review:
+def review(rules: AgentRules, screened: ModelInput, *, is_first_look: bool) -> Review:
     """What a check of an agent's messages means for it.
 
     Args:
         rules: By what to read.
-        before: The messages as they were.
-        chat: What became of them.
+        screened: The messages after the check.
         is_first_look: Whether no other hook of the same middleware saw them in this step.
     """
+    before = screened.read
     first = _start_of_turn(before)
     is_routed = rules.can_route and any(
-        action == "route" for action in _actions(rules, before[first:], chat.by_message[first:])
+        action == "route" for action in _actions(rules, before[first:], screened.by_message[first:])
     )
-    actions = [verdict.action for verdict in chat.verdicts]
+    actions = [verdict.action for verdict in screened.verdicts]
     actions += [entry["action"] for message in before for entry in _records(message)]
     return Review(
-        messages=chat.messages,
-        violation=_violation(rules, before, chat),
+        before=before,
+        messages=screened.messages,
+        violation=_violation(rules, screened),
         is_routed=is_routed,
         is_prefix_due=is_prefix_due(rules.policy, actions),
-        news=tuple(_news(rules, before, chat, is_first_look=is_first_look)),
+        new_verdicts=tuple(_new_verdicts(rules, screened, is_first_look=is_first_look)),
     )
 
 
@@ -91,7 +94,7 @@ def refusal(policy: Policy, verdict: Verdict) -> AIMessage:
     Plain text, also where LangChain has a content block for refusals: that one means that the model's provider refused
     and makes fallbacks ask the next model, it has no ``text``, and not every provider takes it in a history.
     """
-    return cast("AIMessage", RefusingModel.for_verdicts(policy.refusal_for(verdict), [verdict]).answer())
+    return RefusingModel.of(policy, verdict, [verdict]).answer()
 
 
 def refused(rules: AgentRules, messages: Sequence[BaseMessage]) -> Verdict | None:
@@ -107,11 +110,11 @@ def refused(rules: AgentRules, messages: Sequence[BaseMessage]) -> Verdict | Non
     return None
 
 
-def _violation(rules: AgentRules, before: Sequence[BaseMessage], chat: ScreenedChat) -> Verdict | None:
+def _violation(rules: AgentRules, screened: ModelInput) -> Verdict | None:
     return first_violation(
         [
             verdict
-            for message, own in zip(before, chat.by_message, strict=True)
+            for message, own in zip(screened.read, screened.by_message, strict=True)
             if isinstance(message, HumanMessage)
             for verdict in own
             if verdict.source == "user" and not (rules.can_route and verdict.action == "route")
@@ -120,7 +123,7 @@ def _violation(rules: AgentRules, before: Sequence[BaseMessage], chat: ScreenedC
 
 
 def _start_of_turn(messages: Sequence[BaseMessage]) -> int:
-    """Where what the user says now begins."""
+    """Index of the first message of the current user turn."""
     pairs = zip(messages, sources(messages), strict=True)
     now = (i for i, (message, source) in enumerate(pairs) if isinstance(message, HumanMessage) and source == "user")
     return next(now, 0)
@@ -147,30 +150,29 @@ def _records(message: BaseMessage) -> list[dict[str, Any]]:
 
 def _read(entry: dict[str, Any]) -> Verdict | None:
     """The verdict of a record; None if it was not written from one."""
-    # A record leaves out what is None, also where a verdict has to say so.
-    unsaid = {"score": None, "p_value": None}
+    # A record leaves out what is None, also where a verdict must have it.
+    unset = {"score": None, "p_value": None}
     full = {**entry}
     try:
         if "categories" in entry:
-            full["categories"] = {name: {**unsaid, **finding} for name, finding in entry["categories"].items()}
+            full["categories"] = {name: {**unset, **finding} for name, finding in entry["categories"].items()}
         if "after_masking" in entry:
-            full["after_masking"] = {**unsaid, **entry["after_masking"]}
+            full["after_masking"] = {**unset, **entry["after_masking"]}
         return Verdict.model_validate(full)
     except (AttributeError, TypeError, ValidationError):
         return None
 
 
-def _news(
-    rules: AgentRules, before: Sequence[BaseMessage], chat: ScreenedChat, *, is_first_look: bool
-) -> Iterator[Verdict]:
-    """Verdicts on what came since the model spoke last, on what was changed for good, and on what was scored just now.
+def _new_verdicts(rules: AgentRules, screened: ModelInput, *, is_first_look: bool) -> Iterator[Verdict]:
+    """Verdicts on what came since the model's last message, on what was changed for good, and on what was scored now.
 
-    An agent goes round and round with the same messages; without this each round would tell of each image again.
-    Tool results are told of when they come.
+    An agent goes round and round with the same messages; without this each round would report each image again. Tool
+    results are reported when they come.
     """
-    spoke = max((i for i, message in enumerate(before) if isinstance(message, AIMessage)), default=0)
-    for index, (old, new, own) in enumerate(zip(before, chat.messages, chat.by_message, strict=True)):
-        is_new = is_first_look and index >= spoke and not isinstance(old, ToolMessage)
+    last = max((i for i, message in enumerate(screened.read) if isinstance(message, AIMessage)), default=0)
+    triples = zip(screened.read, screened.messages, screened.by_message, strict=True)
+    for index, (old, new, own) in enumerate(triples):
+        is_new = is_first_look and index >= last and not isinstance(old, ToolMessage)
         is_changed = rules.is_kept and rules.policy.mode == "enforce" and new is not old
         if is_new or is_changed or any(verdict.score is not None and not verdict.is_cached for verdict in own):
             yield from own

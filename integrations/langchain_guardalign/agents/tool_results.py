@@ -14,7 +14,8 @@ from typing import Any, Final, TypeAlias, TypeVar, cast
 from langchain_core.messages import BaseMessage
 from langgraph.types import Command
 
-from langchain_guardalign.messages import like, messages_of
+from langchain_guardalign.messages import like
+from langchain_guardalign.screening import ModelInput
 
 Result = TypeVar("Result")
 _Rewrite: TypeAlias = Callable[[Any], Any]
@@ -24,47 +25,37 @@ MESSAGES_KEY: Final = "messages"
 """Where an agent's state has its messages."""
 
 
-def chats_of(result: Any) -> list[list[BaseMessage]]:
-    """The lists of messages in a tool's result, in order."""
-    chats: list[list[BaseMessage]] = []
+def chats_of(result: Any) -> list[list[Any]]:
+    """The messages in a tool's result, read or not: a list for each place that may hold some."""
+    chats: list[list[Any]] = []
 
     def keep(value: Any) -> Any:
-        if (chat := _read(value)) is not None:
-            chats.append(chat)
+        chats.append(value if isinstance(value, list) else [value])
         return value
 
     _rewritten(result, keep)
     return chats
 
 
-def with_chats(
-    result: Result, before: Sequence[Sequence[BaseMessage]], after: Sequence[Sequence[BaseMessage]]
-) -> Result:
-    """The result with other messages in place of its own; itself if none differs.
+def with_chats(result: Result, screened: Sequence[ModelInput]) -> Result:
+    """The result with sanitised messages in place of its own; itself if none differs.
 
     Args:
         result: What a tool returned.
-        before: Its `chats_of`.
-        after: A list for each of them.
+        screened: Its `chats_of` after the check.
     """
-    pairs = iter(zip(before, after, strict=True))
+    rest = iter(screened)
 
     def replaced(value: Any) -> Any:
-        if _read(value) is None:
+        chat = next(rest)
+        if chat.error is not None:
             return value
-        old, new = next(pairs)
+        new = like(chat.value, chat.read, chat.messages)
         if isinstance(value, list):
-            return like(value, old, new)
-        return value if old[0] is new[0] else new[0]
+            return new
+        return value if new is chat.value else new[0]
 
     return cast("Result", _rewritten(result, replaced))
-
-
-def _read(value: Any) -> list[BaseMessage] | None:
-    try:
-        return messages_of(value if isinstance(value, list) else [value])
-    except ValueError:
-        return None
 
 
 def _rewritten(result: Any, rewrite: _Rewrite) -> Any:

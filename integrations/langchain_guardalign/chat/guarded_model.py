@@ -1,37 +1,39 @@
 """A chat model with a guard in front: for hosted models, of which only the input can be changed.
 
 Masks and the safety prefix are the half of GuardAlign that needs no access to a model's inside; nothing here touches
-attention. What is decided is in `_ruling`, how it is carried out in `_screened_runnable`; this is the chat model.
+attention. `screened_runnable` runs what this class decides.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final, Literal, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult
+from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
+from langchain_core.outputs import ChatGenerationChunk, ChatResult, LLMResult, RunInfo
 from langchain_core.runnables import Runnable, RunnableBinding
 from langchain_core.tools import BaseTool
-from pydantic import ConfigDict, Field, PrivateAttr, field_validator, model_validator
+from pydantic import ConfigDict, PrivateAttr, model_validator
 from typing_extensions import Self
 
-from guardalign_guardrails import Guard, Policy
-from guardalign_guardrails.content.chat import OnViolation, Placement, placement_for
+from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails.content.chat import ChatDecision, OnViolation, PlacementSetting
 from langchain_guardalign.chat import inner_calls as inner
 from langchain_guardalign.chat.countable import without_remote_images
-from langchain_guardalign.chat.decisions import InputDecision, InputRules, adecide_inputs, decide_inputs, refusal_of
-from langchain_guardalign.chat.generation import joined, shares
-from langchain_guardalign.chat.placement import name_of
-from langchain_guardalign.chat.screened_runnable import Passage, ScreenedRunnable
+from langchain_guardalign.chat.delegation import Delegation, TargetBatch, by_target
+from langchain_guardalign.chat.placement import name_of, placement_of
+from langchain_guardalign.chat.refusal import RefusingModel
+from langchain_guardalign.chat.screened_runnable import ScreenedRunnable
 from langchain_guardalign.chat.structured import GuardedStructuredOutput
-from langchain_guardalign.runnable import ImageGuard
+from langchain_guardalign.component import GuardedComponent
+from langchain_guardalign.events import config_within
+from langchain_guardalign.rewrite import with_prefix
+from langchain_guardalign.screening import ModelInput, screen
 
 if TYPE_CHECKING:
     from langchain_core.language_models import ModelProfile
@@ -47,7 +49,7 @@ _OF_THE_WRAPPED_MODEL: Final = (
 )
 
 
-class GuardedChatModel(ScreenedRunnable, BaseChatModel):
+class GuardedChatModel(ScreenedRunnable, GuardedComponent, BaseChatModel):
     """Wraps a chat model so that it never sees what the policy forbids. It is a chat model itself.
 
     By the severest action on an image of the current user turn:
@@ -65,34 +67,28 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
     ``guardalign.verdict`` precedes it, within the enclosing run if there is one.
 
     Attributes:
-        model: The wrapped model. Whoever calls it directly goes around the guard.
-        guard: What checks: an `ImageGuard`, a ready `Guard`, or a `Policy`. An `ImageGuard`'s own ``on_violation``
-            does not count here.
+        model: The wrapped model. A direct call of it goes around the guard.
+        guard: Checks: a guard, a policy or its file's path, or settings; None for the policy that ships with the
+            package.
         on_violation: ``refuse`` answers with the policy's refusal, and no model is asked; ``notice`` lets the model
             answer, with a notice in the image's place; ``raise`` raises `UnsafeContentError`.
         route_to: Answers inputs whose severest action is ``route``.
         placement: Where the prefix goes: ``system``, ``user`` for models that know no system message, or ``auto`` for
             what the model's name says.
+        artifacts: Whether images in the ``artifact`` of tool messages are checked and replaced too.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     model: BaseChatModel
-    guard: ImageGuard = Field(default_factory=ImageGuard)
     on_violation: OnViolation = "refuse"
     route_to: BaseChatModel | None = None
-    placement: Literal["auto"] | Placement = "auto"
+    placement: PlacementSetting = "auto"
+    artifacts: bool = False
 
     # What bind_tools bound for each model: providers write tools differently.
     _for_model: dict[str, Any] = PrivateAttr(default_factory=dict)
     _for_route: dict[str, Any] = PrivateAttr(default_factory=dict)
-
-    @field_validator("guard", mode="before")
-    @classmethod
-    def _as_image_guard(cls, value: Any) -> Any:
-        if isinstance(value, Guard):
-            return ImageGuard.from_guard(value)
-        return ImageGuard(policy=value) if isinstance(value, Policy) else value
 
     @model_validator(mode="after")
     def _leaves_the_run_to_the_model(self) -> Self:
@@ -122,10 +118,9 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """The wrapped model's, and the guard: a cache must not mix guarded answers with unguarded ones."""
-        guard = self.guard.active_guard
         own = {
-            "policy_fingerprint": guard.policy.fingerprint,
-            "encoder": guard.detector.encoder.name,
+            "policy_fingerprint": self.guard.policy.fingerprint,
+            "encoder": self.guard.encoder,
             "on_violation": self.on_violation,
             "placement": self.placement,
             "route_to": self.route_to and dict(self.route_to._identifying_params),  # noqa: SLF001
@@ -148,16 +143,6 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
             ("placement", self.placement),
         ]
 
-    @classmethod
-    def is_lc_serializable(cls) -> bool:
-        """True; ``dumps`` works as far as it does for the wrapped model and the guard."""
-        return True
-
-    @classmethod
-    def get_lc_namespace(cls) -> list[str]:
-        """Where `langchain_core.load.load` finds the class, whatever module it is in."""
-        return ["langchain_guardalign"]
-
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
         """What ``dumps`` writes. What tools were bound to the model for routed inputs has no field."""
         return self.to_json_not_implemented() if self._for_route else super().to_json()
@@ -177,10 +162,9 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
 
         Images behind URLs count as a few words, because some counters fetch them.
         """
-        (decision,) = decide_inputs(self.guard, [list(messages)], replace(self._rules(), on_violation="notice"))
-        given = without_remote_images(
-            cast("list[BaseMessage]", decision.input), self.guard.active_guard.limits.max_bytes
-        )
+        (screened,) = self._screen(screen, [list(messages)], "notice")
+        given = cast("list[BaseMessage]", self._delegate(screened, {}).input)
+        given = without_remote_images(given, self.guard.guard.limits.max_bytes)
         return self.model.get_num_tokens_from_messages(given, **({"tools": tools} if tools else {}), **kwargs)
 
     # What it makes
@@ -223,8 +207,7 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         return GuardedStructuredOutput(
             model=self.model.with_structured_output(schema, include_raw=include_raw, **kwargs),
             route_to=self.route_to and self.route_to.with_structured_output(schema, include_raw=include_raw, **kwargs),
-            guard=self.guard,
-            rules=self._rules(),
+            guarded=self,
             include_raw=include_raw,
         )
 
@@ -236,9 +219,6 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         stop: list[str] | None = None,
         callbacks: Callbacks = None,
         *,
-        tags: list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
-        run_name: str | None = None,
         run_id: UUID | None = None,
         **kwargs: Any,
     ) -> LLMResult:
@@ -247,20 +227,12 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         Raises:
             UnsafeContentError: An image was blocked and ``on_violation`` is ``raise``.
         """
-        run: dict[str, Any] = {
-            "stop": stop,
-            "callbacks": callbacks,
-            "tags": tags,
-            "metadata": metadata,
-            "run_name": run_name,
-        }
-        passages = self._announced(cast("Any", messages), [{"callbacks": callbacks}] * len(messages), kwargs)
-        return joined(
-            [
-                (share, share.model.generate(share.chats, run_id=share.own(run_id), **run, **share.arguments))
-                for share in shares(passages)
-            ]
-        )
+        delegations = self._delegations(messages, [{"callbacks": callbacks}] * len(messages), kwargs)
+        results = []
+        for batch in _batches(delegations):
+            own = {**batch.arguments, "run_id": _own(batch, run_id)}
+            results.append((batch, batch.target.generate(batch.inputs, stop, callbacks, **own)))
+        return _joined(results)
 
     async def agenerate(
         self,
@@ -268,27 +240,16 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         stop: list[str] | None = None,
         callbacks: Callbacks = None,
         *,
-        tags: list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
-        run_name: str | None = None,
         run_id: UUID | None = None,
         **kwargs: Any,
     ) -> LLMResult:
         """`generate` without blocking the event loop."""
-        run: dict[str, Any] = {
-            "stop": stop,
-            "callbacks": callbacks,
-            "tags": tags,
-            "metadata": metadata,
-            "run_name": run_name,
-        }
-        passages = await self._aannounced(cast("Any", messages), [{"callbacks": callbacks}] * len(messages), kwargs)
-        return joined(
-            [
-                (share, await share.model.agenerate(share.chats, run_id=share.own(run_id), **run, **share.arguments))
-                for share in shares(passages)
-            ]
-        )
+        delegations = await self._adelegations(messages, [{"callbacks": callbacks}] * len(messages), kwargs)
+        results = []
+        for batch in _batches(delegations):
+            own = {**batch.arguments, "run_id": _own(batch, run_id)}
+            results.append((batch, await batch.target.agenerate(batch.inputs, stop, callbacks, **own)))
+        return _joined(results)
 
     def _generate(
         self,
@@ -297,8 +258,8 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        (share,) = shares(self._announced([messages], [inner.config_within(run_manager)], kwargs))
-        return inner.generate(share.model, share.chats[0], run_manager, stop=stop, **share.arguments)
+        (batch,) = _batches(self._delegations([messages], [config_within(run_manager)], kwargs))
+        return inner.generate(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
 
     async def _agenerate(
         self,
@@ -307,8 +268,8 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        (share,) = shares(await self._aannounced([messages], [inner.config_within(run_manager)], kwargs))
-        return await inner.agenerate(share.model, share.chats[0], run_manager, stop=stop, **share.arguments)
+        (batch,) = _batches(await self._adelegations([messages], [config_within(run_manager)], kwargs))
+        return await inner.agenerate(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
 
     def _stream(
         self,
@@ -317,8 +278,8 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        (share,) = shares(self._announced([messages], [inner.config_within(run_manager)], kwargs))
-        yield from inner.stream(share.model, share.chats[0], run_manager, stop=stop, **share.arguments)
+        (batch,) = _batches(self._delegations([messages], [config_within(run_manager)], kwargs))
+        yield from inner.stream(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
 
     async def _astream(
         self,
@@ -327,42 +288,46 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        (share,) = shares(await self._aannounced([messages], [inner.config_within(run_manager)], kwargs))
-        chunks = inner.astream(share.model, share.chats[0], run_manager, stop=stop, **share.arguments)
+        (batch,) = _batches(await self._adelegations([messages], [config_within(run_manager)], kwargs))
+        chunks = inner.astream(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
         async with aclosing(cast("Any", chunks)):
             async for chunk in chunks:
                 yield chunk
 
     # How it decides
 
-    def _passages(self, inputs: Sequence[LanguageModelInput], arguments: dict[str, Any]) -> list[Passage]:
-        return [
-            self._way(decision, arguments) for decision in decide_inputs(self.guard, inputs, self._rules(arguments))
-        ]
+    def _screen(
+        self, screening: Callable[..., Any], inputs: Sequence[Any], on_violation: OnViolation | None = None
+    ) -> Any:
+        return screening(
+            self.guard.guard,
+            inputs,
+            artifacts=self.artifacts,
+            on_violation=on_violation or self.on_violation,
+            can_route=self.route_to is not None,
+        )
 
-    async def _apassages(self, inputs: Sequence[LanguageModelInput], arguments: dict[str, Any]) -> list[Passage]:
-        return [
-            self._way(decision, arguments)
-            for decision in await adecide_inputs(self.guard, inputs, self._rules(arguments))
-        ]
+    def _delegate(self, screened: ModelInput, arguments: dict[str, Any]) -> Delegation:
+        decision, policy = cast("ChatDecision", screened.decision), self.guard.policy
+        if decision.handled_by == "error":
+            return Delegation("error", screened.verdicts, screened.messages, UnsafeContentError(screened.violation))
+        if decision.handled_by == "refusal":
+            refusal = RefusingModel.of(policy, screened.violation, screened.verdicts)
+            return Delegation("refusal", screened.verdicts, screened.messages, refusal)
+        model = self.model
+        if decision.handled_by == "route" and self.route_to is not None:
+            model, arguments = self.route_to, self._arguments_for_route(arguments)
+        given: LanguageModelInput = screened.value
+        if decision.is_prefix_due:
+            messages = [HumanMessage(given)] if isinstance(given, str) else screened.messages
+            given = with_prefix(messages, policy.prefix, placement_of(self.placement, model, arguments))
+        elif screened.verdicts:
+            # Not the input: a list that someone appends to meanwhile would bring in what was not checked.
+            given = screened.messages
+        return Delegation(decision.handled_by, screened.verdicts, given, model, arguments)
 
-    def _way(self, decision: InputDecision, arguments: dict[str, Any]) -> Passage:
-        target: BaseChatModel | Exception
-        if decision.handled_by is None:
-            target, arguments = decision.error or RuntimeError("an input without a decision"), {}
-        elif decision.handled_by == "refusal":
-            target, arguments = refusal_of(self.guard.active_guard.policy, decision), {}
-        else:
-            target, arguments = self._answerer(decision.handled_by), self._arguments(decision.handled_by, arguments)
-        return Passage(decision.verdicts, decision.input, target, arguments)
-
-    def _answerer(self, which: Literal["model", "route_to"]) -> BaseChatModel:
-        return self.route_to if which == "route_to" and self.route_to is not None else self.model
-
-    def _arguments(self, which: Literal["model", "route_to"], arguments: dict[str, Any]) -> dict[str, Any]:
-        """A call's arguments, with what was bound for the one model as it was bound for the other."""
-        if which == "model" or not (self._for_model or self._for_route):
-            return arguments
+    def _arguments_for_route(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """A call's arguments, with what was bound for ``route_to`` in place of what was bound for the model."""
         of_the_call = {
             name: value
             for name, value in arguments.items()
@@ -370,14 +335,37 @@ class GuardedChatModel(ScreenedRunnable, BaseChatModel):
         }
         return {**self._for_route, **of_the_call}
 
-    def _rules(self, arguments: dict[str, Any] | None = None) -> InputRules:
-        def place(which: Literal["model", "route_to"]) -> Placement:
-            if self.placement != "auto":
-                return self.placement
-            own = self._arguments(which, arguments or {})
-            return "user" if self.guard.placement == "user" else placement_for(name_of(self._answerer(which), own))
 
-        return InputRules(self.on_violation, self.route_to is not None, place)
+def _batches(delegations: Sequence[Delegation]) -> list[TargetBatch]:
+    """The chats of each model; raises the first error."""
+    for each in delegations:
+        each.runnable()
+    return by_target(delegations)
+
+
+def _own(batch: TargetBatch, run_id: UUID | None) -> UUID | None:
+    """The run id of a call, which LangChain gives to the run of the first chat."""
+    return run_id if batch.places[0] == 0 else None
+
+
+def _joined(results: Sequence[tuple[TargetBatch, LLMResult]]) -> LLMResult:
+    """The results of all models as one, in the order of the chats; a single one as it is.
+
+    ``llm_output`` sums up a whole call and belongs to its provider; several are not added up, each generation's message
+    has its own.
+    """
+    if len(results) == 1:
+        return results[0][1]
+    generations: dict[int, Any] = {}
+    runs: dict[int, RunInfo] = {}
+    for batch, result in results:
+        generations |= dict(zip(batch.places, result.generations, strict=True))
+        runs |= dict(zip(batch.places, result.run or (), strict=False))
+    return LLMResult(
+        generations=[generations[place] for place in sorted(generations)],
+        llm_output={},
+        run=[runs[place] for place in sorted(runs)] or None,
+    )
 
 
 def _unbound(runnable: Any) -> tuple[BaseChatModel, dict[str, Any]]:

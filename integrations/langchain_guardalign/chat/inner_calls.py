@@ -12,16 +12,10 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from typing import Any, cast
 
-from langchain_core.callbacks import (
-    AsyncCallbackManager,
-    AsyncCallbackManagerForLLMRun,
-    CallbackManager,
-    CallbackManagerForLLMRun,
-)
+from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel
 from langchain_core.messages import AIMessageChunk, BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
-from langchain_core.runnables import RunnableConfig
 from langchain_core.runnables.utils import accepts_run_manager
 
 
@@ -60,14 +54,6 @@ async def astream(
     async with aclosing(cast("Any", chunks)):
         async for chunk in chunks:
             yield chunk
-
-
-def config_within(run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> RunnableConfig:
-    """The config of something that happens within a model's run."""
-    if run_manager is None:
-        return {}
-    kind = AsyncCallbackManager if isinstance(run_manager, AsyncCallbackManagerForLLMRun) else CallbackManager
-    return {"callbacks": kind(handlers=run_manager.handlers, parent_run_id=run_manager.run_id)}
 
 
 def _managed(method: Callable[..., Any], run_manager: Any, kwargs: dict[str, Any]) -> dict[str, Any]:

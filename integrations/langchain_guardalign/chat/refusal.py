@@ -1,4 +1,4 @@
-"""A refusal as a chat model: it takes the place of the model that is not to be asked.
+"""A refusal as a chat model: it answers in place of the model that is not asked.
 
 A refusal that comes from a model streams, batches and shows in traces like any answer, so callers need no second path
 for it. What was blocked is not in the input it is given.
@@ -15,7 +15,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
-from guardalign_guardrails import Verdict
+from guardalign_guardrails import Policy, Verdict
 from langchain_guardalign.rewrite import with_verdicts
 
 FINISH_REASON: Final = "content_filter"
@@ -34,9 +34,9 @@ class RefusingModel(BaseChatModel):
     verdicts: tuple[Verdict, ...] = ()
 
     @classmethod
-    def for_verdicts(cls, text: str, verdicts: Sequence[Verdict]) -> RefusingModel:
-        """A refusal because of ``verdicts``. It is cheap, so it is never cached."""
-        return cls(text=text, verdicts=tuple(verdicts), cache=False)
+    def of(cls, policy: Policy, violation: Verdict, verdicts: Sequence[Verdict]) -> RefusingModel:
+        """The policy's refusal because of a violation, with all verdicts on record. It is cheap, so never cached."""
+        return cls(text=policy.refusal_for(violation), verdicts=tuple(verdicts), cache=False)
 
     @property
     def _llm_type(self) -> str:
@@ -46,7 +46,7 @@ class RefusingModel(BaseChatModel):
     def _identifying_params(self) -> dict[str, Any]:
         return {"refusal": self.text}
 
-    def answer(self) -> BaseMessage:
+    def answer(self) -> AIMessage:
         """The refusal as a message: no tokens were used, and the findings are on record."""
         usage = UsageMetadata(input_tokens=0, output_tokens=0, total_tokens=0)
         message = AIMessage(self.text, response_metadata={"finish_reason": FINISH_REASON}, usage_metadata=usage)

@@ -1,26 +1,24 @@
 """Screen, choose, delegate: every public way to run a runnable, with a decision in front of it.
 
 The chosen target gets the sanitised input, the config and the arguments as they came, and opens the only run there is:
-nothing above it is traced, so no trace shows what was taken out. What decides is the subclass's part.
+nothing above it is traced, so no trace shows what was taken out. The subclass decides.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
 from typing import Any, Final, Literal, cast
-from uuid import UUID, uuid4
 
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.runnables import Runnable, RunnableConfig, ensure_config, get_config_list
-from langchain_core.runnables.config import get_async_callback_manager_for_config, get_callback_manager_for_config
+from langchain_core.runnables import Runnable, RunnableConfig, get_config_list
 from langchain_core.runnables.utils import gather_with_concurrency
 
-from guardalign_guardrails import GuardAlignError, Verdict
-from guardalign_guardrails.verdict import event_of
-from langchain_guardalign.events import EVENT
+from guardalign_guardrails import GuardAlignError
+from langchain_guardalign.chat.delegation import Delegation, by_target
+from langchain_guardalign.events import EVENT, adispatch, dispatch
+from langchain_guardalign.screening import ModelInput, ascreen, screen
 
 _FILTERS: Final = (
     "include_names",
@@ -31,28 +29,7 @@ _FILTERS: Final = (
     "exclude_tags",
 )
 
-
-@dataclass(frozen=True)
-class Passage:
-    """Where one input goes, and as what.
-
-    Attributes:
-        verdicts: What was found in it.
-        input: It, sanitised.
-        target: What is to run, or the error to raise instead.
-        arguments: Keyword arguments for the target.
-    """
-
-    verdicts: tuple[Verdict, ...]
-    input: LanguageModelInput = field(repr=False)
-    target: Runnable[LanguageModelInput, Any] | Exception = field(repr=False)
-    arguments: dict[str, Any] = field(repr=False)
-
-    def enter(self) -> Runnable[LanguageModelInput, Any]:
-        """The target, or its error raised."""
-        if isinstance(self.target, Exception):
-            raise self.target
-        return self.target
+_Configs = Sequence[RunnableConfig | None]
 
 
 class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
@@ -63,52 +40,52 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
     """
 
     @abstractmethod
-    def _passages(self, inputs: Sequence[LanguageModelInput], arguments: dict[str, Any]) -> list[Passage]:
-        """Check inputs in one batch and decide on each. Raises `GuardAlignError` if nothing can be checked."""
+    def _screen(self, screening: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        """Call `screen` or `ascreen` with the settings of this runnable."""
 
     @abstractmethod
-    async def _apassages(self, inputs: Sequence[LanguageModelInput], arguments: dict[str, Any]) -> list[Passage]:
-        """`_passages` without blocking the event loop."""
+    def _delegate(self, screened: ModelInput, arguments: dict[str, Any]) -> Delegation:
+        """Decide on one screened input."""
 
     def invoke(
         self,
-        input: LanguageModelInput,  # noqa: A002  LangChain's name
+        input: Any,  # noqa: A002  LangChain's name
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Any:
         """Screen, then invoke what was chosen."""
-        passage = self._passage(input, config, kwargs)
-        return passage.enter().invoke(passage.input, config, **passage.arguments)
+        (chosen,) = self._delegations([input], [config], kwargs)
+        return chosen.runnable().invoke(chosen.input, config, **chosen.arguments)
 
     async def ainvoke(
         self,
-        input: LanguageModelInput,  # noqa: A002  LangChain's name
+        input: Any,  # noqa: A002  LangChain's name
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Any:
         """`invoke` without blocking the event loop."""
-        passage = await self._apassage(input, config, kwargs)
-        return await passage.enter().ainvoke(passage.input, config, **passage.arguments)
+        (chosen,) = await self._adelegations([input], [config], kwargs)
+        return await chosen.runnable().ainvoke(chosen.input, config, **chosen.arguments)
 
     def stream(
         self,
-        input: LanguageModelInput,  # noqa: A002  LangChain's name
+        input: Any,  # noqa: A002  LangChain's name
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> Iterator[Any]:
         """Screen, then stream what the chosen target streams, as it comes."""
-        passage = self._passage(input, config, kwargs)
-        yield from passage.enter().stream(passage.input, config, **passage.arguments)
+        (chosen,) = self._delegations([input], [config], kwargs)
+        yield from chosen.runnable().stream(chosen.input, config, **chosen.arguments)
 
     async def astream(
         self,
-        input: LanguageModelInput,  # noqa: A002  LangChain's name
+        input: Any,  # noqa: A002  LangChain's name
         config: RunnableConfig | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[Any]:
         """`stream` without blocking the event loop."""
-        passage = await self._apassage(input, config, kwargs)
-        chunks = passage.enter().astream(passage.input, config, **passage.arguments)
+        (chosen,) = await self._adelegations([input], [config], kwargs)
+        chunks = chosen.runnable().astream(chosen.input, config, **chosen.arguments)
         # Closed with this generator, so that a reader who stops early ends the request too.
         async with aclosing(cast("Any", chunks)):
             async for chunk in chunks:
@@ -116,7 +93,7 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
 
     def batch(
         self,
-        inputs: list[LanguageModelInput],
+        inputs: list[Any],
         config: RunnableConfig | list[RunnableConfig] | None = None,
         *,
         return_exceptions: bool = False,
@@ -127,20 +104,19 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
             return []
         configs = get_config_list(config, len(inputs))
         try:
-            passages = self._announced(inputs, configs, kwargs)
+            delegations = self._delegations(inputs, configs, kwargs)
         except GuardAlignError as error:
             return _failed(error, len(inputs), return_exceptions=return_exceptions)
-        outputs = _errors(passages, return_exceptions=return_exceptions)
-        for places in _shares(passages):
-            share, arguments = _share(passages, configs, places)
-            target = passages[places[0]].enter()
-            results = target.batch(*share, return_exceptions=return_exceptions, **arguments)
-            _put(outputs, places, results)
+        outputs = _errors(delegations, return_exceptions=return_exceptions)
+        for batch in by_target(delegations):
+            own = [configs[place] for place in batch.places]
+            results = batch.target.batch(batch.inputs, own, return_exceptions=return_exceptions, **batch.arguments)
+            _put(outputs, batch.places, results)
         return outputs
 
     async def abatch(
         self,
-        inputs: list[LanguageModelInput],
+        inputs: list[Any],
         config: RunnableConfig | list[RunnableConfig] | None = None,
         *,
         return_exceptions: bool = False,
@@ -151,37 +127,42 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
             return []
         configs = get_config_list(config, len(inputs))
         try:
-            passages = await self._aannounced(inputs, configs, kwargs)
+            delegations = await self._adelegations(inputs, configs, kwargs)
         except GuardAlignError as error:
             return _failed(error, len(inputs), return_exceptions=return_exceptions)
-        outputs = _errors(passages, return_exceptions=return_exceptions)
-        runs = []
-        for places in _shares(passages):
-            share, arguments = _share(passages, configs, places)
-            target = passages[places[0]].enter()
-            runs.append(target.abatch(*share, return_exceptions=return_exceptions, **arguments))
+        outputs = _errors(delegations, return_exceptions=return_exceptions)
+        batches = by_target(delegations)
+        runs = [
+            batch.target.abatch(
+                batch.inputs,
+                [configs[place] for place in batch.places],
+                return_exceptions=return_exceptions,
+                **batch.arguments,
+            )
+            for batch in batches
+        ]
         # Each batch keeps to the limit by itself; two at once would double it.
         at_once = 1 if configs[0].get("max_concurrency") else None
-        for places, results in zip(_shares(passages), await gather_with_concurrency(at_once, *runs), strict=True):
-            _put(outputs, places, results)
+        for batch, results in zip(batches, await gather_with_concurrency(at_once, *runs), strict=True):
+            _put(outputs, batch.places, results)
         return outputs
 
     def stream_events(
         self,
-        input: LanguageModelInput,  # noqa: A002  LangChain's name
+        input: Any,  # noqa: A002  LangChain's name
         config: RunnableConfig | None = None,
         *,
         version: Literal["v1", "v2", "v3"] = "v2",
         **kwargs: Any,
     ) -> Any:
         """Screen now, then return what the chosen target returns (LangChain implements ``v3`` only)."""
-        passage = self._passage(input, config, kwargs)
-        target: Any = passage.enter()
-        return target.stream_events(passage.input, config, version=version, **passage.arguments)
+        (chosen,) = self._delegations([input], [config], kwargs)
+        target: Any = chosen.runnable()
+        return target.stream_events(chosen.input, config, version=version, **chosen.arguments)
 
     def astream_events(
         self,
-        input: LanguageModelInput,  # noqa: A002  LangChain's name
+        input: Any,  # noqa: A002  LangChain's name
         config: RunnableConfig | None = None,
         *,
         version: Literal["v1", "v2", "v3"] = "v2",
@@ -196,74 +177,53 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
             return self._astream_events_v3(input, config, kwargs)
         return self._astream_events(input, config, version, kwargs)
 
-    async def _astream_events_v3(self, value: LanguageModelInput, config: Any, kwargs: dict[str, Any]) -> Any:
-        passage = await self._apassage(value, config, kwargs)
-        target: Any = passage.enter()
-        return await target.astream_events(passage.input, config, version="v3", **passage.arguments)
+    async def _astream_events_v3(self, value: Any, config: Any, kwargs: dict[str, Any]) -> Any:
+        (chosen,) = await self._adelegations([value], [config], kwargs)
+        target: Any = chosen.runnable()
+        return await target.astream_events(chosen.input, config, version="v3", **chosen.arguments)
 
     async def _astream_events(
-        self, value: LanguageModelInput, config: Any, version: Literal["v1", "v2"], kwargs: dict[str, Any]
+        self, value: Any, config: Any, version: Literal["v1", "v2"], kwargs: dict[str, Any]
     ) -> AsyncIterator[Any]:
         filters: dict[str, Any] = {name: kwargs.pop(name) for name in _FILTERS if name in kwargs}
-        (passage,) = await self._apassages([value], kwargs)
-        told = await _aannounce(passage, config)
+        (chosen,) = await self._ascreened([value], kwargs)
+        event = await adispatch(chosen.verdicts, config)
         # LangChain would put the input into the first event of a run; this one belongs to no run of ours.
-        if told and version == "v2" and _is_wanted(filters):
-            yield told
-        events = passage.enter().astream_events(passage.input, config, version=version, **filters, **passage.arguments)
+        if event and version == "v2" and _is_wanted(filters):
+            yield event
+        target = chosen.runnable()
+        events = target.astream_events(chosen.input, config, version=version, **filters, **chosen.arguments)
         async with aclosing(cast("Any", events)):
             async for event in events:
                 yield event
 
-    def _passage(self, value: LanguageModelInput, config: RunnableConfig | None, kwargs: dict[str, Any]) -> Passage:
-        return self._announced([value], [ensure_config(config)], kwargs)[0]
+    def _delegations(self, inputs: Sequence[Any], configs: _Configs, arguments: dict[str, Any]) -> list[Delegation]:
+        """Check inputs in one batch, decide on each, and dispatch the verdicts.
 
-    async def _apassage(
-        self, value: LanguageModelInput, config: RunnableConfig | None, kwargs: dict[str, Any]
-    ) -> Passage:
-        return (await self._aannounced([value], [ensure_config(config)], kwargs))[0]
+        Raises:
+            GuardAlignError: Nothing can be checked.
+        """
+        delegations = [self._decided(one, arguments) for one in self._screen(screen, inputs)]
+        for each, config in zip(delegations, configs, strict=True):
+            dispatch(each.verdicts, config)
+        return delegations
 
-    def _announced(
-        self, inputs: Sequence[LanguageModelInput], configs: Sequence[RunnableConfig], kwargs: dict[str, Any]
-    ) -> list[Passage]:
-        passages = self._passages(inputs, kwargs)
-        for passage, config in zip(passages, configs, strict=True):
-            _announce(passage, config)
-        return passages
+    async def _adelegations(
+        self, inputs: Sequence[Any], configs: _Configs, arguments: dict[str, Any]
+    ) -> list[Delegation]:
+        """`_delegations` without blocking the event loop."""
+        delegations = await self._ascreened(inputs, arguments)
+        for each, config in zip(delegations, configs, strict=True):
+            await adispatch(each.verdicts, config)
+        return delegations
 
-    async def _aannounced(
-        self, inputs: Sequence[LanguageModelInput], configs: Sequence[RunnableConfig], kwargs: dict[str, Any]
-    ) -> list[Passage]:
-        passages = await self._apassages(inputs, kwargs)
-        for passage, config in zip(passages, configs, strict=True):
-            await _aannounce(passage, config)
-        return passages
+    async def _ascreened(self, inputs: Sequence[Any], arguments: dict[str, Any]) -> list[Delegation]:
+        return [self._decided(one, arguments) for one in await self._screen(ascreen, inputs)]
 
-
-def _announce(passage: Passage, config: RunnableConfig) -> None:
-    """Tell listeners what was found; within the enclosing run if there is one, which `dispatch_custom_event` needs."""
-    if passage.verdicts:
-        manager = get_callback_manager_for_config(config)
-        manager.on_custom_event(EVENT, event_of(passage.verdicts), run_id=manager.parent_run_id)
-
-
-async def _aannounce(passage: Passage, config: RunnableConfig | None) -> dict[str, Any] | None:
-    """`_announce` for async runs; the event as `astream_events` shows it, None if there is nothing to tell."""
-    if not passage.verdicts:
-        return None
-    manager = get_async_callback_manager_for_config(ensure_config(config))
-    run_id: UUID = manager.parent_run_id or uuid4()
-    data = event_of(passage.verdicts)
-    await manager.on_custom_event(EVENT, data, run_id=run_id)
-    return {
-        "event": "on_custom_event",
-        "name": EVENT,
-        "run_id": str(run_id),
-        "parent_ids": [],
-        "tags": list(manager.tags),
-        "metadata": dict(manager.metadata),
-        "data": data,
-    }
+    def _decided(self, screened: ModelInput, arguments: dict[str, Any]) -> Delegation:
+        if screened.error is not None:
+            return Delegation("error", (), screened.value, screened.error)
+        return self._delegate(screened, arguments)
 
 
 def _is_wanted(filters: dict[str, Any]) -> bool:
@@ -280,30 +240,14 @@ def _failed(error: GuardAlignError, count: int, *, return_exceptions: bool) -> l
     return [error] * count
 
 
-def _errors(passages: Sequence[Passage], *, return_exceptions: bool) -> list[Any]:
-    """A result for each passage that has no target, None for the others; the first error raised if they may be."""
-    errors = [passage.target if isinstance(passage.target, Exception) else None for passage in passages]
+def _errors(delegations: Sequence[Delegation], *, return_exceptions: bool) -> list[Any]:
+    """The errors of delegations without a target, None for the others; the first is raised if errors may be."""
+    errors = [each.target if isinstance(each.target, Exception) else None for each in delegations]
     if not return_exceptions:
         for error in errors:
             if error is not None:
                 raise error
     return list(errors)
-
-
-def _shares(passages: Sequence[Passage]) -> list[list[int]]:
-    """Which inputs go to the same target; those with an error go nowhere."""
-    shares: dict[int, list[int]] = {}
-    for place, passage in enumerate(passages):
-        if not isinstance(passage.target, Exception):
-            shares.setdefault(id(passage.target), []).append(place)
-    return list(shares.values())
-
-
-def _share(
-    passages: Sequence[Passage], configs: Sequence[RunnableConfig], places: Sequence[int]
-) -> tuple[tuple[list[LanguageModelInput], list[RunnableConfig]], dict[str, Any]]:
-    share = [passages[place].input for place in places], [configs[place] for place in places]
-    return share, passages[places[0]].arguments
 
 
 def _put(outputs: list[Any], places: Sequence[int], results: Sequence[Any]) -> None:

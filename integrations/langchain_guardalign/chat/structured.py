@@ -6,35 +6,37 @@ LangChain gives for an answer that cannot be parsed.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.runnables import Runnable, RunnableLambda, RunnableSerializable
 from pydantic import ConfigDict, Field, SkipValidation
 
-from langchain_guardalign.chat.decisions import InputDecision, InputRules, adecide_inputs, decide_inputs, refusal_of
-from langchain_guardalign.chat.screened_runnable import Passage, ScreenedRunnable
-from langchain_guardalign.runnable import ImageGuard
+from guardalign_guardrails import UnsafeContentError
+from langchain_guardalign.chat.delegation import Delegation
+from langchain_guardalign.chat.refusal import RefusingModel
+from langchain_guardalign.chat.screened_runnable import ScreenedRunnable
+from langchain_guardalign.component import PicklableComponent
+from langchain_guardalign.screening import ModelInput
 
 
-class GuardedStructuredOutput(ScreenedRunnable, RunnableSerializable[LanguageModelInput, Any]):
+class GuardedStructuredOutput(ScreenedRunnable, PicklableComponent, RunnableSerializable[LanguageModelInput, Any]):
     """See `GuardedChatModel.with_structured_output`, which makes it.
 
     Attributes:
-        model: Structured output of the guarded model.
+        guarded: The guarded model, which decides.
+        model: Structured output of the model it wraps.
         route_to: Structured output of the model for routed inputs; None if there is none.
-        guard: What checks.
-        rules: What its findings mean.
         include_raw: Whether results are mappings of ``raw``, ``parsed`` and ``parsing_error``.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
+    guarded: SkipValidation[ScreenedRunnable] = Field(repr=False)
     model: SkipValidation[Runnable[LanguageModelInput, Any]] = Field(repr=False)
     route_to: SkipValidation[Runnable[LanguageModelInput, Any] | None] = Field(default=None, repr=False)
-    guard: ImageGuard
-    rules: SkipValidation[InputRules] = Field(repr=False)
     include_raw: bool = False
 
     @property
@@ -42,25 +44,18 @@ class GuardedStructuredOutput(ScreenedRunnable, RunnableSerializable[LanguageMod
         """What the model's structured output gives."""
         return self.model.OutputType
 
-    def _passages(self, inputs: Sequence[LanguageModelInput], arguments: dict[str, Any]) -> list[Passage]:
-        return [self._way(decision, arguments) for decision in decide_inputs(self.guard, inputs, self.rules)]
+    def _screen(self, screening: Callable[..., Any], inputs: Sequence[Any]) -> Any:
+        return self.guarded._screen(screening, inputs)  # noqa: SLF001  of the same base class
 
-    async def _apassages(self, inputs: Sequence[LanguageModelInput], arguments: dict[str, Any]) -> list[Passage]:
-        return [self._way(decision, arguments) for decision in await adecide_inputs(self.guard, inputs, self.rules)]
-
-    def _way(self, decision: InputDecision, arguments: dict[str, Any]) -> Passage:
-        target: Runnable[LanguageModelInput, Any] | Exception
-        if decision.handled_by == "model":
-            target = self.model
-        elif decision.handled_by == "route_to" and self.route_to is not None:
-            target = self.route_to
-        elif decision.handled_by == "refusal" and self.include_raw:
-            return Passage(decision.verdicts, decision.input, self._refused(decision), {})
-        else:
-            target = decision.error or RuntimeError("no model for a routed input")
-        return Passage(decision.verdicts, decision.input, target, arguments)
-
-    def _refused(self, decision: InputDecision) -> Runnable[LanguageModelInput, Any]:
-        refusal = refusal_of(self.guard.active_guard.policy, decision)
-        result = {"raw": refusal.answer(), "parsed": None, "parsing_error": decision.error}
-        return RunnableLambda(lambda _: result, name="GuardAlignRefusal")
+    def _delegate(self, screened: ModelInput, arguments: dict[str, Any]) -> Delegation:
+        chosen = self.guarded._delegate(screened, {})  # noqa: SLF001  of the same base class
+        if chosen.handled_by == "error":
+            return chosen
+        if chosen.handled_by in ("model", "route"):
+            routed = self.route_to if chosen.handled_by == "route" else None
+            return replace(chosen, target=routed or self.model, arguments=arguments)
+        error = UnsafeContentError(screened.violation)
+        if not self.include_raw:
+            return replace(chosen, handled_by="error", target=error)
+        result = {"raw": cast("RefusingModel", chosen.target).answer(), "parsed": None, "parsing_error": error}
+        return replace(chosen, target=RunnableLambda(lambda _: result, name="GuardAlignRefusal"))

@@ -9,9 +9,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from langchain_core.callbacks import BaseCallbackManager, Callbacks, adispatch_custom_event, dispatch_custom_event
+from langchain_core.callbacks import Callbacks
 from langchain_core.documents import BaseDocumentCompressor, BaseDocumentTransformer, Document
-from langchain_core.runnables import RunnableConfig
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardalign_guardrails import Source, Verdict
@@ -26,9 +25,8 @@ from guardalign_guardrails.content.documents import (
 from guardalign_guardrails.content.records import with_records
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardField, GuardSettings
-from guardalign_guardrails.verdict import event_of
 from langchain_guardalign.documents.images import FieldNames, find_images
-from langchain_guardalign.events import EVENT
+from langchain_guardalign.events import adispatch, dispatch
 
 Quarantine: TypeAlias = Callable[[Document, tuple[Verdict, ...]], object]
 
@@ -139,8 +137,7 @@ class ImageDocumentCompressor(_ImageDocumentFilter, BaseDocumentCompressor):
             OSError: A masked copy cannot be written.
         """
         filtered = self._filter().filter(documents)
-        if filtered.verdicts and (config := _run_of(callbacks)) is not None:
-            dispatch_custom_event(EVENT, event_of(filtered.verdicts), config=config)
+        dispatch(filtered.verdicts, {"callbacks": callbacks})
         return self._passed(filtered)
 
     async def acompress_documents(
@@ -151,8 +148,7 @@ class ImageDocumentCompressor(_ImageDocumentFilter, BaseDocumentCompressor):
     ) -> Sequence[Document]:
         """`compress_documents` without blocking the event loop."""
         filtered = await self._filter().afilter(documents)
-        if filtered.verdicts and (config := _run_of(callbacks)) is not None:
-            await adispatch_custom_event(EVENT, event_of(filtered.verdicts), config=config)
+        await adispatch(filtered.verdicts, {"callbacks": callbacks})
         return self._passed(filtered)
 
 
@@ -163,9 +159,3 @@ def _rewritten(document: Document, checked: CheckedImages) -> Document:
     new["metadata"] = with_records(new["metadata"], checked.verdicts)
     update = {name: value for name, value in new.items() if value is not old[name]}
     return document.model_copy(update=update) if update else document
-
-
-def _run_of(callbacks: Callbacks | None) -> RunnableConfig | None:
-    """A config to dispatch events within the run that callbacks belong to; None if they belong to none."""
-    is_of_run = isinstance(callbacks, BaseCallbackManager) and callbacks.parent_run_id is not None
-    return {"callbacks": callbacks} if is_of_run else None

@@ -17,16 +17,15 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 from pydantic import AliasChoices, ConfigDict, Field, PrivateAttr, SkipValidation, field_validator, model_validator
 from typing_extensions import Self
 
-from guardalign_guardrails import Guard, Policy
 from guardalign_guardrails.content.chat import OnViolation
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
+from guardalign_guardrails.guarding.settings import GuardSettings
 from langchain_guardalign.local.call import SETTINGS, settings_of
 from langchain_guardalign.local.messages import chat_of
 from langchain_guardalign.local.profile import profile_of
 from langchain_guardalign.local.weights import Weights, view
-from langchain_guardalign.runnable import ImageGuard
 
 if TYPE_CHECKING:
     from langchain_core.language_models import ModelProfile
@@ -73,7 +72,7 @@ class LocalModel(BaseChatModel):
 
     calibration: CalibrationConfig | None = CalibrationConfig()
     prefix: SafetyPrefix = SafetyPrefix()
-    guard: ImageGuard | None = None
+    guard: GuardSettings | None = None
     on_violation: OnViolation = "refuse"
     report: bool = False
     source: SkipValidation[CalibratedLVLM | Weights] = Field(
@@ -101,10 +100,8 @@ class LocalModel(BaseChatModel):
 
     @field_validator("guard", mode="before")
     @classmethod
-    def _as_image_guard(cls, value: Any) -> Any:
-        if isinstance(value, Guard):
-            return ImageGuard.from_guard(value)
-        return ImageGuard(policy=value) if isinstance(value, Policy) else value
+    def _as_settings(cls, value: Any) -> Any:
+        return value if value is None or isinstance(value, dict) else GuardSettings.of(value)
 
     @field_validator("dtype", mode="before")
     @classmethod
@@ -139,7 +136,7 @@ class LocalModel(BaseChatModel):
             ModelUnavailable: It cannot be loaded.
             CalibrationError: It cannot be calibrated, or not as asked.
         """
-        guard = None if self.guard is None else self.guard.active_guard
+        guard = None if self.guard is None else self.guard.guard
         key = (self.source, self.calibration, self.prefix, guard, self.on_violation)
         if self._view is None or self._view[0] != key:
             source, bare = self.source, self._profile
@@ -183,7 +180,7 @@ class LocalModel(BaseChatModel):
     @property
     def _identifying_params(self) -> dict[str, Any]:
         """All that an answer depends on, so that a cache mixes no guarded answers with others. Loads no weights."""
-        guard = None if self.guard is None else self.guard.active_guard
+        guard = None if self.guard is None else self.guard.guard
         plain = {**{name: getattr(self, name) for name in _OF_LOADING if name != "device_map"}, **self.lc_attributes}
         ready = self.source.identity if isinstance(self.source, CalibratedLVLM) else {}
         own = {
@@ -214,12 +211,7 @@ class LocalModel(BaseChatModel):
 
     @property
     def _profile(self) -> ModelProfile:
-        guard = self.guard
-        can_fetch = guard is not None and (
-            (guard.policy is not None and guard.policy.fetch is not None)
-            if guard.guard is None
-            else guard.guard.fetcher is not None
-        )
+        can_fetch = self.guard is not None and self.guard.guard.fetcher is not None
         return profile_of(self.model, self.loaded, can_fetch=can_fetch)
 
     def _resolve_model_profile(self) -> ModelProfile | None:
@@ -246,11 +238,13 @@ class LocalModel(BaseChatModel):
         }
         if hasattr(quantization, "to_dict"):
             plain["quantization_config"] = quantization.to_dict()
+        if self.guard is not None:
+            plain["guard"] = self.guard.model_dump(mode="json", exclude_none=True)
         return plain
 
     def to_json(self) -> SerializedConstructor | SerializedNotImplemented:
-        """What ``dumps`` writes. A ready model holds weights, which are no text."""
-        is_ready = isinstance(self.source, CalibratedLVLM)
+        """What ``dumps`` writes. A ready model or guard holds weights, which are no text."""
+        is_ready = isinstance(self.source, CalibratedLVLM) or (self.guard is not None and self.guard.is_ready_guard)
         return self.to_json_not_implemented() if is_ready else super().to_json()
 
     def get_token_ids(self, text: str) -> list[int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any, Final, cast
+from typing import Any, Final
 from uuid import uuid4
 
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage, ToolMessage
@@ -84,7 +84,7 @@ def chunk_of(piece: Piece, lvlm: CalibratedLVLM) -> ChatGenerationChunk | None:
         usage_metadata=_usage(answer),
         chunk_position="last",
     )
-    return ChatGenerationChunk(message=cast("AIMessageChunk", with_verdicts(message, answer.verdicts)))
+    return ChatGenerationChunk(message=with_verdicts(message, answer.verdicts))
 
 
 def _new_id() -> str:

@@ -29,9 +29,9 @@ except ImportError as error:
         "ChatGuardAlign needs transformers: pip install 'guardalign-guardrails[langchain,local]'."
     ) from error
 
+from langchain_guardalign.events import adispatch, config_within, dispatch, stream_config
 from langchain_guardalign.local.batch import Batching, aanswer, answer
 from langchain_guardalign.local.call import ANY_OBJECT, Call, call_of, schema_of, tools_of
-from langchain_guardalign.local.events import atell, listeners, opening, tell
 from langchain_guardalign.local.messages import chat_of, chunk_of, message_of
 from langchain_guardalign.local.structured import called, structured
 
@@ -75,8 +75,7 @@ class ChatGuardAlign(Batching):
         generate_kwargs: More settings of transformers' ``GenerationConfig``.
         calibration: How strongly the prefix is held in attention; None for plain decoding.
         prefix: The safety prefix, and where it goes.
-        guard: Checks the images of every chat: an `ImageGuard`, a ready `Guard`, or a `Policy`. An `ImageGuard`'s own
-            ``on_violation`` and ``placement`` do not count here.
+        guard: Checks the images of every chat: a guard, a policy or its file's path, or settings. None checks nothing.
         on_violation: ``refuse`` answers with the policy's refusal, and the model is not asked; ``notice`` lets it
             answer, with a notice in the image's place; ``raise`` raises `UnsafeContentError`.
         report: Whether answers say what share of attention the prefix had before and after calibration.
@@ -167,14 +166,14 @@ class ChatGuardAlign(Batching):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call, config, lvlm = self._call(stop, kwargs), listeners(run_manager), self.lvlm
+        call, config, lvlm = self._call(stop, kwargs), config_within(run_manager), self.lvlm
         _check(call, lvlm)
         try:
             given, row = answer(self, lvlm, chat_of(messages), call)
         except UnsafeContentError as error:
-            tell([error.verdict], config)
+            dispatch([error.verdict], config)
             raise
-        tell(given.verdicts, config)
+        dispatch(given.verdicts, config)
         return ChatResult(generations=[ChatGeneration(message=message_of(given, lvlm, row))])
 
     async def _agenerate(
@@ -184,14 +183,14 @@ class ChatGuardAlign(Batching):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        call, config, lvlm = self._call(stop, kwargs), listeners(run_manager), await self.alvlm()
+        call, config, lvlm = self._call(stop, kwargs), config_within(run_manager), await self.alvlm()
         _check(call, lvlm)
         try:
             given, row = await aanswer(self, lvlm, chat_of(messages), call)
         except UnsafeContentError as error:
-            await atell([error.verdict], config)
+            await adispatch([error.verdict], config)
             raise
-        await atell(given.verdicts, config)
+        await adispatch(given.verdicts, config)
         return ChatResult(generations=[ChatGeneration(message=message_of(given, lvlm, row))])
 
     def _stream(
@@ -201,12 +200,12 @@ class ChatGuardAlign(Batching):
         run_manager: CallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
-        call, config, lvlm = self._call(stop, kwargs), listeners(run_manager), self.lvlm
+        call, config, lvlm = self._call(stop, kwargs), config_within(run_manager), self.lvlm
         _check(call, lvlm)
         try:
             with closing(cast("Any", lvlm.stream(chat_of(messages), **call.arguments))) as pieces:
                 for piece in pieces:
-                    tell(piece.verdicts, config)
+                    dispatch(piece.verdicts, config)
                     chunk = chunk_of(piece, lvlm)
                     if chunk is None:
                         continue
@@ -214,7 +213,7 @@ class ChatGuardAlign(Batching):
                         run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
         except UnsafeContentError as error:
-            tell([error.verdict], config)
+            dispatch([error.verdict], config)
             raise
 
     async def _astream(
@@ -224,12 +223,12 @@ class ChatGuardAlign(Batching):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
-        call, config, lvlm = self._call(stop, kwargs), listeners(run_manager), await self.alvlm()
+        call, config, lvlm = self._call(stop, kwargs), config_within(run_manager), await self.alvlm()
         _check(call, lvlm)
         try:
             async with aclosing(cast("Any", lvlm.astream(chat_of(messages), **call.arguments))) as pieces:
                 async for piece in pieces:
-                    await atell(piece.verdicts, config)
+                    await adispatch(piece.verdicts, config)
                     chunk = chunk_of(piece, lvlm)
                     if chunk is None:
                         continue
@@ -237,7 +236,7 @@ class ChatGuardAlign(Batching):
                         await run_manager.on_llm_new_token(chunk.text, chunk=chunk)
                     yield chunk
         except UnsafeContentError as error:
-            await atell([error.verdict], config)
+            await adispatch([error.verdict], config)
             raise
 
     def stream(
@@ -250,7 +249,7 @@ class ChatGuardAlign(Batching):
     ) -> Iterator[AIMessageChunk]:
         """The answer in chunks, as tokens come. Closing it frees the model within one token."""
         with closing(cast("Any", super().stream(input, config, stop=stop, **kwargs))) as chunks:
-            with opening(config):
+            with stream_config(config):
                 first = next(chunks)
             yield first
             yield from chunks
@@ -265,7 +264,7 @@ class ChatGuardAlign(Batching):
     ) -> AsyncIterator[AIMessageChunk]:
         """`stream` without blocking the event loop."""
         async with aclosing(cast("Any", super().astream(input, config, stop=stop, **kwargs))) as chunks:
-            with opening(config):
+            with stream_config(config):
                 first = await anext(chunks)
             yield first
             async for chunk in chunks:

@@ -1,17 +1,33 @@
-"""The detector as a LangChain decision model, for routers and other things that ask typed questions about a state.
+"""The detector as a LangChain decision model, which answers typed questions about the images in a state.
 
-A decision model is asked in words; this one does not read them. Whatever the instructions say, it answers about the
-images in the state under its policy, and refuses questions whose answer would not be that. Needs langchain-core 1.8.
+Routers and other components ask decision models. This one reads no instructions: whatever they say, it answers about
+the images in the state under its policy, and refuses questions whose answer would not be that. Copy it into your app.
+Needs langchain-core 1.8 (Python 3.11 or newer). Runs without network, GPU or API key.
+
+Run: ``python examples/decision_model.py``.
 """
 
 from __future__ import annotations
 
+import base64
+import logging
+import os
+import sys
+import warnings
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from langchain_core.messages import BaseMessage
-from langchain_core.runnables import RunnableConfig
-from pydantic import ConfigDict, Field, field_validator
+# Before torch and transformers are imported: a demo has no use for their progress bars and advice.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+os.environ.setdefault("TQDM_DISABLE", "1")
+warnings.filterwarnings("ignore")
+logging.getLogger("sentence_transformers").setLevel(logging.ERROR)
+
+from langchain_core.messages import BaseMessage, HumanMessage  # noqa: E402
+from langchain_core.runnables import RunnableConfig  # noqa: E402
 
 try:
     from langchain_core.decisions import (
@@ -28,65 +44,43 @@ try:
         Question,
         Score,
         ScoreAnswer,
-        State,
     )
-except ImportError as error:
-    raise ImportError(
-        "GuardAlignDecisionModel needs langchain_core.decisions: pip install 'langchain-core>=1.8' (Python 3.11 on)."
-    ) from error
+except ImportError:
+    sys.exit("Decision models need langchain_core.decisions: pip install 'langchain-core>=1.8' (Python 3.11 or newer).")
 
-from guardalign_guardrails import Action, Guard, GuardAlignError, Verdict
-from guardalign_guardrails.actions import LADDER, severest
-from guardalign_guardrails.content.redaction import without_images
-from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
-from langchain_guardalign.runnable import ImageGuard
+from guardalign_guardrails import Action, Verdict  # noqa: E402
+from guardalign_guardrails.actions import LADDER, severest  # noqa: E402
+from guardalign_guardrails.content.redaction import without_images  # noqa: E402
+from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen  # noqa: E402
+from guardalign_guardrails.guarding.settings import GuardField  # noqa: E402
 
+HERE = Path(__file__).parent
 SAFE = "safe"
 """The label of a choice that stands for none of the policy's categories."""
 
 
-class QuestionError(GuardAlignError):
-    """A question that a detector of unsafe images cannot answer."""
-
-
-class GuardAlignDecisionModel(BaseDecisionModel):  # type: ignore[misc]  # unknown to older cores
+class ImageDecisionModel(BaseDecisionModel):  # type: ignore[misc]  # unknown to older cores
     """Answers questions about the images in a state.
 
     - `Noul`: 1 - p of the most suspicious image, the share of benign images that score lower; a rank, not a posterior.
-      Without a calibration profile 1 or 0, by whether the policy acts. 0 without an image, 1 for one that cannot be
-      judged.
+      Without a reference profile 1 or 0, by whether the policy acts. 0 without an image, 1 for one that cannot be
+      checked.
     - `Choice`: labels must be the policy's categories and ``safe``; ``safe`` gets what the `Noul` leaves, the
       categories share the rest by their own ranks.
     - `Score`: criteria must be actions of the policy in their order (``allow``, ..., ``block``); all of the
       distribution is on the action proposed.
     - `Box`: around all masked boxes of the most suspicious image, or its hottest region.
-
-    Attributes:
-        model: What is reported as the model's name.
-        guard: What checks: an `ImageGuard` or a ready `Guard`.
     """
 
-    model_config = ConfigDict(arbitrary_types_allowed=True)
-
     model: str = "guardalign"
-    guard: ImageGuard = Field(default_factory=ImageGuard)
-
-    @field_validator("guard", mode="before")
-    @classmethod
-    def _as_image_guard(cls, value: Any) -> Any:
-        return ImageGuard.from_guard(value) if isinstance(value, Guard) else value
+    guard: GuardField
 
     @property
     def _provider(self) -> str:
         return "guardalign"
 
     def invoke(self, input: ClassifierRequest, config: RunnableConfig | None = None, **_: Any) -> ClassifierResponse:  # noqa: A002  LangChain's name
-        """Answer one request; its trace shows words in place of images.
-
-        Raises:
-            QuestionError: A question cannot be answered.
-            GuardAlignError: The guard cannot work: no encoder, no profile.
-        """
+        """Answer one request; its trace shows text in place of images."""
 
         def run(_: Any) -> ClassifierResponse:
             return self._classify(input["state"], dict(input["questions"]))
@@ -106,15 +100,15 @@ class GuardAlignDecisionModel(BaseDecisionModel):  # type: ignore[misc]  # unkno
 
         return await self._acall_with_config(run, _traced(input), self._traced_config(config), run_type="llm")
 
-    def _classify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
-        return self._answers(screen(self.guard.active_guard, [Turn(_plain(state))]), questions)
+    def _classify(self, state: Any, questions: dict[str, Question]) -> ClassifierResponse:
+        return self._answers(screen(self.guard.guard, [Turn(_plain(state))]), questions)
 
-    async def _aclassify(self, state: State, questions: dict[str, Question]) -> ClassifierResponse:
-        return self._answers(await ascreen(self.guard.active_guard, [Turn(_plain(state))]), questions)
+    async def _aclassify(self, state: Any, questions: dict[str, Question]) -> ClassifierResponse:
+        return self._answers(await ascreen(self.guard.guard, [Turn(_plain(state))]), questions)
 
     def _answers(self, screened: Sequence[Screened], questions: Mapping[str, Question]) -> ClassifierResponse:
         verdicts = [verdict for result in screened for verdict in result.verdicts]
-        categories = list(self.guard.active_guard.policy.categories)
+        categories = list(self.guard.policy.categories)
         answers = {name: _answer(question, verdicts, categories) for name, question in questions.items()}
         return ClassifierResponse(model=self.model, answers=answers)
 
@@ -130,7 +124,7 @@ def _answer(question: Question, verdicts: Sequence[Verdict], categories: Sequenc
         return _score(question, severest(*(verdict.proposed for verdict in verdicts)))
     if isinstance(question, Box):
         return _box(worst, unsafe)
-    raise QuestionError(f"A question of type {type(question).__name__} cannot be answered; ask a Noul, Choice or Box.")
+    raise ValueError(f"A question of type {type(question).__name__} cannot be answered; ask a Noul, Choice or Box.")
 
 
 def _rank(verdict: Verdict) -> float:
@@ -146,7 +140,7 @@ def _choice(question: Choice, worst: Verdict | None, unsafe: float, categories: 
     labels = list(question.criteria)
     strange = [label for label in labels if label != SAFE and label not in categories]
     if strange or SAFE not in labels or len(labels) < 2:
-        raise QuestionError(
+        raise ValueError(
             f"The labels of a choice are '{SAFE}' and categories of the policy ({', '.join(categories)}); "
             f"{len(strange)} of {len(labels)} are neither."
         )
@@ -169,9 +163,7 @@ def _choice(question: Choice, worst: Verdict | None, unsafe: float, categories: 
 def _score(question: Score, action: Action) -> ScoreAnswer:
     levels = [name for name in LADDER if name in question.criteria]
     if levels != list(question.criteria):
-        raise QuestionError(
-            f"The criteria of a score are actions in their order: {', '.join(LADDER)}, or some of them."
-        )
+        raise ValueError(f"The criteria of a score are actions in their order: {', '.join(LADDER)}, or some of them.")
     # An action that is not among them counts as the next severer one, or else as the severest.
     above = [place for place, name in enumerate(levels) if LADDER.index(name) >= LADDER.index(action)]
     place = above[0] if above else len(levels) - 1
@@ -186,7 +178,7 @@ def _score(question: Score, action: Action) -> ScoreAnswer:
 
 def _box(worst: Verdict | None, unsafe: float) -> BoxAnswer:
     if worst is None:
-        raise QuestionError("There is no image in the state to find a box in.")
+        raise ValueError("There is no image in the state to find a box in.")
     boxes = list(worst.masks) or [region.box for region in worst.regions if region.score == worst.score]
     width = max((region.box[2] for region in worst.regions), default=0.0)
     height = max((region.box[3] for region in worst.regions), default=0.0)
@@ -218,3 +210,27 @@ def _plain(state: Any) -> Any:
 
 def _traced(request: ClassifierRequest) -> dict[str, Any]:
     return {"state": without_images(_plain(request["state"])), "questions": dict(request["questions"])}
+
+
+def main() -> None:
+    model = ImageDecisionModel(guard=HERE / "policy.yaml")
+    questions = {
+        "unsafe": Noul(instructions="Is there unsafe content in an image?"),
+        "which": Choice(instructions="Of which kind?", criteria=dict.fromkeys([SAFE, *model.guard.policy.categories])),
+        "what to do": Score(instructions="How severe?", criteria=list(LADDER)),
+        "where": Box(instructions="Where is it?"),
+    }
+    for name in ("cat.jpg", "coffee_and_pistol.jpg"):
+        image = base64.b64encode((HERE / "images" / name).read_bytes()).decode()
+        state = [HumanMessage([{"type": "image", "base64": image, "mime_type": "image/jpeg"}])]
+        found = model.invoke({"state": state, "questions": questions})
+        box = found.boxes["where"].box
+        print(
+            f"{name}: unsafe {found.nouls['unsafe'].noul:.3f}, {found.choices['which'].choice}, "
+            f"{LADDER[round(found.scores['what to do'].score)]}, from ({box.left:.2f}, {box.top:.2f}) to "
+            f"({box.right:.2f}, {box.bottom:.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
