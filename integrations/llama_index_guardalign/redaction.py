@@ -23,8 +23,8 @@ from pydantic import PrivateAttr
 from guardalign_guardrails.content.redaction import OMITTED
 from guardalign_guardrails.content.walk import find_loose
 from llama_index_guardalign.chat.blocks import without_media
+from llama_index_guardalign.leaves import mapped
 from llama_index_guardalign.nodes.images import without_all_images
-from llama_index_guardalign.nodes.leaves import mapped
 
 
 def redact_traces(dispatcher: Dispatcher | None = None) -> None:

@@ -24,7 +24,7 @@ from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.chats import canary, leaks_of, number_of, shows
 from llama_index_guardalign import GuardVerdictEvent, guard_tool
-from llama_index_guardalign.nodes.leaves import TOO_DEEP
+from llama_index_guardalign.leaves import TOO_DEEP
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
 

@@ -22,8 +22,8 @@ from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from llama_index_guardalign.chat.blocks import plain_of, restored
 from llama_index_guardalign.events import announce
-from llama_index_guardalign.nodes.filter import NodeFilter
-from llama_index_guardalign.nodes.leaves import mapped
+from llama_index_guardalign.leaves import mapped
+from llama_index_guardalign.nodes.filter import announced, node_filter
 from llama_index_guardalign.spans import not_spanned
 
 _COMPONENT: Final = "guard_tool"
@@ -176,7 +176,8 @@ class _ResultFilter:
         guard, media = self.settings.guard, _MediaInResult(output)
         plain, bare = screen(guard, media.turns(guard.limits.max_bytes))
         # A notice for a node would break everything that counts on nodes.
-        filtered = NodeFilter(_COMPONENT, self.settings, "tool", withhold="image").filter(list(media.nodes.values()))
+        nodes = node_filter(self.settings, source="tool", withhold="image")
+        filtered = announced(_COMPONENT, nodes.filter(list(media.nodes.values())))
         verdicts = [*plain.verdicts, *bare.verdicts]
         announce(_COMPONENT, verdicts)
         violation = first_violation([*verdicts, *filtered.verdicts])

@@ -1,13 +1,12 @@
-"""Filters nodes with images, on their way into a store or out of one: LlamaIndex's half of the core's filter.
+"""Filters nodes with images, on their way into a store or out of one.
 
-Every component that handles nodes has one. What passes and what is withheld the core decides; here a node is rewritten,
-and what was found goes on record and out as an event.
+The core decides what passes and what is withheld. This module rewrites nodes, puts findings on record and announces
+them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
 
@@ -18,6 +17,7 @@ from guardalign_guardrails import Source, Verdict
 from guardalign_guardrails.content.documents import (
     CheckedImages,
     DocumentFilter,
+    DocumentT,
     FilteredDocuments,
     FilterRule,
     Withhold,
@@ -34,72 +34,51 @@ Quarantine: TypeAlias = Callable[[BaseNode, tuple[Verdict, ...]], object]
 FilteredNodes: TypeAlias = FilteredDocuments[BaseNode]
 
 
-@dataclass(frozen=True)
-class NodeFilter:
+def node_filter(
+    guard: GuardSettings,
+    *,
+    source: Source = "retrieved",
+    withhold: Withhold = "document",
+    quarantine: Quarantine | None = None,
+    masked_dir: Path | None = None,
+    is_for_storage: bool = False,
+) -> DocumentFilter[BaseNode]:
     """A filter for nodes.
 
-    Attributes:
-        component: Class name of the component that has the filter, for events.
+    Args:
         guard: Settings of the guard.
         source: Where the images came from, for the policy.
-        on_violation: What happens if an image is blocked.
-        withhold: What is withheld for it, a node or only the image.
+        withhold: What is withheld for a blocked image, the node or only the image.
+        quarantine: Called with what is withheld.
         masked_dir: Folder for masked images of media resources, whose bytes LlamaIndex does not store.
-        quarantine: Is given what is withheld.
         is_for_storage: Whether nodes are about to be stored: all verdicts are put on record then, and a masked node
             loses the embedding of what is masked.
     """
 
-    component: str
-    guard: GuardSettings = field(repr=False)
-    source: Source = "retrieved"
-    on_violation: FilterRule = "notice"
-    withhold: Withhold = "document"
-    masked_dir: Path | None = None
-    quarantine: Quarantine | None = field(default=None, repr=False)
-    is_for_storage: bool = False
-
-    def filter(self, nodes: Sequence[BaseNode]) -> FilteredNodes:
-        """Check nodes, and dispatch an event with the verdicts.
-
-        Raises:
-            UnsafeContentError: An image is withheld and ``on_violation`` is ``raise``.
-            GuardAlignError: The guard cannot work: no encoder, no profile, a package is missing.
-            OSError: A masked image cannot be written.
-        """
-        return self._announced(self._documents.filter(nodes))
-
-    async def afilter(self, nodes: Sequence[BaseNode]) -> FilteredNodes:
-        """`filter` without blocking the event loop."""
-        return self._announced(await self._documents.afilter(nodes))
-
-    @property
-    def _documents(self) -> DocumentFilter[BaseNode]:
-        return DocumentFilter(
-            self.guard, find_images, self._rewritten, self.source, self.withhold, quarantine=self.quarantine
-        )
-
-    def _announced(self, filtered: FilteredNodes) -> FilteredNodes:
-        announce(self.component, filtered.verdicts)
-        filtered.raise_by(self.on_violation)
-        return filtered
-
-    def _rewritten(self, node: BaseNode, checked: CheckedImages) -> BaseNode:
-        """The node with what takes its images' places, and with records; itself if it stays as it is."""
-        new = with_images(node, checked.images, checked.replacements, self.masked_dir)
-        if self.guard.policy.mode == "enforce":
+    def rewrite(node: BaseNode, checked: CheckedImages) -> BaseNode:
+        new = with_images(node, checked.images, checked.replacements, masked_dir)
+        if guard.policy.mode == "enforce":
             new = without_second_url(new)
-        recorded = [verdict for verdict in checked.verdicts if self.is_for_storage or verdict.finding != "none"]
-        metadata = with_records(new.metadata, recorded)
-        update: dict[str, Any] = {}
-        if metadata is not new.metadata:
-            update["metadata"] = metadata
-            for name in ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys"):
-                known = getattr(new, name)
-                update[name] = [*known, *(key for key in (RECORD_KEY, ACTION_KEY) if key not in known)]
-        if self.is_for_storage:
+        recorded = [verdict for verdict in checked.verdicts if is_for_storage or verdict.finding != "none"]
+        update = _records(new, recorded)
+        if is_for_storage:
             update |= _for_storage(new, is_changed=bool(checked.replacements))
         return copied(new, update) if update else new
+
+    return DocumentFilter(guard, find_images, rewrite, source, withhold, quarantine)
+
+
+def announced(
+    component: str, filtered: FilteredDocuments[DocumentT], on_violation: FilterRule = "notice"
+) -> FilteredDocuments[DocumentT]:
+    """What was filtered, once its verdicts have gone out as an event.
+
+    Raises:
+        UnsafeContentError: An image is withheld and ``on_violation`` is ``raise``.
+    """
+    announce(component, filtered.verdicts)
+    filtered.raise_by(on_violation)
+    return filtered
 
 
 class FiltersNodes(BaseComponent):
@@ -125,17 +104,32 @@ class FiltersNodes(BaseComponent):
                 check_pickles(name, getattr(self, name))
         return super().__getstate__()
 
-    def _filter(self) -> NodeFilter:
-        return NodeFilter(
-            self.class_name(),
+    def _filtered(self, nodes: Sequence[BaseNode]) -> FilteredNodes:
+        return announced(self.class_name(), self._filter.filter(nodes), self.on_violation)
+
+    async def _afiltered(self, nodes: Sequence[BaseNode]) -> FilteredNodes:
+        return announced(self.class_name(), await self._filter.afilter(nodes), self.on_violation)
+
+    @property
+    def _filter(self) -> DocumentFilter[BaseNode]:
+        return node_filter(
             self.guard,
-            self.source,
-            self.on_violation,
-            self.withhold,
-            self.masked_dir,
-            self.quarantine,
-            self._is_for_storage,
+            source=self.source,
+            withhold=self.withhold,
+            quarantine=self.quarantine,
+            masked_dir=self.masked_dir,
+            is_for_storage=self._is_for_storage,
         )
+
+
+def _records(node: BaseNode, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """The metadata with verdicts on record, and what keeps these out of prompts and embeddings."""
+    metadata = with_records(node.metadata, verdicts)
+    if metadata is node.metadata:
+        return {}
+    names = ("excluded_llm_metadata_keys", "excluded_embed_metadata_keys")
+    excluded = {name: list(dict.fromkeys([*getattr(node, name), RECORD_KEY, ACTION_KEY])) for name in names}
+    return {"metadata": metadata, **excluded}
 
 
 def _for_storage(node: BaseNode, *, is_changed: bool) -> dict[str, Any]:

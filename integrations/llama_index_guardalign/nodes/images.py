@@ -172,7 +172,7 @@ def _own_image(node: BaseNode) -> list[FoundImage]:
 
 
 def _unseen(node: BaseNode) -> list[FoundImage]:
-    """Media that nobody here can look at."""
+    """Audio and video, which are findings: they are not inspected."""
     names = [name for name in ("audio_resource", "video_resource") if getattr(node, name, None) is not None]
     return [unreadable((name,), "unsupported_block") for name in names]
 

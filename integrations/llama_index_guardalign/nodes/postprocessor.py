@@ -56,12 +56,12 @@ class ImageGuardPostprocessor(FiltersNodes, BaseNodePostprocessor):
     def _postprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return self._passed(nodes, self._filter().filter(_inner(nodes)))
+        return self._passed(nodes, self._filtered(_inner(nodes)))
 
     async def _apostprocess_nodes(
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
-        return self._passed(nodes, await self._filter().afilter(_inner(nodes)))
+        return self._passed(nodes, await self._afiltered(_inner(nodes)))
 
     def _passed(self, nodes: Sequence[NodeWithScore], filtered: FilteredNodes) -> list[NodeWithScore]:
         passed = [

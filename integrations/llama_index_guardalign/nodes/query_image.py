@@ -12,15 +12,9 @@ from typing import Final
 from llama_index.core.schema import QueryBundle
 
 from guardalign_guardrails.content.document_images import FoundImage, of_file
-from guardalign_guardrails.content.documents import (
-    CheckedImages,
-    DocumentFilter,
-    FilteredDocuments,
-    FilterRule,
-    not_refuse,
-)
+from guardalign_guardrails.content.documents import CheckedImages, DocumentFilter, FilterRule, not_refuse
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
-from llama_index_guardalign.events import announce
+from llama_index_guardalign.nodes.filter import announced
 
 _COMPONENT: Final = "check_query_image"
 
@@ -51,7 +45,7 @@ def check_query_image(
         OSError: A masked copy cannot be written.
     """
     not_refuse(on_violation)
-    return _announced(_filter(guard, masked_dir).filter([query]), on_violation)
+    return announced(_COMPONENT, _filter(guard, masked_dir).filter([query]), on_violation).passed[0]
 
 
 async def acheck_query_image(
@@ -63,7 +57,7 @@ async def acheck_query_image(
 ) -> QueryBundle:
     """`check_query_image` without blocking the event loop."""
     not_refuse(on_violation)
-    return _announced(await _filter(guard, masked_dir).afilter([query]), on_violation)
+    return announced(_COMPONENT, await _filter(guard, masked_dir).afilter([query]), on_violation).passed[0]
 
 
 def _filter(guard: GuardLike, masked_dir: Path | None) -> DocumentFilter[QueryBundle]:
@@ -78,9 +72,3 @@ def _rewritten(query: QueryBundle, checked: CheckedImages) -> QueryBundle:
         path = None if replacement.is_withheld else replacement.value
         return dataclasses.replace(query, image_path=path, embedding=None)
     return query
-
-
-def _announced(filtered: FilteredDocuments[QueryBundle], on_violation: FilterRule) -> QueryBundle:
-    announce(_COMPONENT, filtered.verdicts)
-    filtered.raise_by(on_violation)
-    return filtered.passed[0]

@@ -57,16 +57,16 @@ class GuardedReader(FiltersNodes, BasePydanticReader):
             GuardAlignError: The guard cannot work: no encoder, no profile, a package is missing.
             OSError: A masked image cannot be written.
         """
-        return _documents(self._filter().filter(self.reader.load_data(*args, **load_kwargs)))
+        return _documents(self._filtered(self.reader.load_data(*args, **load_kwargs)))
 
     async def aload_data(self, *args: Any, **load_kwargs: Any) -> list[Document]:
         """`load_data` without blocking the event loop."""
-        return _documents(await self._filter().afilter(await self.reader.aload_data(*args, **load_kwargs)))
+        return _documents(await self._afiltered(await self.reader.aload_data(*args, **load_kwargs)))
 
     def lazy_load_data(self, *args: Any, **load_kwargs: Any) -> Iterable[Document]:
         """`load_data`, some documents at a time."""
         for part in _parts(self.reader.lazy_load_data(*args, **load_kwargs)):
-            yield from _documents(self._filter().filter(part))
+            yield from _documents(self._filtered(part))
 
     async def alazy_load_data(self, *args: Any, **load_kwargs: Any) -> Iterable[Document]:
         """`lazy_load_data`, begun without blocking the event loop; what is iterated over later is not async."""

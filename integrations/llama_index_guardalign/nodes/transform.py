@@ -1,7 +1,8 @@
 """A filter in front of a store, as a step of an ingestion pipeline.
 
 A pipeline remembers a document before its transformations run. One that raises loses the document: the next run takes
-it for done. And its cache knows nodes by their text, so that to it all nodes without text are one. Both are met here.
+it for done. And its cache knows nodes by their text, so that to it all nodes without text are one. This step does not
+raise, and its nodes carry the digests of their images.
 """
 
 from __future__ import annotations
@@ -84,14 +85,14 @@ class ImageGuardTransform(FiltersNodes, TransformComponent):
             GuardAlignError: The guard cannot work and ``on_failure`` is ``raise``.
         """
         try:
-            return self._filter().filter(nodes).passed
+            return self._filtered(nodes).passed
         except Exception as error:  # noqa: BLE001  whatever it is, a pipeline that sees it loses documents
             return self._after(error, nodes)
 
     async def acall(self, nodes: Sequence[BaseNode], **kwargs: Any) -> Sequence[BaseNode]:
         """Check nodes without blocking the event loop."""
         try:
-            return (await self._filter().afilter(nodes)).passed
+            return (await self._afiltered(nodes)).passed
         except Exception as error:  # noqa: BLE001  whatever it is, a pipeline that sees it loses documents
             return self._after(error, nodes)
 
