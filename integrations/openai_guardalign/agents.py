@@ -7,7 +7,7 @@ starts with or a tool returned, and can only stop it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from agents import (
@@ -67,7 +67,8 @@ def input_filter(
     """
     if on_violation not in ("notice", "raise"):
         raise SettingsError(f"on_violation is 'notice' or 'raise' here, not {on_violation!r}: a filter cannot answer.")
-    return _InputFilter(GuardSettings.of(guard), BodyRules(on_violation, placement=placement), on_verdicts)
+    rules = BodyRules(on_violation, placement=placement)
+    return partial(_filtered, GuardSettings.of(guard), rules, on_verdicts)
 
 
 def image_guardrail(guard: GuardLike = None, *, name: str = "guardalign_images") -> InputGuardrail[Any]:
@@ -80,7 +81,7 @@ def image_guardrail(guard: GuardLike = None, *, name: str = "guardalign_images")
         guard: See `input_filter`.
         name: As traces show it.
     """
-    return InputGuardrail(_ImageCheck(GuardSettings.of(guard)), name=name, run_in_parallel=False)
+    return InputGuardrail(partial(_check_images, GuardSettings.of(guard)), name=name, run_in_parallel=False)
 
 
 def tool_guardrail(guard: GuardLike = None, *, name: str = "guardalign_tool_images") -> ToolOutputGuardrail[Any]:
@@ -92,50 +93,39 @@ def tool_guardrail(guard: GuardLike = None, *, name: str = "guardalign_tool_imag
         guard: See `input_filter`.
         name: As traces show it.
     """
-    return ToolOutputGuardrail(_ToolResultCheck(GuardSettings.of(guard)), name=name)
+    return ToolOutputGuardrail(partial(_check_result, GuardSettings.of(guard)), name=name)
 
 
-@dataclass(frozen=True)
-class _InputFilter:
-    settings: GuardSettings
-    rules: BodyRules
-    on_verdicts: OnVerdicts | None
-
-    async def __call__(self, data: CallModelData[Any]) -> ModelInputData:
-        given, model = data.model_data, getattr(data.agent, "model", None)
-        name = model if isinstance(model, str) else getattr(model, "model", None)
-        body = {"input": given.input, "instructions": given.instructions, "model": name}
-        screened = await ascreen_body(self.settings.guard, body, "responses", self.rules)
-        if screened.verdicts and self.on_verdicts is not None:
-            self.on_verdicts(screened.verdicts)
-        if screened.decision.handled_by == "error" and screened.decision.violation is not None:
-            raise UnsafeContentError(screened.decision.violation)
-        return ModelInputData(input=screened.body["input"], instructions=screened.body["instructions"])
+# Bound by partial, not closures, so that a run's settings can be pickled.
+async def _filtered(
+    settings: GuardSettings, rules: BodyRules, on_verdicts: OnVerdicts | None, data: CallModelData[Any]
+) -> ModelInputData:
+    given, model = data.model_data, getattr(data.agent, "model", None)
+    name = model if isinstance(model, str) else getattr(model, "model", None)
+    body = {"input": given.input, "instructions": given.instructions, "model": name}
+    screened = await ascreen_body(settings.guard, body, "responses", rules)
+    if screened.verdicts and on_verdicts is not None:
+        on_verdicts(screened.verdicts)
+    if screened.decision.handled_by == "error" and screened.decision.violation is not None:
+        raise UnsafeContentError(screened.decision.violation)
+    return ModelInputData(input=screened.body["input"], instructions=screened.body["instructions"])
 
 
-@dataclass(frozen=True)
-class _ImageCheck:
-    settings: GuardSettings
-
-    async def __call__(
-        self,
-        context: RunContextWrapper[Any],
-        agent: Agent[Any],
-        input: str | list[TResponseInputItem],  # noqa: A002  the SDK's name
-    ) -> GuardrailFunctionOutput:
-        screened = await ascreen_body(self.settings.guard, {"input": input}, "responses")
-        return GuardrailFunctionOutput(event_of(screened.verdicts), screened.decision.violation is not None)
+async def _check_images(
+    settings: GuardSettings,
+    context: RunContextWrapper[Any],
+    agent: Agent[Any],
+    input: str | list[TResponseInputItem],  # noqa: A002  the SDK's name
+) -> GuardrailFunctionOutput:
+    screened = await ascreen_body(settings.guard, {"input": input}, "responses")
+    return GuardrailFunctionOutput(event_of(screened.verdicts), screened.decision.violation is not None)
 
 
-@dataclass(frozen=True)
-class _ToolResultCheck:
-    settings: GuardSettings
-
-    async def __call__(self, data: ToolOutputGuardrailData) -> ToolGuardrailFunctionOutput:
-        call = ResponseFunctionToolCall(arguments="", call_id="", name="", type="function_call")
-        item = ItemHelpers.tool_call_output_item(call, data.output)
-        (screened,) = await ascreen(self.settings.guard, [Turn(item, "tool")])
-        record, violation = event_of(screened.verdicts), first_violation(screened.verdicts)
-        if violation is None:
-            return ToolGuardrailFunctionOutput.allow(record)
-        return ToolGuardrailFunctionOutput.reject_content(notice_for(violation), record)
+async def _check_result(settings: GuardSettings, data: ToolOutputGuardrailData) -> ToolGuardrailFunctionOutput:
+    call = ResponseFunctionToolCall(arguments="", call_id="", name="", type="function_call")
+    item = ItemHelpers.tool_call_output_item(call, data.output)
+    (screened,) = await ascreen(settings.guard, [Turn(item, "tool")])
+    record, violation = event_of(screened.verdicts), first_violation(screened.verdicts)
+    if violation is None:
+        return ToolGuardrailFunctionOutput.allow(record)
+    return ToolGuardrailFunctionOutput.reject_content(notice_for(violation), record)

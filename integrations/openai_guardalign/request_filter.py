@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from guardalign_guardrails import Guard, GuardAlignError, UnsafeContentError, Verdict
-from guardalign_guardrails.content.bodies import Body, BodyRules, Form, ScreenedBody, ascreen_body, screen_body
+from guardalign_guardrails.content.bodies import Body, BodyRules, Form, ScreenedBody, screen_body
 from guardalign_guardrails.guarding.guard import uninspectable
 from guardalign_guardrails.verdict import event_of
 from openai_guardalign.refusals import continued, refusal
@@ -67,29 +67,34 @@ class RequestFilter:
             UnsafeContentError: An image was blocked, and ``on_violation`` is ``raise`` or a refusal has no form there.
             GuardAlignError: The guard cannot work: no encoder, no profile.
         """
-        form = _form(request)
-        if form is None:
+        if (form := _form(request)) is None:
             return request
         request.read()
-        body = self._read(request)
-        if isinstance(body, Verdict):
-            return self._unread(request, body)
-        screened = screen_body(self.guard, body, form, self.rules)
-        self._report(request, screened.verdicts)
-        return self._outcome(request, body, screened, form)
+        return self._reported(request, *self._decided(request, form))
 
     async def apassed(self, request: Any) -> Any:
         """`passed` without blocking the event loop."""
-        form = _form(request)
-        if form is None:
+        if (form := _form(request)) is None:
             return request
         await request.aread()
-        body = await asyncio.to_thread(self._read, request)
+        return self._reported(request, *await asyncio.to_thread(self._decided, request, form))
+
+    def _reported(self, request: Any, verdicts: tuple[Verdict, ...], outcome: Any) -> Any:
+        if verdicts and self.on_verdicts is not None and request.headers.get(_ATTEMPT, "0") == "0":
+            self.on_verdicts(verdicts)
+        if isinstance(outcome, GuardAlignError):
+            raise outcome
+        return outcome
+
+    def _decided(self, request: Any, form: Form) -> tuple[tuple[Verdict, ...], Any]:
+        """The verdicts, and what is sent, what answers, or the error that is raised once they are reported."""
+        body = self._read(request)
         if isinstance(body, Verdict):
-            return self._unread(request, body)
-        screened = await ascreen_body(self.guard, body, form, self.rules)
-        self._report(request, screened.verdicts)
-        return await asyncio.to_thread(self._outcome, request, body, screened, form)
+            # A mask cannot be drawn in what cannot be read.
+            is_passed = body.action not in ("mask", "route", "block")
+            return (body,), request if is_passed else UnsafeContentError(body)
+        screened = screen_body(self.guard, body, form, self.rules)
+        return screened.verdicts, self._outcome(request, body, screened, form)
 
     def _read(self, request: Any) -> Body | Verdict:
         """The body of a request, empty if it holds no image; a verdict if it cannot be read."""
@@ -101,22 +106,11 @@ class RequestFilter:
             body = None
         return body if isinstance(body, dict) else uninspectable(self.guard, "malformed").verdict
 
-    def _unread(self, request: Any, verdict: Verdict) -> Any:
-        """The request, if the policy lets pass what cannot be opened; a mask cannot be drawn there."""
-        self._report(request, (verdict,))
-        if verdict.action in ("mask", "route", "block"):
-            raise UnsafeContentError(verdict)
-        return request
-
-    def _report(self, request: Any, verdicts: tuple[Verdict, ...]) -> None:
-        if verdicts and self.on_verdicts is not None and request.headers.get(_ATTEMPT, "0") == "0":
-            self.on_verdicts(verdicts)
-
     def _outcome(self, request: Any, before: Body, screened: ScreenedBody, form: Form) -> Any:
         decision, body = screened.decision, continued(screened.body)
         if decision.violation is not None and decision.handled_by in ("refusal", "error"):
             if decision.handled_by == "error" or not _ANSWERED.search(_path(request)):
-                raise UnsafeContentError(decision.violation)
+                return UnsafeContentError(decision.violation)
             text, record = self.guard.policy.refusal_for(decision.violation), event_of(screened.verdicts)
             return refusal(body, form, text, record, is_parsed=_HELPER in request.headers)
         model = self.rules.route_to if decision.handled_by == "route" and "model" in body else None
@@ -153,10 +147,10 @@ def _has_image(request: Any) -> bool:
 
 
 def _rewritten(request: Any, body: Body, model: str | None) -> Any:
-    """The same request with another body."""
+    """The same request with another body; an error if that would break its signature."""
     headers = [(key, value) for key, value in request.headers.multi_items() if key.lower() != "content-length"]
     if request.headers.get("authorization", "").startswith("AWS4-"):
-        raise GuardAlignError(
+        return GuardAlignError(
             "The request is signed and must be changed, which would break the signature; give the client an API key "
             "instead of AWS credentials."
         )

@@ -239,7 +239,7 @@ class TestCopies:
     @pytest.mark.parametrize("made", [image_guardrail, tool_guardrail])
     def test_a_copy_of_a_guardrail_keeps_its_guard(self, checks, made):
         copied = copy.deepcopy(made(checks))
-        assert copied.guardrail_function.settings.guard is checks
+        assert copied.guardrail_function.args[0].guard is checks
 
 
 class TestGuardedClient:
