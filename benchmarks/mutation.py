@@ -40,7 +40,7 @@ TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
     "guardalign_guardrails/images/mask.py": ("tests/images/test_mask.py",),
     "guardalign_guardrails/content/rewrite.py": ("tests/content/test_rewrite.py",),
     "guardalign_guardrails/detection/transport.py": ("tests/detection/test_transport.py",),
-    "guardalign_guardrails/decoding/attention/correction.py": ("tests/decoding/test_attention_calibration.py",),
+    "guardalign_guardrails/decoding/attention/correction.py": ("tests/decoding/test_correction.py",),
 }
 """Each module with the tests that are about it."""
 
