@@ -151,8 +151,14 @@ WINDOWED = {
 PROMPTS = {"one prompt": (ONE,), "another": (OTHER,), "two prompts": (ONE, OTHER), "two of a kind": (ONE, ONE)}
 
 
+def assert_close(found, expected, tolerance=2e-5):
+    """What `torch.testing.assert_close` does, which loads SymPy: as long as all of these tests take."""
+    assert found.shape == expected.shape
+    assert (found.double() - expected.double()).abs().max() <= tolerance
+
+
 def assert_exact(call, out, **settings):
-    torch.testing.assert_close(out.double(), call.expected(**settings), rtol=0, atol=2e-5)
+    assert_close(out, call.expected(**settings))
 
 
 @pytest.fixture(params=[True, False], ids=["with a kernel that tells sums", "without"])
@@ -304,7 +310,7 @@ def test_generated_tokens_are_not_reported_and_a_report_nobody_wants_is_not_made
 def test_a_layer_that_is_only_measured_stays_as_it_is_and_tells_its_share(prompts):
     call = Call(*prompts, past=0, length=12)
     out = call.attended(measured())
-    torch.testing.assert_close(out.double(), call.plain, rtol=0, atol=2e-5)
+    assert_close(out, call.plain)
     (found,) = call.generation.shallow
     assert found.tolist() == pytest.approx(share_of(call, is_edited=False), abs=1e-5)
     assert (call.fired, call.generation.report.gamma) == ({2}, {})
@@ -361,7 +367,7 @@ def test_a_shallow_target_needs_a_layer_before():
 def test_generated_tokens_of_a_prompt_without_a_found_strength_stay_as_they_are():
     config = CalibrationConfig(gamma=3.0, layers=(0, 1), target=0.5, queries="instruction+generated")
     call = Call(ONE, past=14, length=1, config=config)
-    torch.testing.assert_close(call.attended().double(), call.plain, rtol=0, atol=2e-5)
+    assert_close(call.attended(), call.plain)
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -376,7 +382,7 @@ def test_the_weights_of_a_whole_matrix_are_those_of_raised_scores(prompts, dtype
     assert out is weights
     assert out.dtype == dtype
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
-    torch.testing.assert_close(out.double(), call.weights(), rtol=0, atol=tolerance)
+    assert_close(out, call.weights(), tolerance)
     untouched = (call.weights() == call.weights(is_edited=False)).all(-1)
     assert torch.equal(out[untouched], before[untouched])
     assert torch.equal(logits, given)
@@ -413,7 +419,7 @@ def test_where_heads_are_split_over_processes_shares_and_strengths_are_those_of_
 
     with ThreadPoolExecutor(2) as pool:
         halves = list(pool.map(half, range(2)))
-    torch.testing.assert_close(torch.cat([part for part, _ in halves], 1), out, rtol=0, atol=1e-4)
+    assert_close(torch.cat([part for part, _ in halves], 1), out, 1e-4)
     for _, report in halves:
         for figures in ("gamma", "before", "after"):
             own, of_all = getattr(report, figures)[5], getattr(whole.generation.report, figures)[5]
