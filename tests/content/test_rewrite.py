@@ -70,6 +70,11 @@ def test_a_replaced_block_stands_where_the_old_one_stood_and_the_old_content_sta
     assert before == CONTENT
 
 
+def test_of_several_keys_and_places_only_the_one_on_the_path_is_replaced():
+    assert with_blocks({"a": 1, "b": 2, "c": 3}, {("b",): "new"}) == {"a": 1, "b": "new", "c": 3}
+    assert with_blocks([1, 2, 3], {(1,): "new"}) == [1, "new", 3]
+
+
 def test_a_tuple_stays_a_tuple_and_a_list_a_list():
     new = with_blocks(CONTENT, {(1, "content", 1, "deep", 0): "new"})
     assert type(new) is list

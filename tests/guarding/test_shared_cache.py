@@ -90,9 +90,10 @@ def test_a_guard_with_another_profile_gets_an_outcome_of_its_own(tmp_path, names
     assert second.action != "allow"
 
 
-def test_what_is_kept_of_a_masked_image_does_not_hold_that_of_the_image_it_became(tmp_path):
+def test_what_is_kept_of_a_masked_image_holds_neither_pixels_nor_the_outcome_of_the_image_it_became(tmp_path):
     cache = RecordingCache()
     guard = Guard(colour_policy(), ColourEncoder(), cache_dir=tmp_path, cache=cache)
     assert guard.check(RED).verdict.action == "mask"
     assert len(cache.kept) == 2, "the image's outcome and that of the masked one"
     assert [outcome.follow_up for outcome in cache.kept] == [None, None]
+    assert [outcome.drawn for outcome in cache.kept] == [None, None], "a cache holds no pixels"
