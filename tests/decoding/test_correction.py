@@ -29,7 +29,7 @@ ONE = PromptSpans((1, 4), ((8, 12),))
 # Its instruction lies on both sides of the prefix, which the first token of it does not see.
 OTHER = PromptSpans((4, 6), ((3, 4), (8, 12)))
 NEAR, NEARER = PromptSpans((5, 8), ((8, 12),)), PromptSpans((7, 9), ((3, 4), (9, 12)))
-FIXED = CalibrationConfig(gamma=1.5, layers=(0, 1))
+FIXED = CalibrationConfig.fixed(1.5, layers=(0, 1))
 
 
 class Call:
@@ -198,7 +198,7 @@ def test_several_samples_of_a_prompt_are_corrected_as_it_is(settings, kernel):
 @pytest.mark.parametrize("settings", [CALLS["a prompt"], CALLS["a generated token"]], ids=["prompt", "token"])
 @pytest.mark.parametrize("changes", [{"heads": (1, 2)}, {"heads": (0,)}, {"form": "paper", "gamma": 0.05}])
 def test_heads_and_form_are_those_of_the_calibration(settings, changes, kernel):
-    config = CalibrationConfig(**{"gamma": 1.5, "layers": (0, 1), **changes})
+    config = CalibrationConfig.fixed(**{"gamma": 1.5, "layers": (0, 1), **changes})
     call = Call(ONE, OTHER, config=config, **settings)
     assert_exact(call, call.attended())
     others = [head for head in range(HEADS) if head not in changes.get("heads", range(HEADS))]
