@@ -31,6 +31,7 @@ from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefi
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
 from guardalign_guardrails.errors import ContextOverflow, ModelUnavailable
 from llama_index_guardalign import GuardAlignLVLM, GuardSettings
+from llama_index_guardalign.local.responses import chat_response
 
 CAPITAL = [said("What is the capital of France?")]
 STORY = [said("Tell me a story.")]
@@ -155,7 +156,7 @@ class TestOptions:
         llm = GuardAlignLVLM.from_lvlm(lvlm)
         assert (llm.max_tokens, llm.temperature, llm.stop, llm.seed) == (7, 0.5, ("x",), 3)
         assert llm.additional_kwargs == {"top_k": 9, "generate_kwargs": {"typical_p": 0.9}}
-        assert llm._order({}).settings == settings
+        assert llm._call(chat_response, STORY, {}).arguments["settings"] == settings
 
     def test_an_option_that_nobody_knows_is_an_error_and_not_ignored(self, writing):
         with pytest.raises(TypeError, match="tempurature"):

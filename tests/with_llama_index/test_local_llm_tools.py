@@ -140,6 +140,17 @@ class TestToolCalls:
         tool = FunctionTool.from_defaults(look, description="Look. " * 300)
         assert calling(CALL).chat_with_tools([tool], chat_history=QUESTION).message.blocks[1].tool_name == "look"
 
+    @pytest.mark.parametrize("how", ["chat_with_tools", "stream_chat_with_tools"])
+    def test_traces_show_no_image_of_a_chat_with_tools(self, calling, guard, how):
+        secrets = [canary("blue", number=5), canary("red", number=6)]
+        llm = calling("x", guard=guard)
+        with Tracer() as tracer:
+            asked = getattr(llm, how)([LOOK], user_msg=ask(secrets[0]), chat_history=[ask(secrets[1], role="tool")])
+            response = asked if how == "chat_with_tools" else list(asked)[-1]
+        assert response.raw["finish_reason"] == "refusal"
+        assert "What is this?" in tracer.said
+        assert leaks(tracer.said, *secrets) == []
+
     def test_a_model_whose_template_knows_no_tools_says_so(self, calling, writing, with_tools):
         assert calling("x").metadata.is_function_calling_model
         with_tools.chat_template = "{{ messages[0].content }}"

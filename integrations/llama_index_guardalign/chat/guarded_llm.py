@@ -236,6 +236,7 @@ class GuardedLLM(FunctionCallingLLM):
         messages = self._chat_for_tools(user_msg, chat_history)
         return await self._arun("astream_chat_with_tools", messages, kwargs, Refusal.astream, (tools, None), args)
 
+    @not_spanned
     def _prepare_chat_with_tools(self, tools: Sequence[BaseTool], *args: Any, **kwargs: Any) -> dict[str, Any]:
         return _tool_llm(self.llm)._prepare_chat_with_tools(tools, *args, **kwargs)  # noqa: SLF001  LlamaIndex's protocol
 

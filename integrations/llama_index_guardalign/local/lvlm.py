@@ -1,7 +1,7 @@
 """A local vision-language model with safety prefix, calibrated attention and a guard in front, as a LlamaIndex LLM.
 
-A thin skin: what a chat becomes is the core's business (`guardalign_guardrails.decoding`). Here are LlamaIndex's
-messages, options, responses, events, and settings that can be dumped without the weights.
+The core (`guardalign_guardrails.decoding`) checks, calibrates and generates. Here are LlamaIndex's messages, options,
+responses, events, and settings that can be dumped without the weights.
 """
 
 from __future__ import annotations
@@ -9,9 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
-from contextlib import aclosing, closing
-from functools import partial
-from typing import Any, Final, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
 
 from llama_index.core.base.llms.types import (
     ChatMessage,
@@ -25,11 +23,14 @@ from llama_index.core.base.llms.types import (
     MessageRole,
 )
 from llama_index.core.constants import DEFAULT_CONTEXT_WINDOW
+from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import ToolSelection
+from llama_index.core.llms.structured_llm import StructuredLLM
+from llama_index.core.prompts import BasePromptTemplate
 from llama_index.core.schema import BaseComponent
 from llama_index.core.tools.types import BaseTool
-from llama_index_instrumentation.span import active_span_id
-from pydantic import Field, PrivateAttr, field_validator
+from llama_index.core.types import Model
+from pydantic import BaseModel, Field, PrivateAttr, field_validator
 from typing_extensions import Self
 
 from guardalign_guardrails.content.chat import OnViolation
@@ -37,32 +38,36 @@ from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefi
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import OptionalGuardField
-from llama_index_guardalign.chat.messages import chat_of, without_images
-from llama_index_guardalign.events import announce, announced_violations
-from llama_index_guardalign.local.call_options import SETTING_NAMES, Order
-from llama_index_guardalign.local.responses import Growth, Step, chat_response, completion_response
-from llama_index_guardalign.local.structured import SchemaBoundLLM
+from llama_index_guardalign.chat.messages import without_images
+from llama_index_guardalign.chat.structured_llm import QuietStructuredLLM
+from llama_index_guardalign.local.generation import Form, LocalCall
+from llama_index_guardalign.local.options import SETTING_NAMES, arguments_of
+from llama_index_guardalign.local.responses import chat_response, completion_response
+from llama_index_guardalign.local.structured import Prediction
 from llama_index_guardalign.local.tools import schemas_of, selections_of, with_first_call
 from llama_index_guardalign.spans import atraced, not_spanned, traced
 
+if TYPE_CHECKING:
+    from llama_index.core.program.utils import FlexibleModel
+
 T = TypeVar("T")
-Form: TypeAlias = Callable[[Step, str], T]
-"""From a step of an answer and the model's name to a response."""
+Shown: TypeAlias = Sequence[ChatMessage] | str
+Options: TypeAlias = dict[str, Any] | None
 
 _SETTINGS: Final[tuple[str, ...]] = ("temperature", "top_p", "stop", "seed")
 """Fields that are settings of a generation by the same name."""
 
 
-class GuardAlignLVLM(SchemaBoundLLM):
+class GuardAlignLVLM(FunctionCallingLLM):
     """A local vision-language model, or language model, that keeps its safety prefix in mind.
 
-    Every image of a chat is checked by ``guard`` first, and the model is given the pixels that were checked. What
-    becomes of a blocked image of the current user turn is ``on_violation``'s to say; images of earlier turns, of
-    tools and of the model are replaced by a notice, and the chat goes on.
+    Every image of a chat is checked by ``guard`` first, and the model is given the pixels that were checked.
+    ``on_violation`` says what a blocked image of the current user turn means; blocked images of earlier turns, of tools
+    and of the model are replaced by a notice, and the chat goes on.
 
     Weights are loaded when they are first needed (that is also when ``metadata`` is asked for), in one thread; requests
     queue for the model. ``raw`` of a response has ``finish_reason``, ``usage``, ``verdicts`` and ``calibration``. With
-    a guard, nobody who traces is shown an image, checked or not.
+    a guard, traces show no image, checked or not.
 
     Call options: the names of `GenerationSettings`, ``max_tokens``, ``tools``, ``tool_choice`` and ``report``.
 
@@ -78,7 +83,8 @@ class GuardAlignLVLM(SchemaBoundLLM):
         context_window: Most tokens of prompt and answer together; None for what the model's config says.
         calibration: How strongly the prefix is held in attention; None for plain decoding.
         prefix: The safety prefix; a blank text for none.
-        guard: Checks images: settings, a ready `Guard` or a `Policy`. None to check nothing.
+        guard: Checks images: a ready `Guard`, a `Policy`, the path of a policy file, or settings. None to check
+            nothing.
         on_violation: ``refuse`` answers with the policy's refusal, ``notice`` lets the model answer with a notice in
             the image's place, ``raise`` raises `UnsafeContentError`. Routed images count as blocked.
         max_tokens: Most tokens of an answer.
@@ -170,21 +176,10 @@ class GuardAlignLVLM(SchemaBoundLLM):
         """
         with self._loading:
             if self._lvlm is None:
-                self._lvlm = CalibratedLVLM.from_pretrained(
-                    self.model_name,
-                    revision=self.revision,
-                    dtype=self.dtype,
-                    device_map=self.device_map,
-                    quantization_config=self.quantization_config,
-                    trust_remote_code=self.trust_remote_code,
-                    local_files_only=self.local_files_only,
-                    model_kwargs=self.model_kwargs,
-                    calibration=self.calibration,
-                    prefix=self.prefix,
-                    guard=None if self.guard is None else self.guard.guard,
-                    on_violation=self.on_violation,
-                    context_window=self.context_window,
-                )
+                # What a model is loaded with cannot be changed afterwards.
+                own = {name: getattr(self, name) for name, field in type(self).model_fields.items() if field.frozen}
+                own["guard"] = None if self.guard is None else self.guard.guard
+                self._lvlm = CalibratedLVLM.from_pretrained(own.pop("model_name"), **own)
             return self._lvlm
 
     @property
@@ -201,7 +196,7 @@ class GuardAlignLVLM(SchemaBoundLLM):
         )
 
     def to_payload(self) -> dict[str, Any]:
-        """What traces are told of the model: nothing of the prompt, and no weights."""
+        """What traces show of the model: nothing of the prompt, and no weights."""
         return {**super().to_payload(), "guardalign": self.lvlm.identity}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -215,7 +210,7 @@ class GuardAlignLVLM(SchemaBoundLLM):
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
         return self.model_copy()
 
-    # What it does
+    # Chats and prompts
 
     @not_spanned
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -226,52 +221,54 @@ class GuardAlignLVLM(SchemaBoundLLM):
             ImageDecodeError: An image cannot be opened and there is no guard.
             PromptError: The chat cannot be written into a prompt, or is too long (`ContextOverflow`).
         """
-        return traced(self, "chat", self._told(messages), kwargs, lambda: self._whole(chat_response, messages, kwargs))
+        call = self._call(chat_response, messages, kwargs)
+        return traced(self, "chat", self._shown(messages), kwargs, call.answer)
 
     @not_spanned
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt, which is what a user says, whether it is ``formatted`` or not."""
-        chat = _asked(prompt)
-        return traced(self, "complete", prompt, kwargs, lambda: self._whole(completion_response, chat, kwargs))
+        call = self._call(completion_response, _user_turn(prompt), kwargs)
+        return traced(self, "complete", prompt, kwargs, call.answer)
 
     @not_spanned
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat` as tokens come; closing the stream frees the model."""
-        run = partial(self._stream, chat_response, messages, kwargs)
-        return traced(self, "stream_chat", self._told(messages), kwargs, lambda: run(active_span_id.get()))
+        call = self._call(chat_response, messages, kwargs)
+        return traced(self, "stream_chat", self._shown(messages), kwargs, call.stream)
 
     @not_spanned
     def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseGen:
         """`complete` as tokens come."""
-        run = partial(self._stream, completion_response, _asked(prompt), kwargs)
-        return traced(self, "stream_complete", prompt, kwargs, lambda: run(active_span_id.get()))
+        call = self._call(completion_response, _user_turn(prompt), kwargs)
+        return traced(self, "stream_complete", prompt, kwargs, call.stream)
 
     @not_spanned
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat` without blocking the event loop; cancelling it frees the model."""
-        run = partial(self._awhole, chat_response, messages, kwargs)
-        return await self._atraced("achat", self._told(messages), kwargs, run)
+        call = self._call(chat_response, messages, kwargs)
+        return await self._atraced("achat", self._shown(messages), kwargs, call.aanswer)
 
     @not_spanned
     async def acomplete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """`complete` without blocking the event loop."""
-        run = partial(self._awhole, completion_response, _asked(prompt), kwargs)
-        return await self._atraced("acomplete", prompt, kwargs, run)
+        call = self._call(completion_response, _user_turn(prompt), kwargs)
+        return await self._atraced("acomplete", prompt, kwargs, call.aanswer)
 
     @not_spanned
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
         """`stream_chat` without blocking the event loop."""
-        run = partial(self._begun, chat_response, messages, kwargs)
-        return await self._atraced("astream_chat", self._told(messages), kwargs, run)
+        call = self._call(chat_response, messages, kwargs)
+        return await self._atraced("astream_chat", self._shown(messages), kwargs, call.astream)
 
     @not_spanned
     async def astream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponseAsyncGen:
         """`stream_complete` without blocking the event loop."""
-        run = partial(self._begun, completion_response, _asked(prompt), kwargs)
-        return await self._atraced("astream_complete", prompt, kwargs, run)
+        call = self._call(completion_response, _user_turn(prompt), kwargs)
+        return await self._atraced("astream_complete", prompt, kwargs, call.astream)
 
     # Tools
 
+    @not_spanned
     def _prepare_chat_with_tools(
         self,
         tools: Sequence[BaseTool],
@@ -283,7 +280,7 @@ class GuardAlignLVLM(SchemaBoundLLM):
         tool_choice: str | dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        asked = [] if user_msg is None else [user_msg] if isinstance(user_msg, ChatMessage) else _asked(user_msg)
+        asked = [] if user_msg is None else [user_msg] if isinstance(user_msg, ChatMessage) else _user_turn(user_msg)
         choice = tool_choice or ("required" if tool_required else None)
         return {
             "messages": [*(chat_history or ()), *asked],
@@ -316,75 +313,81 @@ class GuardAlignLVLM(SchemaBoundLLM):
             raise ValueError("The model called no tool.")
         return selections
 
+    # Objects
+
+    @not_spanned
+    def structured_predict(
+        self, output_cls: type[Model], prompt: BasePromptTemplate, llm_kwargs: Options = None, **prompt_args: Any
+    ) -> Model:
+        """An object of a class.
+
+        Args:
+            output_cls: A pydantic class.
+            prompt: Any template.
+            llm_kwargs: For ``chat``.
+            **prompt_args: Fill the template.
+
+        Raises:
+            UnsafeContentError: The guard refused: a refusal is no object of the class.
+            ValueError: The answer was cut short.
+        """
+        run = Prediction(self, output_cls, prompt, llm_kwargs, prompt_args)
+        return cast("Model", run.ended(run.program(**run.arguments)))
+
+    @not_spanned
+    async def astructured_predict(
+        self, output_cls: type[Model], prompt: BasePromptTemplate, llm_kwargs: Options = None, **prompt_args: Any
+    ) -> Model:
+        """`structured_predict` without blocking the event loop."""
+        run = Prediction(self, output_cls, prompt, llm_kwargs, prompt_args)
+        return cast("Model", run.ended(await run.program.acall(**run.arguments)))
+
+    @not_spanned
+    def stream_structured_predict(
+        self, output_cls: type[Model], prompt: BasePromptTemplate, llm_kwargs: Options = None, **prompt_args: Any
+    ) -> Generator[Model | FlexibleModel, None, None]:
+        """`structured_predict` as it comes; what is still missing is None."""
+        run, last = Prediction(self, output_cls, prompt, llm_kwargs, prompt_args), None
+        for last in run.program.stream_call(**run.arguments):
+            yield cast("Model | FlexibleModel", run.grown(last))
+        run.ended(last)
+
+    @not_spanned
+    async def astream_structured_predict(
+        self, output_cls: type[Model], prompt: BasePromptTemplate, llm_kwargs: Options = None, **prompt_args: Any
+    ) -> AsyncGenerator[Model | FlexibleModel, None]:
+        """`stream_structured_predict` without blocking the event loop."""
+
+        async def generate() -> AsyncGenerator[Model | FlexibleModel, None]:
+            run, last = Prediction(self, output_cls, prompt, llm_kwargs, prompt_args), None
+            async for last in await run.program.astream_call(**run.arguments):
+                yield cast("Model | FlexibleModel", run.grown(last))
+            run.ended(last)
+
+        return generate()
+
+    def as_structured_llm(self, output_cls: type[BaseModel], **kwargs: Any) -> StructuredLLM:
+        """An LLM whose answers are objects of a class: in ``raw``, and as JSON in the message."""
+        return QuietStructuredLLM(llm=self, output_cls=output_cls, **kwargs)
+
     # How it does it
 
-    def _order(self, options: Mapping[str, Any]) -> Order:
-        own = {name: value for name in _SETTINGS if (value := getattr(self, name)) is not None}
-        defaults = {**self.additional_kwargs, **own, "max_new_tokens": self.max_tokens, "report": self.report}
-        return Order.of(defaults, options)
-
-    def _told(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-        """What of a chat whoever traces is told."""
+    def _shown(self, messages: Sequence[ChatMessage]) -> list[ChatMessage]:
+        """What traces show of a chat."""
         return list(messages) if self.guard is None else without_images(messages)
 
-    def _read(self, messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
-        limits = self.lvlm.limits if self.lvlm.guard is None else self.lvlm.guard.limits
-        return chat_of(messages, limits.max_bytes)
+    def _call(self, form: Form[T], messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> LocalCall[T]:
+        own = {name: value for name in _SETTINGS if (value := getattr(self, name)) is not None}
+        defaults = {**self.additional_kwargs, **own, "max_new_tokens": self.max_tokens, "report": self.report}
+        arguments = arguments_of(defaults, options)
+        return LocalCall(self.class_name(), self.model_name, lambda: self.lvlm, messages, arguments, form)
 
-    async def _atraced(
-        self, name: str, told: Sequence[ChatMessage] | str, options: Mapping[str, Any], run: Callable[[], Awaitable[T]]
-    ) -> T:
+    async def _atraced(self, name: str, shown: Shown, options: Mapping[str, Any], run: Callable[[], Awaitable[T]]) -> T:
         # LlamaIndex asks for metadata first, and that must not load a model in the event loop.
         if self._lvlm is None:
             await asyncio.to_thread(lambda: self.lvlm)
-        return await atraced(self, name, told, options, run)
-
-    def _whole(self, form: Form[T], messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> T:
-        order, chat = self._order(options), self._read(messages)
-        with announced_violations(self.class_name()):
-            answer = self.lvlm.chat(chat, **order.arguments)
-        announce(self.class_name(), answer.verdicts)
-        return form(Step.whole(order.finished(answer)), self.model_name)
-
-    async def _awhole(self, form: Form[T], messages: Sequence[ChatMessage], options: Mapping[str, Any]) -> T:
-        order, chat = self._order(options), await asyncio.to_thread(self._read, messages)
-        with announced_violations(self.class_name()):
-            answer = await self.lvlm.achat(chat, **order.arguments)
-        announce(self.class_name(), answer.verdicts)
-        return form(Step.whole(order.finished(answer)), self.model_name)
-
-    def _stream(
-        self, form: Form[T], messages: Sequence[ChatMessage], options: Mapping[str, Any], span_id: str | None
-    ) -> Generator[T, None, None]:
-        order, chat = self._order(options), self._read(messages)
-        growth = Growth(order)
-        with (
-            announced_violations(self.class_name(), span_id),
-            closing(cast("Any", self.lvlm.stream(chat, **order.arguments))) as pieces,
-        ):
-            for piece in pieces:
-                announce(self.class_name(), piece.verdicts, span_id)
-                if (step := growth.step(piece)) is not None:
-                    yield form(step, self.model_name)
-
-    async def _begun(
-        self, form: Form[T], messages: Sequence[ChatMessage], options: Mapping[str, Any]
-    ) -> AsyncGenerator[T, None]:
-        """The stream, of which LlamaIndex wants to wait for the beginning."""
-        return self._astream(form, messages, options, active_span_id.get())
-
-    async def _astream(
-        self, form: Form[T], messages: Sequence[ChatMessage], options: Mapping[str, Any], span_id: str | None
-    ) -> AsyncGenerator[T, None]:
-        order, chat = self._order(options), await asyncio.to_thread(self._read, messages)
-        growth = Growth(order)
-        with announced_violations(self.class_name(), span_id):
-            async with aclosing(cast("Any", self.lvlm.astream(chat, **order.arguments))) as pieces:
-                async for piece in pieces:
-                    announce(self.class_name(), piece.verdicts, span_id)
-                    if (step := growth.step(piece)) is not None:
-                        yield form(step, self.model_name)
+        return await atraced(self, name, shown, options, run)
 
 
-def _asked(prompt: str) -> list[ChatMessage]:
+def _user_turn(prompt: str) -> list[ChatMessage]:
     return [ChatMessage(role=MessageRole.USER, content=prompt)]

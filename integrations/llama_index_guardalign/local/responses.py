@@ -14,113 +14,103 @@ from llama_index.core.base.llms.types import (
     LogProb,
     MessageRole,
     TextBlock,
+    ToolCallBlock,
 )
 
+from guardalign_guardrails.content.chat import first_violation
 from guardalign_guardrails.decoding.attention.correction import CalibrationReport
 from guardalign_guardrails.decoding.chat.answer import Answer, Piece, TokenLogprob
-from llama_index_guardalign.local.call_options import Order
-from llama_index_guardalign.local.tools import blocks_of
+from guardalign_guardrails.decoding.chat.tool_choice import offer_of
+from guardalign_guardrails.errors import UnsafeContentError
 
 
 @dataclass(frozen=True)
-class Step:
-    """How far an answer has come.
+class PartialAnswer:
+    """An answer as far as it has come.
 
     Attributes:
         text: All of it so far.
-        delta: What is new; None if it did not come in pieces.
-        logprobs: Of the tokens that are new.
+        delta: The new text; None if the answer is no stream.
+        logprobs: Of the new tokens.
         answer: The whole answer, at its end only.
     """
 
-    text: str = field(repr=False)
+    text: str = field(default="", repr=False)
     delta: str | None = field(default=None, repr=False)
     logprobs: tuple[TokenLogprob, ...] = field(default=(), repr=False)
     answer: Answer | None = None
 
-    @classmethod
-    def whole(cls, answer: Answer) -> Step:
-        """An answer that came at once."""
-        return cls(answer.text, logprobs=answer.logprobs or (), answer=answer)
+    @property
+    def is_empty(self) -> bool:
+        """Whether it has nothing new to show."""
+        return self.answer is None and not self.delta and not self.logprobs
+
+    def with_chunk(self, chunk: Piece, arguments: Mapping[str, Any]) -> PartialAnswer:
+        """The answer with one more chunk of a stream; for errors see `checked`."""
+        if chunk.answer is None:
+            return PartialAnswer(self.text + chunk.text, chunk.text, chunk.logprobs)
+        answer = checked(chunk.answer, arguments)
+        return PartialAnswer(answer.text, chunk.text, chunk.logprobs, answer)
 
 
-class Growth:
-    """An answer as its pieces come.
+def checked(answer: Answer, arguments: Mapping[str, Any]) -> Answer:
+    """An answer, unless the caller could only misread it.
 
     Args:
-        order: What was asked for.
+        answer: The core's.
+        arguments: What the core was called with.
+
+    Raises:
+        UnsafeContentError: It is a refusal where JSON of a schema was asked for.
     """
-
-    def __init__(self, order: Order) -> None:
-        self._order = order
-        self._text = ""
-
-    def step(self, piece: Piece) -> Step | None:
-        """How far it has come with one more piece; None if there is nothing to show yet.
-
-        Raises:
-            UnsafeContentError: It is a refusal where JSON of a schema was asked for.
-        """
-        if piece.answer is not None:
-            answer = self._order.finished(piece.answer)
-            return Step(answer.text, piece.text, piece.logprobs, answer)
-        self._text += piece.text
-        is_empty = not piece.text and not piece.logprobs
-        return None if is_empty else Step(self._text, piece.text, piece.logprobs)
+    violation = first_violation(answer.verdicts)
+    if answer.finish_reason == "refusal" and violation is not None:
+        offer = offer_of(arguments["tools"], arguments["tool_choice"], arguments["settings"].json_schema)
+        if offer.schema is not None:
+            raise UnsafeContentError(violation)
+    return answer
 
 
-def chat_response(step: Step, model: str) -> ChatResponse:
-    """A step as a chat response; ``raw`` and token counts are in the last one."""
-    blocks: list[ContentBlock] = [TextBlock(text=step.text)]
-    if step.answer is not None and step.answer.tool_calls:
+def chat_response(part: PartialAnswer, model: str) -> ChatResponse:
+    """A chat response; ``raw`` and token counts are in the last one of a stream."""
+    blocks: list[ContentBlock] = [TextBlock(text=part.text)]
+    if part.answer is not None and part.answer.tool_calls:
         # An empty block beside calls is refused by some hosted models, should they be given this chat.
-        blocks = [block for block in blocks if step.text] + list(blocks_of(step.answer.tool_calls))
-    return ChatResponse(
-        message=ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks),
-        delta=step.delta,
-        raw=_raw(step, model),
-        logprobs=_logprobs(step.logprobs),
-        additional_kwargs=_usage(step),
-    )
+        blocks = [block for block in blocks if part.text]
+        blocks += [
+            ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments))
+            for call in part.answer.tool_calls
+        ]
+    return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks), **_fields(part, model))
 
 
-def completion_response(step: Step, model: str) -> CompletionResponse:
-    """A step as a completion response; ``raw`` and token counts are in the last one."""
-    return CompletionResponse(
-        text=step.text,
-        delta=step.delta,
-        raw=_raw(step, model),
-        logprobs=_logprobs(step.logprobs),
-        additional_kwargs=_usage(step),
-    )
+def completion_response(part: PartialAnswer, model: str) -> CompletionResponse:
+    """A completion response; ``raw`` and token counts are in the last one of a stream."""
+    return CompletionResponse(text=part.text, **_fields(part, model))
 
 
-def _raw(step: Step, model: str) -> dict[str, Any] | None:
-    answer = step.answer
+def _fields(part: PartialAnswer, model: str) -> dict[str, Any]:
+    fields: dict[str, Any] = {"delta": part.delta, "logprobs": _logprobs(part.logprobs)}
+    answer = part.answer
     if answer is None:
-        return None
-    return {
+        return fields
+    usage = {
+        "prompt_tokens": answer.usage.prompt_tokens,
+        "completion_tokens": answer.usage.completion_tokens,
+        "total_tokens": answer.usage.total_tokens,
+    }
+    raw = {
         "model": model,
         "finish_reason": answer.finish_reason,
-        "usage": _usage(step),
+        "usage": usage,
         "verdicts": [verdict.summary() for verdict in answer.verdicts],
         "calibration": None if answer.calibration is None else _reported(answer.calibration),
     }
-
-
-def _usage(step: Step) -> dict[str, int]:
-    if step.answer is None:
-        return {}
-    usage = step.answer.usage
-    return {
-        "prompt_tokens": usage.prompt_tokens,
-        "completion_tokens": usage.completion_tokens,
-        "total_tokens": usage.total_tokens,
-    }
+    return {**fields, "raw": raw, "additional_kwargs": dict(usage)}
 
 
 def _reported(report: CalibrationReport) -> dict[str, Any]:
-    """What calibration did in the one prompt there was, by layer."""
+    """What calibration did in the only prompt, by layer."""
 
     def only(by_layer: Mapping[int, Sequence[float]]) -> dict[int, float]:
         return {layer: values[0] for layer, values in by_layer.items()}

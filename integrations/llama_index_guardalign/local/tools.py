@@ -1,15 +1,13 @@
-"""LlamaIndex's tools as JSON schemas, and a local model's calls as LlamaIndex's."""
+"""LlamaIndex's tools as JSON schemas, and the calls in its messages."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ToolCallBlock
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.tools.types import BaseTool
-
-from guardalign_guardrails.decoding.chat.messages import ToolCall
 
 
 def schemas_of(tools: Sequence[BaseTool]) -> list[dict[str, Any]]:
@@ -17,30 +15,26 @@ def schemas_of(tools: Sequence[BaseTool]) -> list[dict[str, Any]]:
     return [tool.metadata.to_openai_tool(skip_length_check=True) for tool in tools]
 
 
-def blocks_of(calls: Sequence[ToolCall]) -> list[ToolCallBlock]:
-    """Calls as blocks of a message."""
-    return [
-        ToolCallBlock(tool_call_id=call.id, tool_name=call.name, tool_kwargs=dict(call.arguments)) for call in calls
-    ]
-
-
 def selections_of(message: ChatMessage) -> list[ToolSelection]:
-    """The calls of a message, for whoever runs the tools."""
+    """The calls of a message, for an agent to run."""
     return [
-        ToolSelection(tool_id=block.tool_call_id or "", tool_name=block.tool_name, tool_kwargs=_arguments(block))
-        for block in message.blocks
-        if isinstance(block, ToolCallBlock)
+        ToolSelection(
+            tool_id=call.tool_call_id or "",
+            tool_name=call.tool_name,
+            tool_kwargs=call.tool_kwargs if isinstance(call.tool_kwargs, dict) else {},
+        )
+        for call in _calls(message)
     ]
 
 
 def with_first_call(message: ChatMessage) -> ChatMessage:
-    """The message without calls after the first; itself if there is none."""
-    calls = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
-    if len(calls) < 2:
+    """The message without calls after the first; itself if there are none."""
+    later = _calls(message)[1:]
+    if not later:
         return message
-    kept = [block for block in message.blocks if not isinstance(block, ToolCallBlock) or block is calls[0]]
+    kept = [block for block in message.blocks if all(block is not call for call in later)]
     return message.model_copy(update={"blocks": kept})
 
 
-def _arguments(block: ToolCallBlock) -> dict[str, Any]:
-    return block.tool_kwargs if isinstance(block.tool_kwargs, dict) else cast("dict[str, Any]", {})
+def _calls(message: ChatMessage) -> list[ToolCallBlock]:
+    return [block for block in message.blocks if isinstance(block, ToolCallBlock)]
