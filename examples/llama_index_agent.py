@@ -29,8 +29,8 @@ from llama_index.core.tools import FunctionTool  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
-from guardalign_guardrails import Policy  # noqa: E402
-from llama_index_guardalign import GuardedLLM, GuardSettings, guard_tool  # noqa: E402
+from guardalign_guardrails import GuardSettings, Policy  # noqa: E402
+from llama_index_guardalign import GuardedLLM, guard_tool  # noqa: E402
 
 HERE = Path(__file__).parent
 PLACES = ("coffee", "coffee_and_pistol", "rifle")

@@ -2,7 +2,6 @@
 
 from typing import TYPE_CHECKING, Any
 
-from guardalign_guardrails.guarding.settings import GuardSettings
 from llama_index_guardalign.chat.guarded_llm import GuardedLLM
 from llama_index_guardalign.chat.screening import ScreenedMessages, ascreen_chat, screen_chat
 from llama_index_guardalign.chat.tool_guard import guard_tool
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
 
 __all__ = [
     "GuardAlignLVLM",
-    "GuardSettings",
     "GuardVerdictEvent",
     "GuardedLLM",
     "GuardedReader",

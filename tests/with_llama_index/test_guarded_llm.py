@@ -22,12 +22,12 @@ from llama_nodes import b64
 from llama_seen import Tracer, same_pixels
 from pydantic import BaseModel
 
-from guardalign_guardrails import EncoderUnavailable, UnsafeContentError
+from guardalign_guardrails import EncoderUnavailable, GuardSettings, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy
-from llama_index_guardalign import GuardedLLM, GuardSettings, GuardVerdictEvent
+from llama_index_guardalign import GuardedLLM, GuardVerdictEvent
 from llama_index_guardalign.chat.refusal import RECORD_KEY
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)

@@ -23,12 +23,12 @@ from llama_index.core.storage.docstore import SimpleDocumentStore
 from llama_index.core.vector_stores import SimpleVectorStore
 from llama_nodes import NODES, b64, images_of
 
-from guardalign_guardrails import EncoderUnavailable, NotPicklable, UnsafeContentError
+from guardalign_guardrails import EncoderUnavailable, GuardSettings, NotPicklable, UnsafeContentError
 from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.testing.chats import canary, leaks, leaks_of, number_of, shows
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy
-from llama_index_guardalign import GuardedReader, GuardSettings, ImageGuardPostprocessor, ImageGuardTransform
+from llama_index_guardalign import GuardedReader, ImageGuardPostprocessor, ImageGuardTransform
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
 NOWHERE = GuardSettings(policy=colour_policy(), encoder="transformers:no/such-encoder")

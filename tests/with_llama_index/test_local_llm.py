@@ -25,12 +25,12 @@ from llama_seen import Tracer
 from pydantic import BaseModel, ValidationError
 from scripted_model import ScriptedModel
 
-from guardalign_guardrails import Policy
+from guardalign_guardrails import GuardSettings, Policy
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
 from guardalign_guardrails.errors import ContextOverflow, ModelUnavailable
-from llama_index_guardalign import GuardAlignLVLM, GuardSettings
+from llama_index_guardalign import GuardAlignLVLM
 from llama_index_guardalign.local.responses import chat_response
 
 CAPITAL = [said("What is the capital of France?")]
