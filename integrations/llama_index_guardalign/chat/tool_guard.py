@@ -14,7 +14,8 @@ from llama_index.core.tools.function_tool import FunctionTool
 from llama_index.core.tools.types import AsyncBaseTool, BaseTool, ToolMetadata, ToolOutput
 
 from guardalign_guardrails import UnsafeContentError, Verdict
-from guardalign_guardrails.content.chat import OnViolation, first_violation
+from guardalign_guardrails.content.chat import first_violation
+from guardalign_guardrails.content.documents import FilterRule
 from guardalign_guardrails.content.screen import Turn, screen
 from guardalign_guardrails.content.walk import MediaBlock, find_loose
 from guardalign_guardrails.errors import SettingsError
@@ -29,7 +30,7 @@ from llama_index_guardalign.spans import not_spanned
 _COMPONENT: Final = "guard_tool"
 
 
-def guard_tool(tool: BaseTool, guard: GuardLike = None, *, on_violation: OnViolation = "notice") -> AsyncBaseTool:
+def guard_tool(tool: BaseTool, guard: GuardLike = None, *, on_violation: FilterRule = "notice") -> AsyncBaseTool:
     """A tool like another one, whose results are checked.
 
     Images in the result's blocks and in its ``raw_output`` (nodes, responses with sources, blocks, messages, PIL
@@ -169,7 +170,7 @@ class _ResultFilter:
     """Checks what tools return."""
 
     settings: GuardSettings = field(repr=False)
-    on_violation: OnViolation
+    on_violation: FilterRule
 
     def checked(self, output: ToolOutput) -> ToolOutput:
         """The output without what the policy forbids; itself if nothing changed."""
