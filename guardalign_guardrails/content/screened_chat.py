@@ -62,7 +62,9 @@ async def ascreen_chats(
     return [_chat(guard.policy, chat, screened, on_violation, can_route=can_route) for chat in sourced]
 
 
-def _with_sources(chat: Sequence[Turn]) -> list[Turn]:
+def _with_sources(chat: Sequence[Turn]) -> Sequence[Turn]:
+    if all(turn.source is not None for turn in chat):
+        return chat
     pairs = zip(chat, sources([turn.role for turn in chat]), strict=True)
     return [turn if turn.source is not None else replace(turn, source=source) for turn, source in pairs]
 

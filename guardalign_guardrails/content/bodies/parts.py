@@ -119,11 +119,12 @@ def nested_bodies(body: Body) -> list[Path]:
 
 def _own_parts(body: Body, form: Form, path: Path) -> list[Part]:
     chat = list(_READERS[form](body))
-    sourced = [replace(part, source=source) for part, source in zip(chat, sources([p.role for p in chat]), strict=True)]
+    pairs = zip(chat, sources([part.role for part in chat]), strict=True)
+    sourced = [part if part.source == source else replace(part, source=source) for part, source in pairs]
     variables = list(_variables(body))
     known = _NO_CONTENT.union(_NESTED, (part.path[0] for part in (*chat, *variables)))
-    parts = (*sourced, *_beside(body, (), "user", known), *_masks(body), *variables)
-    return [replace(part, path=(*path, *part.path)) for part in parts]
+    parts = [*sourced, *_beside(body, (), "user", known), *_masks(body), *variables]
+    return [replace(part, path=(*path, *part.path)) for part in parts] if path else parts
 
 
 def _beside(mapping: Mapping[str, Any], path: Path, role: Role, known: Set[str]) -> Iterator[Part]:
