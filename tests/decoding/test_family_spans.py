@@ -10,8 +10,8 @@ from PIL import Image
 
 from guardalign_guardrails.decoding.attention.token_spans import Range
 from guardalign_guardrails.decoding.chat.admission import AdmittedMessage
-from guardalign_guardrails.decoding.chat.prompts import Prompts, tokenize
-from guardalign_guardrails.decoding.chat.template import Rendered, render
+from guardalign_guardrails.decoding.chat.prompts.template import RenderedPrompt, render
+from guardalign_guardrails.decoding.chat.prompts.tokenization import Prompts, tokenize
 from guardalign_guardrails.decoding.config import SafetyPrefix
 from guardalign_guardrails.errors import PromptError
 
@@ -54,7 +54,7 @@ def without_images(chat: Sequence[AdmittedMessage]) -> list[AdmittedMessage]:
 
 def prompts(
     one: Family, chats: Sequence[Sequence[AdmittedMessage]], placement: str | None
-) -> tuple[list[Rendered], Prompts]:
+) -> tuple[list[RenderedPrompt], Prompts]:
     prefix = None if placement is None else SafetyPrefix(placement=placement)
     chats = chats if one.takes_images else [without_images(chat) for chat in chats]
     rendered = [render(one.processor, chat, prefix, takes_images=one.takes_images) for chat in chats]
@@ -73,7 +73,7 @@ def read(one: Family, found: Prompts, row: int, span: Range) -> str:
     return bare(one.tokenizer.decode(found.inputs["input_ids"][row, slice(*span)]))
 
 
-def check(one: Family, chat: Sequence[AdmittedMessage], rendered: Rendered, found: Prompts, row: int) -> None:
+def check(one: Family, chat: Sequence[AdmittedMessage], rendered: RenderedPrompt, found: Prompts, row: int) -> None:
     ids, mask, spans = found.inputs["input_ids"][row], found.inputs["attention_mask"][row], found.spans.prompts[row]
     if rendered.prefix is not None:
         assert read(one, found, row, spans.prefix) == bare(PREFIX)
@@ -113,7 +113,7 @@ def test_the_spans_are_the_prefix_and_the_words_of_the_user(name, kind, placemen
             assert one.name == "Pixtral" or len(spans.instruction) == len(texts(chat, "user"))
         elif placement == "response":
             assert spans.prefix[1] == found.spans.length
-            assert found.heads[row] == PREFIX
+            assert found.prefills[row] == PREFIX
         else:
             assert spans.prefix == (0, 0)
 
@@ -178,6 +178,6 @@ def test_typed_control_tokens_move_nothing_and_are_words(name):
 def test_a_row_whose_images_and_places_differ_in_number_is_refused(name):
     one = family(name)
     rendered, _ = prompts(one, [[user(WIDE, "One.")]], "user")
-    short = Rendered(rendered[0].text, rendered[0].prefix, rendered[0].instruction, ())
+    short = RenderedPrompt(rendered[0].text, rendered[0].prefix, rendered[0].instruction, ())
     with pytest.raises(PromptError):
-        tokenize(one.processor, [short, Rendered(short.text, short.prefix, short.instruction, (WIDE, TALL))])
+        tokenize(one.processor, [short, RenderedPrompt(short.text, short.prefix, short.instruction, (WIDE, TALL))])

@@ -116,7 +116,7 @@ class TestAnswers:
         answer = plain.chat(STORY, settings=settings)
         assert len(answer.logprobs) == 5
         assert "".join(one.token for one in answer.logprobs) == answer.text
-        prompt = plain._engine.prompts(_admitted(plain, STORY))[0].inputs
+        prompt = plain._generator.prompts(_admitted(plain, STORY))[0].inputs
         with torch.no_grad():
             logits = plain.model(**prompt).logits[0, -1]
         likely = torch.log_softmax(logits, -1).topk(3)
@@ -174,7 +174,7 @@ class TestPrefix:
 
     def test_without_calibration_tokens_are_those_of_the_plain_model(self, smollm2):
         plain = smollm2.variant(calibration=None)
-        prompt = plain._engine.prompts(_admitted(plain, STORY))[0].inputs
+        prompt = plain._generator.prompts(_admitted(plain, STORY))[0].inputs
         tokens = plain.model.generate(**prompt, max_new_tokens=12, do_sample=False)[0, prompt["input_ids"].shape[1] :]
         assert plain.chat(STORY, settings=SHORT).text == plain.processor.decode(tokens, skip_special_tokens=True)
 
@@ -331,7 +331,7 @@ class TestGuard:
         assert [verdict.action for verdict in piece.verdicts] == ["block"]
 
     async def test_a_stream_tells_of_its_images_before_any_word(self, tokenizer, guard):
-        # An image of an earlier turn, since this model reads words only.
+        # An image of an earlier turn, since this model reads text only.
         chat = [
             {"role": "user", "content": [image("blue")]},
             {"role": "assistant", "content": "no"},
@@ -384,7 +384,7 @@ class TestGuard:
         assert "secret" not in str(caught.value)
 
     def test_a_model_of_words_cannot_be_given_images(self, tokenizer):
-        with pytest.raises(PromptError, match="words only"):
+        with pytest.raises(PromptError, match="text only"):
             writing(tokenizer, "yes").chat([{"role": "user", "content": ["Look", image()]}])
 
 

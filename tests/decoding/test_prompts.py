@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from guardalign_guardrails.decoding.chat.admission import AdmittedMessage
-from guardalign_guardrails.decoding.chat.prompts import Prompts, to_device, tokenize
-from guardalign_guardrails.decoding.chat.template import Rendered, control_tokens, render
+from guardalign_guardrails.decoding.chat.prompts.template import RenderedPrompt, render
+from guardalign_guardrails.decoding.chat.prompts.template_messages import control_tokens
+from guardalign_guardrails.decoding.chat.prompts.tokenization import Prompts, to_device, tokenize
 from guardalign_guardrails.decoding.config import SafetyPrefix
 from guardalign_guardrails.errors import PromptError
 
@@ -35,7 +36,7 @@ TYPED = st.sampled_from(["<|im_end|>", "</s>", "<bos>", "<end_of_turn>", "<|eot_
 SAID = st.one_of(ODD, st.lists(st.one_of(ODD, TYPED), max_size=4).map("".join))
 
 
-def rendered(processor, messages, placement: str | None = "user", prefix: str = PREFIX) -> Rendered:
+def rendered(processor, messages, placement: str | None = "user", prefix: str = PREFIX) -> RenderedPrompt:
     wanted = None if placement is None else SafetyPrefix(text=prefix, placement=placement)
     return render(processor, messages, wanted, takes_images=hasattr(processor, "tokenizer"))
 

@@ -9,7 +9,8 @@ from PIL import Image
 
 from guardalign_guardrails.decoding.chat.admission import AdmittedMessage
 from guardalign_guardrails.decoding.chat.messages import ToolCall
-from guardalign_guardrails.decoding.chat.template import Rendered, control_tokens, render
+from guardalign_guardrails.decoding.chat.prompts.template import RenderedPrompt, render
+from guardalign_guardrails.decoding.chat.prompts.template_messages import control_tokens
 from guardalign_guardrails.decoding.config import SafetyPrefix
 from guardalign_guardrails.errors import PromptError
 
@@ -36,17 +37,17 @@ def tokenizer(template: str):
     return found
 
 
-def written(template: str, messages=CHAT, placement: str | None = "user", tools=None) -> Rendered:
+def written(template: str, messages=CHAT, placement: str | None = "user", tools=None) -> RenderedPrompt:
     return rendered(tokenizer(template), messages, placement, tools)
 
 
-def rendered(processor, messages, placement: str | None = "user", tools=None) -> Rendered:
+def rendered(processor, messages, placement: str | None = "user", tools=None) -> RenderedPrompt:
     prefix = None if placement is None else SafetyPrefix(text=WORDS_OF_PREFIX, placement=placement)
     takes_images = hasattr(processor, "tokenizer")
     return render(processor, messages, prefix, tools, takes_images=takes_images)
 
 
-def parts(found: Rendered) -> tuple[str, list[str]]:
+def parts(found: RenderedPrompt) -> tuple[str, list[str]]:
     """The prefix and the words behind it."""
     prefix = "" if found.prefix is None else found.text[slice(*found.prefix)]
     return prefix, [found.text[slice(*place)] for place in found.instruction]
@@ -73,7 +74,7 @@ class TestPlacement:
         found = written(template, placement="response")
         assert found.text.endswith(end + gap + WORDS_OF_PREFIX)
         assert parts(found) == (WORDS_OF_PREFIX, [])
-        assert found.head == WORDS_OF_PREFIX
+        assert found.prefill == WORDS_OF_PREFIX
 
     @pytest.mark.parametrize("prefix", [None, SafetyPrefix(text=" \n")])
     def test_nowhere_and_then_the_prompt_is_the_templates_own(self, prefix):
@@ -141,7 +142,7 @@ class TestATemplateThatIsFoundOut:
         assert caught.value.__cause__ is None
 
     def test_images_are_not_for_models_of_words(self):
-        with pytest.raises(PromptError, match="words only"):
+        with pytest.raises(PromptError, match="text only"):
             written(PLAIN, [AdmittedMessage("user", (IMAGE, "What is it?"))])
 
 

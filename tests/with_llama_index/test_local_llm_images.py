@@ -68,7 +68,7 @@ class TestWithoutAGuard:
             GuardAlignLVLM.from_lvlm(small_vlm()).chat([ChatMessage(blocks=[block])])
 
     def test_a_model_of_words_says_that_it_is_one(self, smollm2):
-        with pytest.raises(PromptError, match="words only"):
+        with pytest.raises(PromptError, match="text only"):
             GuardAlignLVLM.from_lvlm(smollm2).chat([ask(painted("red"))])
 
 

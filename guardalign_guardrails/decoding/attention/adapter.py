@@ -1,7 +1,7 @@
-"""Where the parts of a model with code of its own are, for attention that transformers' registry does not know of.
+"""Adapters to models with code of their own, whose attention is not in transformers' registry.
 
-Such models (`trust_remote_code`: InternLM-XComposer, InternVL-Chat) have no common names, so either the parts are found
-by their shape or they are named; a guess that could be wrong is an error. Knows nothing of calibration.
+Such models (`trust_remote_code`: InternLM-XComposer, InternVL-Chat) have no common names, so their parts are either
+found by their shape or named; an ambiguous shape is an error. It knows nothing of calibration.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _HEAD_SIZE: Final = ("head_dim", "head_size")
 
 @dataclass(frozen=True, eq=False)
 class AttentionAdapter:
-    """The parts of a model that calibration has to reach.
+    """The parts of a model that calibration works on.
 
     Attention must be computed inside the attention modules, by a softmax over scores [B, heads, L, K] or by PyTorch's
     scaled dot-product attention, with keys of all tokens so far.
@@ -59,14 +59,14 @@ class AttentionAdapter:
 
     @classmethod
     def find(cls, model: nn.Module) -> AttentionAdapter:
-        """The adapter of a model whose text model looks like most do.
+        """Find the adapter of a model whose text model has a common shape.
 
         That is a module with a list of layers (``layers``, ``h`` or ``blocks``), each with an attention module
         (``attention``, ``self_attn``, ``attn`` or ``self_attention``), and an embedding of tokens beside the list,
-        which vision towers have not.
+        which vision towers do not have.
 
         Raises:
-            CalibrationError: There is not exactly one such module, or its heads cannot be told.
+            CalibrationError: There is not exactly one such module, or the number of its heads is unknown.
         """
         found = [
             (path, layers, attention)
@@ -79,8 +79,8 @@ class AttentionAdapter:
         if len(found) != 1:
             names = ", ".join(f"{path or '(the model)'}.{layers}" for path, layers, _ in found) or "none"
             raise CalibrationError(
-                f"The text model of {type(model).__name__} cannot be told by its shape (candidates: {names}); name its "
-                "parts with AttentionAdapter.named."
+                f"The text model of {type(model).__name__} cannot be found by its shape (candidates: {names}); name "
+                "its parts with AttentionAdapter.named."
             )
         return cls.named(model, *found[0])
 
@@ -109,7 +109,7 @@ class AttentionAdapter:
             past_length: See the class.
 
         Raises:
-            CalibrationError: A name leads nowhere, or heads must be given.
+            CalibrationError: A part does not exist, or the number of heads is unknown.
         """
         text = _part(model, text_model)
         stack = _part(text, layers)
@@ -149,7 +149,7 @@ def _part(module: nn.Module, name: str) -> nn.Module:
 
 
 def _number(modules: Mapping[int, nn.Module], config: object, names: tuple[str, ...]) -> int | None:
-    """What all attention modules say a number is, or else the config; None if they differ or neither tells."""
+    """A number on which all attention modules agree, else the config's; None if they differ or neither has it."""
     for name in names:
         told = {getattr(module, name, None) for module in modules.values()}
         if told != {None}:

@@ -1,9 +1,9 @@
-"""Keeps the safety prefix in attention while a model reads and answers (GuardAlign eqs. 12-14).
+"""Amplifies attention to the safety prefix while a model reads and answers (GuardAlign eqs. 12-14).
 
 The stock kernel runs untouched; the rows of instruction and generated tokens are then corrected exactly for what was
 added to their prefix scores. So no mask of prompt length squared is ever made, and with calibration off the very same
-code runs as without this package. Goes through transformers' attention registry, or for models with code of their own
-through an adapter: no class is patched, and everything is as before when it ends.
+code runs as without this package. It uses transformers' attention registry, or an adapter for models with code of their
+own: no class is patched, and the model is as before when calibration ends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,13 @@ import torch
 from torch import Tensor, nn
 
 from guardalign_guardrails.decoding.attention.adapter import AttentionAdapter
-from guardalign_guardrails.decoding.attention.correction import CalibrationReport, Generation, Layer, Pass, attended
+from guardalign_guardrails.decoding.attention.correction import (
+    CalibrationReport,
+    ForwardPass,
+    Generation,
+    Layer,
+    attended,
+)
 from guardalign_guardrails.decoding.attention.interception import intercepted, stop_intercepting
 from guardalign_guardrails.decoding.attention.layers import (
     Decoder,
@@ -30,7 +36,7 @@ from guardalign_guardrails.decoding.attention.layers import (
     is_split,
     tensor_parallel_group,
 )
-from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PromptSpans, places
+from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PromptSpans, positions_in_pass
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.errors import CalibrationError
 
@@ -39,7 +45,7 @@ __all__ = ["Calibration", "CalibrationReport", "calibrate"]
 # Without "sdpa", "flash" or "/" in them: transformers looks for these within names. The mask registry must know them
 # too, or models are given no mask at all and padded rows go wrong.
 _NAMES: Final = {"sdpa": "guardalign_calibration", "eager": "guardalign_calibration_eager"}
-# What some models add to scores or to the softmax; the rows would be corrected as if it were not there.
+# What some models add to scores or to the softmax; rows would be corrected without it.
 _UNKNOWN: Final = ("s_aux", "position_bias")
 _RESPONSE_GAMMA: Final = 0.5
 _ATTRIBUTE: Final = "_guardalign_layer"
@@ -47,16 +53,16 @@ _ATTRIBUTE: Final = "_guardalign_layer"
 
 @dataclass(frozen=True, eq=False)
 class _Registered(Layer):
-    """What a module of a transformers model needs to know when its attention is asked for."""
+    """An attention module of a transformers model."""
 
     stock: Callable[..., tuple[Tensor, Tensor | None]]
 
 
-# Of this context, so that threads and tasks that share a model do not share spans; nor do models that share a thread.
+# Of this context: threads and tasks that share a model do not share spans, nor do models that share a thread.
 _GENERATIONS: ContextVar[Mapping[Calibration, Generation]] = ContextVar(
     "guardalign_generations", default=MappingProxyType({})
 )
-_PASS: ContextVar[Pass | None] = ContextVar("guardalign_pass", default=None)
+_FORWARD_PASS: ContextVar[ForwardPass | None] = ContextVar("guardalign_pass", default=None)
 
 
 def calibrate(
@@ -69,7 +75,7 @@ def calibrate(
 
     Args:
         model: A model of transformers, or with an adapter any other.
-        config: How strongly, where and for whom.
+        config: Settings of the calibration.
         adapter: Needed for models whose attention does not go through the registry, such as those of
             ``trust_remote_code``; see docs/decoding/remote-code.md.
 
@@ -90,22 +96,22 @@ def calibrate(
 def calibration_for(
     model: Any, config: CalibrationConfig | None, prefix: SafetyPrefix, adapter: AttentionAdapter | None = None
 ) -> Calibration | None:
-    """`calibrate` for a prefix of which the place is known; None if nothing is to be calibrated.
+    """`calibrate` for a prefix; None if nothing is calibrated.
 
-    The default settings become a fixed gamma for what is generated where the prefix stands at the start of the answer.
+    For a prefix at the start of the answer, the default settings become a fixed gamma for generated tokens.
 
     Raises:
-        CalibrationError: See `calibrate`; or nothing could attend to the prefix where it is put.
+        CalibrationError: See `calibrate`; or no token that is calibrated can attend to the prefix.
     """
     if config is None or config.gamma == 0 or not prefix.text.strip():
         return None
     if prefix.placement == "response" and config == CalibrationConfig():
-        # Nobody chose anything, and what was measured for other places means nothing here.
+        # The defaults were measured for other placements.
         config = CalibrationConfig.fixed(_RESPONSE_GAMMA)
     if prefix.placement == "response" and (config.queries == "instruction" or config.target is not None):
         raise CalibrationError(
-            "Words of the user cannot attend to a prefix at the start of the answer, so there is no share of theirs to "
-            "aim at; calibrate what is generated, by CalibrationConfig.fixed(0.5)."
+            "The user's tokens cannot attend to a prefix at the start of the answer, so no target can be reached; "
+            "calibrate generated tokens, by CalibrationConfig.fixed(0.5)."
         )
     return calibrate(model, config, adapter=adapter)
 
@@ -113,12 +119,12 @@ def calibration_for(
 class Calibration:
     """Attention calibration of one model.
 
-    As a context manager, or with `install` and `remove`, it switches the model's text attention to a calibrated one;
-    nothing is changed until `generation` says where prefix and instruction are.
+    As a context manager, or with `install` and `remove`, it switches the model's text attention to a calibrated one.
+    The output does not change until `generation` says where prefix and instruction are.
 
     Args:
         model: A transformers model whose attention goes through the registry, or the model of the adapter.
-        config: How strongly, where and for whom.
+        config: Settings of the calibration.
         adapter: Where the parts of a model with code of its own are; None for models of transformers.
 
     Raises:
@@ -150,11 +156,11 @@ class Calibration:
         self._fired: set[int] = set()
 
     def install(self) -> None:
-        """Switch the model's text attention; again and again is once.
+        """Switch the model's text attention; installing it again only counts.
 
         Raises:
-            CalibrationError: Another calibration is installed on the model, or its attention is of a kind whose scores
-                cannot be had (flash, flex).
+            CalibrationError: Another calibration is installed on the model, or its attention gives no scores (flash,
+                flex).
         """
         with self._installing:
             if self._depth == 0:
@@ -162,7 +168,7 @@ class Calibration:
             self._depth += 1
 
     def remove(self) -> None:
-        """Undo one `install`; after the last one the model is as it was."""
+        """Undo one `install`; after the last one the model is as before."""
         with self._installing:
             self._depth -= 1
             if self._depth == 0:
@@ -179,7 +185,7 @@ class Calibration:
 
     @contextlib.contextmanager
     def generation(self, spans: BatchSpans, *, is_reported: bool = False) -> Iterator[CalibrationReport]:
-        """Within it, forward passes of the model are calibrated; in this thread or task only.
+        """Calibrate forward passes of the model in this thread or task.
 
         Args:
             spans: Prefix and instruction of each prompt.
@@ -195,11 +201,11 @@ class Calibration:
             yield report
         finally:
             _GENERATIONS.reset(token)
-            # The hooks that do so after a pass are not called when it ends by KeyboardInterrupt.
+            # The hooks that end a forward pass are not called when it ends by KeyboardInterrupt.
             _forget()
 
     def self_test(self) -> None:
-        """Check on a few tokens that the model is calibrated at all.
+        """Check on a few tokens that calibration works.
 
         Raises:
             CalibrationError: A chosen layer did not take part, the output without calibration is not the model's own,
@@ -222,21 +228,21 @@ class Calibration:
                     if isinstance(self._decoder, AttentionAdapter):
                         self._continue(ids)
         if not torch.equal(stock, idle):
-            raise CalibrationError("The model's output changes although nothing is calibrated; it cannot be trusted.")
+            raise CalibrationError("The model's output changes although nothing is calibrated.")
         missing = sorted(set(self.layers) - self._fired) if self.config.gamma else []
         if missing:
             raise CalibrationError(f"Layers {missing} took no part in calibration.")
         if not bool(changed.isfinite().all()):
-            raise CalibrationError("Calibration makes numbers that are not finite; choose a smaller gamma.")
+            raise CalibrationError("Calibration gives numbers that are not finite; choose a smaller gamma.")
 
     def _continue(self, ids: Tensor) -> None:
-        """One step with a cache, so that an adapter that misreads caches is found out before it serves."""
+        """Run one step with a cache, so that an adapter that misreads caches fails before it is used."""
         text = self._decoder.text_model
         out = text(input_ids=ids, use_cache=True)
         cache = out[1] if isinstance(out, tuple) else out.past_key_values
         step = {"input_ids": ids[:, :1], "past_key_values": cache, "use_cache": True}
         if self._decoder.past_length((), step) != ids.shape[1]:
-            raise CalibrationError("The adapter's past_length does not tell how many tokens the model's cache holds.")
+            raise CalibrationError("The adapter's past_length is not the number of tokens in the model's cache.")
         text(**step)
 
     def _switched(self) -> contextlib.ExitStack:
@@ -261,7 +267,7 @@ class Calibration:
             setattr(module, _ATTRIBUTE, layer)
             undo.callback(delattr, module, _ATTRIBUTE)
             if layer.is_chosen or layer.is_measured:
-                undo.enter_context(intercepted(module, layer, adapter, _PASS.get))
+                undo.enter_context(intercepted(module, layer, adapter, _FORWARD_PASS.get))
 
     def _register(self, decoder: Decoder, undo: contextlib.ExitStack) -> None:
         from transformers import AttentionInterface, AttentionMaskInterface
@@ -270,7 +276,7 @@ class Calibration:
         stock = decoder.config._attn_implementation  # noqa: SLF001  no public reader
         if stock not in _NAMES:
             raise CalibrationError(
-                f"Attention '{stock}' tells no scores; load the model with attn_implementation='sdpa'."
+                f"Attention '{stock}' gives no scores; load the model with attn_implementation='sdpa'."
             )
         name = _NAMES[stock]
         AttentionInterface.register(name, _attention)
@@ -303,7 +309,7 @@ class Calibration:
         past = self._decoder.past_length(args, kwargs)
         if past == 0 and tokens.shape[1] == 1 < generation.spans.length:
             raise CalibrationError("A step after the prompt came without a cache that is known; it is not calibrated.")
-        found = places(
+        found = positions_in_pass(
             generation.spans,
             past=past,
             length=tokens.shape[1],
@@ -312,13 +318,15 @@ class Calibration:
             device=tokens.device,
         )
         if found is not None:
-            _PASS.set(Pass(self, self.config, generation, found, past, tokens.shape[1], self._fired, self._group))
+            _FORWARD_PASS.set(
+                ForwardPass(self, self.config, generation, found, past, tokens.shape[1], self._fired, self._group)
+            )
 
 
 def _forget(*_: object) -> None:
-    """End the pass under way, if any."""
+    """End the current forward pass, if any."""
     stop_intercepting()
-    _PASS.set(None)
+    _FORWARD_PASS.set(None)
 
 
 def _attention(
@@ -331,20 +339,20 @@ def _attention(
     dropout: float = 0.0,
     **kwargs: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attention as transformers asks for it: [B, H, L, D] in, [B, L, H, D] out."""
+    """Attention by transformers' interface: [B, H, L, D] in, [B, L, H, D] out."""
     layer: _Registered = getattr(module, _ATTRIBUTE)
-    now = _PASS.get()
+    forward_pass = _FORWARD_PASS.get()
 
     def stock() -> tuple[Tensor, Tensor | None]:
         return layer.stock(module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs)
 
-    if now is None or not layer.is_in(now):
+    if forward_pass is None or not layer.is_in(forward_pass):
         return stock()
     unknown = [name for name in _UNKNOWN if kwargs.get(name) is not None]
     if unknown:
-        raise CalibrationError(f"Scores of this model have more to them ({', '.join(unknown)}) than can be calibrated.")
+        raise CalibrationError(f"The scores of this model cannot be calibrated: it adds {', '.join(unknown)} to them.")
     out = attended(
-        now,
+        forward_pass,
         layer,
         query,
         key,
@@ -360,7 +368,7 @@ def _attention(
 
 
 def _stock(module: nn.Module, name: str) -> Callable[..., tuple[Tensor, Tensor | None]]:
-    """The attention a module had before."""
+    """The attention function that a module had before."""
     from transformers import AttentionInterface
 
     if name != "eager":

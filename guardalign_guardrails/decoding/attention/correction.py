@@ -1,7 +1,7 @@
-"""The rows of one attention call made what calibration wants them to be, however the call was caught.
+"""Corrects the rows of one attention call.
 
-Takes the tensors of the call and what is known of the forward pass it belongs to; knows no model and no way to get at
-its attention. Rows are corrected after the stock kernel ran, so no mask of prompt length squared is ever made.
+It works on the tensors of the call and on what is known of its forward pass; how the call was intercepted does not
+matter here. Rows are corrected after the stock kernel ran, so no mask of prompt length squared is ever made.
 """
 
 from __future__ import annotations
@@ -16,25 +16,26 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 
 from guardalign_guardrails.decoding.attention.kernels import attend_with_lse, has_lse
-from guardalign_guardrails.decoding.attention.positions import Entries
+from guardalign_guardrails.decoding.attention.positions import Positions
 from guardalign_guardrails.decoding.attention.scores import corrected, gamma_for, increment, scores, share
-from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, Places
+from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PassPositions
 from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.errors import CalibrationError
 
-# Scores of all keys that are made at a time where the kernel tells no log-sum-exp; 64 MiB of them.
+# Most scores of all keys computed at a time where the kernel gives no log-sum-exp; 64 MiB of them.
 _MOST_SCORES: Final = 2**24
 
 
 @dataclass
 class CalibrationReport:
-    """What calibration did in one generation.
+    """Strengths and shares of attention of one generation.
 
     Attributes:
         layers: The chosen layers.
-        gamma: Strength taken in each, a list with one for each prompt; found by bisection when there is a target.
-        before: Share of attention that instruction tokens gave to the prefix, by layer, mean over heads and tokens.
-        after: The same with calibration; equal in layers that were only measured.
+        gamma: Strength in each layer, one for each prompt; found by a search when there is a target.
+        before: Share of attention that instruction tokens give to the prefix without calibration, by layer, mean over
+            heads and tokens.
+        after: The same with calibration.
     """
 
     layers: tuple[int, ...]
@@ -45,11 +46,11 @@ class CalibrationReport:
 
 @dataclass(eq=False)
 class Generation:
-    """One generation under way.
+    """State of one generation.
 
     Attributes:
         spans: Its prefixes and instructions.
-        report: To be filled in; None if nobody asked.
+        report: Filled in as the generation goes; None if no report was asked for.
         gamma: Strengths found for a target, by layer, shape [prompts].
         shallow: Shares of attention in the layers before the first chosen one, shape [prompts] each.
     """
@@ -61,17 +62,17 @@ class Generation:
 
 
 @dataclass(frozen=True, eq=False)
-class Pass:
-    """One forward pass of it.
+class ForwardPass:
+    """One forward pass of a generation.
 
     Attributes:
         owner: The calibration it belongs to.
         config: Of that calibration.
         generation: The generation it is part of.
-        places: Rows and columns to change.
-        past: Tokens before this pass, those in the cache.
+        positions: Rows and columns to calibrate.
+        past: Tokens before this pass, which are in the cache.
         length: Tokens in this pass.
-        fired: Layers that took part in a pass of this calibration, to be added to.
+        fired: Layers that took part in a pass of this calibration; this pass adds its own.
         group: Processes that the model's heads are split over, so that a share is the mean over all heads; None if they
             are not split.
     """
@@ -79,7 +80,7 @@ class Pass:
     owner: object
     config: CalibrationConfig
     generation: Generation
-    places: Places
+    positions: PassPositions
     past: int
     length: int
     fired: set[int]
@@ -87,19 +88,19 @@ class Pass:
 
     @property
     def is_prompt(self) -> bool:
-        """Whether tokens of the prompt are read."""
+        """Whether it reads tokens of the prompt."""
         return self.past < self.generation.spans.length
 
 
 @dataclass(frozen=True, eq=False)
 class Layer:
-    """What is to be done in one attention module.
+    """What calibration does in one attention module.
 
     Attributes:
         owner: The calibration it belongs to.
         index: Number of the decoder layer.
         is_chosen: Whether it is calibrated.
-        is_measured: Whether the share of attention that the prefix has in it is the target of others.
+        is_measured: Whether the prefix's share of attention in it is the target of other layers.
     """
 
     owner: object
@@ -107,13 +108,13 @@ class Layer:
     is_chosen: bool
     is_measured: bool
 
-    def is_in(self, now: Pass) -> bool:
+    def is_in(self, forward_pass: ForwardPass) -> bool:
         """Whether it takes part in a forward pass."""
-        return now.owner is self.owner and (self.is_chosen or (self.is_measured and now.is_prompt))
+        return forward_pass.owner is self.owner and (self.is_chosen or (self.is_measured and forward_pass.is_prompt))
 
 
 def attended(
-    now: Pass,
+    forward_pass: ForwardPass,
     layer: Layer,
     query: Tensor,
     key: Tensor,
@@ -129,14 +130,14 @@ def attended(
     """Scaled dot-product attention, calibrated.
 
     Args:
-        now: The pass.
+        forward_pass: The pass.
         layer: A layer that takes part in it.
         query: Shape [B, H, L, D].
         key: Shape [B, G, K, D]; each key head serves H / G query heads.
         value: Same shape.
         mask: Boolean or additive, shape [B or 1, H or 1, L, at least K]; None for a causal one.
         scaling: Factor on q . k.
-        stock: Makes the attention that the model would have, of the shape of ``query``.
+        stock: Computes the model's own attention, of the shape of ``query``.
         softcap: See `scores`.
         window: Keys a query sees in a sliding window, itself included.
         dropout: Probability of dropout.
@@ -144,54 +145,54 @@ def attended(
     Returns:
         Shape [B, H, L, D].
     """
-    now.fired.add(layer.index)
-    rows, columns, pairs = _placed(now, query.device, key.shape[2], window)
+    forward_pass.fired.add(layer.index)
+    rows, columns, pairs = _placed(forward_pass, query.device, key.shape[2], window)
     mask = None if mask is None else mask[..., : key.shape[2]]
     is_fused = softcap is None and dropout == 0 and has_lse(query, value)
-    if is_fused and now.length == 1 and not now.is_prompt:
-        return _step(now, layer, query, key, value, mask, scaling, columns, pairs)
-    known = _with_lse(query, key, value, mask, scaling, now.past) if is_fused else None
+    if is_fused and forward_pass.length == 1 and not forward_pass.is_prompt:
+        return _step(forward_pass, layer, query, key, value, mask, scaling, columns, pairs)
+    known = _with_lse(query, key, value, mask, scaling, forward_pass.past) if is_fused else None
     out, lse = (stock(), None) if known is None else known
 
     chosen = rows.taken(query, 2)
-    # Scores are taken as they go into the softmax, so that what a mask hides stays hidden.
+    # Scores are those that go into the softmax, so that what a mask hides stays hidden.
     own = None if mask is None else rows.taken(mask.expand(query.shape[0], -1, -1, -1), 2)
     z = scores(chosen, columns.taken(key, 2), scaling, softcap)
     if own is not None:
         z = _masked(z, columns.taken(own, 3))
     if lse is None:
-        positions = rows.at + min(now.past, key.shape[2] - now.length)
+        positions = rows.at + min(forward_pass.past, key.shape[2] - forward_pass.length)
         row_lse = _row_lse(chosen, key, positions, own, scaling, softcap, window)
     else:
         row_lse = rows.taken(lse, 2)
     z, is_real = _paired(z, pairs)
-    extra = _extra(now, layer, z, row_lse, is_real, query.shape[-1])
+    extra = _extra(forward_pass, layer, z, row_lse, is_real, query.shape[-1])
     if extra is None:
         return out
     new = corrected(rows.taken(out, 2), row_lse, z, extra, columns.taken(value, 2))
-    # What the backward pass needs must not be overwritten.
+    # The backward pass needs the output as it is.
     return rows.put(out.clone() if out.requires_grad else out, new, is_real)
 
 
-def reweighted(now: Pass, layer: Layer, logits: Tensor, weights: Tensor, size: int) -> Tensor:
-    """Attention weights, calibrated, of a model that makes the whole matrix of them anyway.
+def reweighted(forward_pass: ForwardPass, layer: Layer, logits: Tensor, weights: Tensor, size: int) -> Tensor:
+    """Attention weights, calibrated, of a model that computes the whole matrix of them anyway.
 
     Args:
-        now: The pass.
+        forward_pass: The pass.
         layer: A layer that takes part in it.
         logits: What goes into the softmax, masks added, shape [B, H, L, K].
-        weights: What comes out of it, same shape; the rows in question are overwritten.
+        weights: What comes out of it, same shape; calibrated rows are overwritten.
         size: Head size D.
 
     Returns:
         ``weights``.
     """
-    now.fired.add(layer.index)
-    rows, columns, pairs = _placed(now, logits.device, logits.shape[3], None)
+    forward_pass.fired.add(layer.index)
+    rows, columns, pairs = _placed(forward_pass, logits.device, logits.shape[3], None)
     chosen = rows.taken(logits, 2)
     chosen = chosen if chosen.dtype == torch.float64 else chosen.float()
     z, is_real = _paired(columns.taken(chosen, 3), pairs)
-    extra = _extra(now, layer, z, torch.logsumexp(chosen, -1), is_real, size)
+    extra = _extra(forward_pass, layer, z, torch.logsumexp(chosen, -1), is_real, size)
     if extra is None:
         return weights
     new = columns.add(chosen.clone(), extra).softmax(-1).to(weights.dtype)
@@ -199,17 +200,17 @@ def reweighted(now: Pass, layer: Layer, logits: Tensor, weights: Tensor, size: i
 
 
 def _step(
-    now: Pass,
+    forward_pass: ForwardPass,
     layer: Layer,
     query: Tensor,
     key: Tensor,
     value: Tensor,
     mask: Tensor | None,
     scaling: float,
-    columns: Entries,
+    columns: Positions,
     pairs: Tensor | None,
 ) -> Tensor:
-    """Attention of one generated token, by a mask row with what is added to its scores, which costs less here."""
+    """Attention of one generated token, calibrated by a row of the mask, which costs less here."""
     z = scores(query, columns.taken(key, 2), scaling)
     if mask is None:
         bias = z.new_zeros(*z.shape[:3], key.shape[2])
@@ -217,15 +218,17 @@ def _step(
         bias = _additive(mask, z.dtype).expand(*z.shape[:3], -1).clone()
         z = z + columns.taken(bias, 3)
     z, _ = _paired(z, pairs)
-    columns.add(bias, _increased(now, z, _found_gamma(now, layer, z), query.shape[-1]))
+    columns.add(bias, _increased(forward_pass, z, _found_gamma(forward_pass, layer, z), query.shape[-1]))
     return attend_with_lse(query, key, value, mask=bias, is_causal=False, scaling=scaling)[0]
 
 
-def _placed(now: Pass, device: torch.device, keys: int, window: int | None) -> tuple[Entries, Entries, Tensor | None]:
-    """Rows and columns to change, and which pairs of them are meant, among ``keys`` keys."""
-    found = now.places
+def _placed(
+    forward_pass: ForwardPass, device: torch.device, keys: int, window: int | None
+) -> tuple[Positions, Positions, Tensor | None]:
+    """Rows, columns and pairs to calibrate among ``keys`` keys."""
+    found = forward_pass.positions
     # Sliding caches drop their first columns.
-    shift = max(0, now.past + now.length - keys)
+    shift = max(0, forward_pass.past + forward_pass.length - keys)
     rows, columns = found.rows.on(device), found.columns.on(device)
     pairs = None if found.pairs is None else found.pairs.to(device)
     if not shift and (window is None or found.distance < window):
@@ -233,43 +236,47 @@ def _placed(now: Pass, device: torch.device, keys: int, window: int | None) -> t
     at = columns.at - shift
     seen = (at >= 0).unsqueeze(1)
     if window is not None:
-        seen = seen & (rows.at.unsqueeze(-1) + now.past - shift - at.unsqueeze(1) < window)
+        seen = seen & (rows.at.unsqueeze(-1) + forward_pass.past - shift - at.unsqueeze(1) < window)
     pairs = seen.expand(-1, rows.at.shape[1], -1) if pairs is None else pairs & seen
-    return rows, Entries(at.clamp_min(0), columns.is_uniform), pairs
+    return rows, Positions(at.clamp_min(0), columns.is_uniform), pairs
 
 
 def _paired(z: Tensor, pairs: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """Scores without the pairs that are not meant, and which rows have any that are."""
+    """Scores with minus infinity for all other pairs, and which rows have a pair."""
     if pairs is None:
         return z, None
     return z.masked_fill(~pairs.unsqueeze(1), float("-inf")), pairs.any(-1)
 
 
-def _extra(now: Pass, layer: Layer, z: Tensor, lse: Tensor, is_real: Tensor | None, size: int) -> Tensor | None:
-    """What is added to the scores ``z`` [B, H, I, P]; None in a layer that is only measured."""
+def _extra(
+    forward_pass: ForwardPass, layer: Layer, z: Tensor, lse: Tensor, is_real: Tensor | None, size: int
+) -> Tensor | None:
+    """Increments of the scores ``z`` [B, H, I, P]; None in a layer that is only measured."""
     if layer.is_measured:
-        now.generation.shallow.append(_mean(now, share(z, lse), is_real))
+        forward_pass.generation.shallow.append(_mean(forward_pass, share(z, lse), is_real))
         return None
-    gamma = _gamma(now, layer, z, lse, is_real, size)
-    extra = _increased(now, z, gamma, size)
-    _report(now, layer.index, gamma, z, lse, extra, is_real)
+    gamma = _gamma(forward_pass, layer, z, lse, is_real, size)
+    extra = _increased(forward_pass, z, gamma, size)
+    _report(forward_pass, layer.index, gamma, z, lse, extra, is_real)
     return extra
 
 
-def _increased(now: Pass, z: Tensor, gamma: Tensor | float, size: int) -> Tensor:
+def _increased(forward_pass: ForwardPass, z: Tensor, gamma: Tensor | float, size: int) -> Tensor:
     """`increment` in the chosen heads."""
-    extra = increment(z, gamma, now.config.form, size)
-    if now.config.heads is None:
+    extra = increment(z, gamma, forward_pass.config.form, size)
+    if forward_pass.config.heads is None:
         return extra
     is_head = torch.zeros(z.shape[1], dtype=torch.bool, device=z.device)
-    is_head[list(now.config.heads)] = True
+    is_head[list(forward_pass.config.heads)] = True
     return extra * is_head.view(1, -1, 1, 1)
 
 
-def _gamma(now: Pass, layer: Layer, z: Tensor, lse: Tensor, is_real: Tensor | None, size: int) -> Tensor | float:
+def _gamma(
+    forward_pass: ForwardPass, layer: Layer, z: Tensor, lse: Tensor, is_real: Tensor | None, size: int
+) -> Tensor | float:
     """The strength in this layer, of shape [B, 1, 1, 1] when there is a target."""
-    config, generation = now.config, now.generation
-    if config.target is not None and now.is_prompt and layer.index not in generation.gamma:
+    config, generation = forward_pass.config, forward_pass.generation
+    if config.target is not None and forward_pass.is_prompt and layer.index not in generation.gamma:
         batch = z.shape[0]
         if config.target != "shallow":
             target = torch.full((batch,), config.target, dtype=z.dtype, device=z.device)
@@ -278,18 +285,18 @@ def _gamma(now: Pass, layer: Layer, z: Tensor, lse: Tensor, is_real: Tensor | No
         else:
             raise CalibrationError("target 'shallow' needs a layer before the first chosen one.")
 
-        push = _increased(now, z, 1.0, size)
+        push = _increased(forward_pass, z, 1.0, size)
         generation.gamma[layer.index] = gamma_for(
-            target, config.gamma, z, lse, push, lambda shares: _mean(now, shares, is_real)
+            target, config.gamma, z, lse, push, lambda shares: _mean(forward_pass, shares, is_real)
         )
-    return _found_gamma(now, layer, z)
+    return _found_gamma(forward_pass, layer, z)
 
 
-def _found_gamma(now: Pass, layer: Layer, z: Tensor) -> Tensor | float:
-    gamma = now.generation.gamma.get(layer.index)
+def _found_gamma(forward_pass: ForwardPass, layer: Layer, z: Tensor) -> Tensor | float:
+    gamma = forward_pass.generation.gamma.get(layer.index)
     if gamma is None:
-        # Without instruction there is nothing to measure a share by, and gamma is only a cap then.
-        return now.config.gamma if now.config.target is None else 0.0
+        # Without an instruction there is no share to measure, and gamma is only an upper bound.
+        return forward_pass.config.gamma if forward_pass.config.target is None else 0.0
     return gamma.repeat_interleave(z.shape[0] // gamma.shape[0]).to(z.device).view(-1, 1, 1, 1)
 
 
@@ -303,7 +310,7 @@ def _with_lse(
     if length > 1:
         if past:
             return None
-        # A static cache is longer than what is in it.
+        # A static cache is longer than its content.
         key, value = key[:, :, :length], value[:, :, :length]
     return attend_with_lse(query, key, value, mask=None, is_causal=length > 1, scaling=scaling)
 
@@ -323,7 +330,7 @@ def _row_lse(
     softcap: float | None,
     window: int | None,
 ) -> Tensor:
-    """Log-sum-exp over all keys of the rows in question only, shape [B, H, I]; ``own`` is their part of the mask."""
+    """Log-sum-exp of the calibrated rows over all keys, shape [B, H, I]; ``own`` is their part of the mask."""
     if own is None:
         at, column = positions.unsqueeze(-1), torch.arange(key.shape[2], device=key.device).view(1, 1, -1)
         seen = column <= at if window is None else (column <= at) & (at - column < window)
@@ -338,21 +345,21 @@ def _masked(z: Tensor, mask: Tensor) -> Tensor:
     return z.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else z + mask.to(z.dtype)
 
 
-def _mean(now: Pass, shares: Tensor, is_real: Tensor | None) -> Tensor:
+def _mean(forward_pass: ForwardPass, shares: Tensor, is_real: Tensor | None) -> Tensor:
     """Mean over heads and rows, [B, H, I] to [B]."""
     if is_real is None:
         mean = shares.mean((1, 2))
     else:
         kept = is_real.unsqueeze(1).to(shares.dtype)
         mean = (shares.nan_to_num() * kept).sum((1, 2)) / (kept.sum((1, 2)) * shares.shape[1]).clamp_min(1)
-    if now.group is not None:
-        dist.all_reduce(mean, group=now.group)
-        mean /= dist.get_world_size(now.group)
+    if forward_pass.group is not None:
+        dist.all_reduce(mean, group=forward_pass.group)
+        mean /= dist.get_world_size(forward_pass.group)
     return mean
 
 
 def _report(
-    now: Pass,
+    forward_pass: ForwardPass,
     index: int,
     gamma: Tensor | float,
     z: Tensor,
@@ -360,9 +367,9 @@ def _report(
     extra: Tensor,
     is_real: Tensor | None,
 ) -> None:
-    report, batch = now.generation.report, z.shape[0]
-    if report is None or not now.is_prompt:
+    report, batch = forward_pass.generation.report, z.shape[0]
+    if report is None or not forward_pass.is_prompt:
         return
     report.gamma[index] = gamma.flatten().tolist() if isinstance(gamma, Tensor) else [gamma] * batch
-    report.before[index] = _mean(now, share(z, lse), is_real).tolist()
-    report.after[index] = _mean(now, share(z, lse, extra), is_real).tolist()
+    report.before[index] = _mean(forward_pass, share(z, lse), is_real).tolist()
+    report.after[index] = _mean(forward_pass, share(z, lse, extra), is_real).tolist()

@@ -1,8 +1,8 @@
-"""Catches the softmax or the fused attention call inside an attention module, while that module runs and only then.
+"""Intercepts the softmax or the fused attention call inside an attention module, while that module runs.
 
-For models whose attention can be neither switched nor handed a function. No code of theirs is changed: a hook before
-the module switches PyTorch's own interception on (`TorchFunctionMode`), a hook after it switches it off and makes sure
-that there was exactly one call to catch. Kernels that PyTorch does not dispatch (flash_attn) are an error, no no-op.
+It is for models whose attention is not in transformers' registry. No code of theirs is changed: a hook before the
+module switches PyTorch's own interception on (`TorchFunctionMode`), a hook after it switches it off and checks that
+there was exactly one call. Kernels that PyTorch does not dispatch (flash_attn) are an error, not a no-op.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 
 from guardalign_guardrails.decoding.attention.adapter import AttentionAdapter
-from guardalign_guardrails.decoding.attention.correction import Layer, Pass, attended, reweighted
+from guardalign_guardrails.decoding.attention.correction import ForwardPass, Layer, attended, reweighted
 from guardalign_guardrails.errors import CalibrationError
 
 _SOFTMAX: Final = (functional.softmax, torch.softmax, Tensor.softmax, torch.special.softmax)
@@ -26,13 +26,14 @@ _FUSED: Final = functional.scaled_dot_product_attention
 
 
 class _Interception(TorchFunctionMode):
-    """Within it, the one attention of a module is calibrated."""
+    """Calibrates the one attention call of a module."""
 
-    def __init__(self, now: Pass, layer: Layer, adapter: AttentionAdapter) -> None:
+    def __init__(self, forward_pass: ForwardPass, layer: Layer, adapter: AttentionAdapter) -> None:
         super().__init__()
         self.calls = 0
-        self._now, self._layer, self._size = now, layer, adapter.head_size
-        self._shape = (now.places.rows.at.shape[0], adapter.heads, now.length, now.past + now.length)
+        self._forward_pass, self._layer, self._size = forward_pass, layer, adapter.head_size
+        batch, length = forward_pass.positions.rows.at.shape[0], forward_pass.length
+        self._shape = (batch, adapter.heads, length, forward_pass.past + length)
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] | None = None
@@ -50,7 +51,7 @@ class _Interception(TorchFunctionMode):
         dim = args[1] if len(args) > 1 else kwargs["dim"]
         if tuple(logits.shape) == self._shape and dim in (-1, 3):
             self.calls += 1
-            reweighted(self._now, self._layer, logits, weights, self._size)
+            reweighted(self._forward_pass, self._layer, logits, weights, self._size)
 
     def _fused(
         self,
@@ -77,10 +78,10 @@ class _Interception(TorchFunctionMode):
         self.calls += 1
         mask = None if attn_mask is None else attn_mask[(None,) * (4 - attn_mask.dim())]
         factor = query.shape[-1] ** -0.5 if scale is None else scale
-        return attended(self._now, self._layer, query, key, value, mask, factor, stock, dropout=dropout_p)
+        return attended(self._forward_pass, self._layer, query, key, value, mask, factor, stock, dropout=dropout_p)
 
 
-# Of this context, like the pass it belongs to; one attention module does not run inside another.
+# Of this context, like its forward pass; one attention module does not run inside another.
 _RUNNING: ContextVar[tuple[_Interception, contextlib.ExitStack] | None] = ContextVar(
     "guardalign_interception", default=None
 )
@@ -88,27 +89,27 @@ _RUNNING: ContextVar[tuple[_Interception, contextlib.ExitStack] | None] = Contex
 
 @contextlib.contextmanager
 def intercepted(
-    module: nn.Module, layer: Layer, adapter: AttentionAdapter, current: Callable[[], Pass | None]
+    module: nn.Module, layer: Layer, adapter: AttentionAdapter, current: Callable[[], ForwardPass | None]
 ) -> Iterator[None]:
-    """Within it, the attention of a module is calibrated in passes that its layer takes part in.
+    """Calibrate the attention of a module in the forward passes that its layer takes part in.
 
     Args:
         module: The attention module.
-        layer: What is to be done in it.
+        layer: What calibration does in it.
         adapter: Of its model.
-        current: Tells the pass under way.
+        current: Returns the current forward pass.
     """
 
     def before(*_: object) -> None:
-        now = current()
-        if now is not None and layer.is_in(now):
-            running, undo = _Interception(now, layer, adapter), contextlib.ExitStack()
+        forward_pass = current()
+        if forward_pass is not None and layer.is_in(forward_pass):
+            running, undo = _Interception(forward_pass, layer, adapter), contextlib.ExitStack()
             undo.enter_context(running)
             _RUNNING.set((running, undo))
 
     def after(_module: nn.Module, _args: object, output: object) -> None:
         calls = stop_intercepting()
-        # Without an output the module raised, and that is the error to be seen.
+        # Without an output the module raised, and its error is the one to report.
         if calls is not None and output is not None and calls != 1:
             raise CalibrationError(_MISSED.format(layer.index, calls))
 
@@ -121,12 +122,12 @@ def intercepted(
 
 
 def stop_intercepting() -> int | None:
-    """End what is intercepted in this context; tells how many calls were, None if nothing was."""
-    now = _RUNNING.get()
-    if now is None:
+    """End interception in this context and return the number of calls intercepted; None if none was running."""
+    current = _RUNNING.get()
+    if current is None:
         return None
     _RUNNING.set(None)
-    running, undo = now
+    running, undo = current
     undo.close()
     return running.calls
 

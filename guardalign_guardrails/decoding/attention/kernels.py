@@ -1,6 +1,6 @@
-"""Attention that also tells the log-sum-exp of its rows, by the kernel that PyTorch itself would choose.
+"""Attention that also returns the log-sum-exp of its rows, by the kernel that PyTorch itself would choose.
 
-The operator's name is private to PyTorch, so that its absence, or another device, is no error: `has_lse` tells.
+The operator's name is private to PyTorch, so its absence is no error, nor is another device: callers ask `has_lse`.
 """
 
 from __future__ import annotations

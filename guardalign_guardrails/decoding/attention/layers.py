@@ -1,4 +1,4 @@
-"""Finds a model's text decoder and its self-attention modules, whatever family it is of. Changes nothing."""
+"""Finds a model's text decoder and its self-attention modules, for any model family. It changes nothing."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def find_decoder(model: Any) -> Decoder:
 
 
 def cross_attention(decoder: Decoder) -> list[nn.Module]:
-    """Modules that attend to image tokens by the same registry; they must stay as they are."""
+    """Cross-attention modules that use the same registry; calibration leaves them as they are."""
     return [
         module
         for module in decoder.text_model.modules()
@@ -87,7 +87,7 @@ def cached_length(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> int:
 
     Tuples are looked for in ``past_key_values`` only, keys of shape [B, G, K, D].
     """
-    # By what it can do: transformers 5.24 renamed the argument, and a cache not found would end calibration there.
+    # By its method: transformers 5.24 renamed the argument, and without the cache calibration would end there.
     cache = next((value for value in (*kwargs.values(), *args) if hasattr(value, "get_seq_length")), None)
     if cache is not None:
         return int(cache.get_seq_length())
@@ -101,16 +101,16 @@ def is_split(model: Any) -> bool:
 
 
 def tensor_parallel_group(model: Any) -> ProcessGroup | None:
-    """The processes that a model's heads are split over; None if they are not.
+    """The process group that a model's heads are split over; None if they are not split.
 
     Raises:
-        CalibrationError: They are, but transformers does not tell over which.
+        CalibrationError: They are, and transformers does not say over which.
     """
     if not is_split(model):
         return None
     mesh = getattr(model, "_device_mesh", None)
     if mesh is None:
-        raise CalibrationError("The model is split over processes, but does not tell over which.")
+        raise CalibrationError("The model is split over processes, and transformers does not say over which.")
     group: ProcessGroup = mesh.get_group("tp") if "tp" in (mesh.mesh_dim_names or ()) else mesh.get_group()
     return group
 

@@ -1,4 +1,4 @@
-"""Which tokens of a prompt are the safety prefix and which are the instruction, and what that means for one forward."""
+"""Token spans of the safety prefix and the instruction, and the query and key positions they are in a forward pass."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from guardalign_guardrails.decoding.attention.positions import Entries
+from guardalign_guardrails.decoding.attention.positions import Positions
 
 Range = tuple[int, int]
 """First token and the one after the last, as columns of the padded prompt."""
@@ -22,7 +22,7 @@ class PromptSpans:
 
     Attributes:
         prefix: The safety prefix; may be empty.
-        instruction: The ranges of the user's words, image tokens left out.
+        instruction: The ranges of the user's text, image tokens left out.
     """
 
     prefix: Range
@@ -35,21 +35,21 @@ class BatchSpans:
 
     Attributes:
         prompts: One for each row, in columns of the padded batch.
-        length: Columns of the padded batch; what comes later is generated.
+        length: Columns of the padded batch; later ones are generated tokens.
     """
 
     prompts: tuple[PromptSpans, ...]
     length: int
 
     @cached_property
-    def columns(self) -> tuple[Entries, Tensor | None]:
-        """Prefix columns of each prompt, and which of these entries are meant; None for all."""
-        # Kept for passes that want gradients, even if the first one does not.
+    def columns(self) -> tuple[Positions, Tensor | None]:
+        """Prefix columns of each prompt, and which of them are no padding; None for all."""
+        # Cached for passes that need gradients, even if the first one does not.
         with torch.inference_mode(mode=False):
-            return _entries([range(*prompt.prefix) for prompt in self.prompts])
+            return _padded([range(*prompt.prefix) for prompt in self.prompts])
 
     def shifted(self, by: Sequence[int]) -> BatchSpans:
-        """The same spans behind ``by`` columns of padding on the left of each row."""
+        """The spans moved right by the ``by`` columns of padding of each row."""
         moved = tuple(
             PromptSpans(_moved(p.prefix, pad), tuple(_moved(r, pad) for r in p.instruction))
             for p, pad in zip(self.prompts, by, strict=True)
@@ -58,30 +58,30 @@ class BatchSpans:
 
 
 @dataclass(frozen=True, eq=False)
-class Places:
-    """Positions within one forward pass, padded to the longest row of the batch.
+class PassPositions:
+    """Positions to calibrate in one forward pass, padded to the longest row of the batch.
 
     Attributes:
         rows: Query rows to change, counted from the first token of this pass, I for each row of the batch.
         columns: Prefix columns, counted from the first token of the chat, P for each row of the batch.
-        pairs: Which pairs are meant and see each other, shape [B, I, P]; None for all.
+        pairs: Pairs of rows and columns that are no padding and see each other, shape [B, I, P]; None for all.
         distance: Tokens between the last query and the first prefix column; what a sliding window must exceed.
     """
 
-    rows: Entries = field(repr=False)
-    columns: Entries = field(repr=False)
+    rows: Positions = field(repr=False)
+    columns: Positions = field(repr=False)
     pairs: Tensor | None = field(repr=False)
     distance: int
 
 
-def places(
+def positions_in_pass(
     spans: BatchSpans, *, past: int, length: int, batch: int, with_generated: bool, device: torch.device
-) -> Places | None:
-    """What to change in one forward pass; None for nothing.
+) -> PassPositions | None:
+    """Positions to calibrate in one forward pass; None where there are none.
 
     Args:
         spans: Of the prompts.
-        past: Tokens before this pass, those in the cache.
+        past: Tokens before this pass, which are in the cache.
         length: Tokens in this pass.
         batch: Rows in this pass, a multiple of the prompts when beams or several samples share one.
         with_generated: Whether generated tokens count as queries.
@@ -99,39 +99,39 @@ def places(
     ends = [(max(r) + past, p.prefix[0]) for r, p in zip(rows, spans.prompts, strict=True) if r and _is_there(p.prefix)]
     if not ends:
         return None
-    row_entries, is_row = _entries(rows)
-    column_entries, is_column = spans.columns
+    row_positions, is_row = _padded(rows)
+    column_positions, is_column = spans.columns
     pairs = None
-    # A glance at the lists costs less than one at the tensors, and this is the rule.
+    # Looking at the lists costs less than looking at the tensors, and they are uniform as a rule.
     is_uniform = is_row is None and is_column is None
     if not is_uniform or min(map(min, rows)) + past < max(prompt.prefix[1] - 1 for prompt in spans.prompts):
-        pairs = (row_entries.at + past).unsqueeze(-1) >= column_entries.at.unsqueeze(-2)
+        pairs = (row_positions.at + past).unsqueeze(-1) >= column_positions.at.unsqueeze(-2)
         if is_row is not None:
             pairs &= is_row.unsqueeze(-1)
         if is_column is not None:
             pairs &= is_column.unsqueeze(-2)
         pairs = pairs.repeat_interleave(batch // len(rows), 0).to(device)
     if past + length < max(prompt.prefix[1] for prompt in spans.prompts):
-        # A prompt that is read in chunks has no key yet for a column that comes later; no pair has one of these.
-        column_entries = Entries(column_entries.at.clamp_max(past + length - 1), column_entries.is_uniform)
-    return Places(
-        row_entries.repeated(batch // len(rows)).on(device),
-        column_entries.repeated(batch // len(rows)).on(device),
+        # A prompt that is read in chunks has no keys yet for later columns; no pair has one of them.
+        column_positions = Positions(column_positions.at.clamp_max(past + length - 1), column_positions.is_uniform)
+    return PassPositions(
+        row_positions.repeated(batch // len(rows)).on(device),
+        column_positions.repeated(batch // len(rows)).on(device),
         pairs,
         max(last - first for last, first in ends),
     )
 
 
-def _entries(lists: Sequence[Sequence[int]]) -> tuple[Entries, Tensor | None]:
-    """Lists of positions, shorter ones filled up with position 0, and which entries are in them; None for all."""
+def _padded(lists: Sequence[Sequence[int]]) -> tuple[Positions, Tensor | None]:
+    """Lists of positions, padded with position 0, and which positions are no padding; None for all."""
     first, width = lists[0], max(map(len, lists))
     at = torch.tensor([[*positions, *[0] * (width - len(positions))] for positions in lists], dtype=torch.long)
     is_uniform = all(positions == first for positions in lists)
     is_run = is_uniform and width > 0 and all(a + 1 == b for a, b in pairwise(first))
-    entries = Entries(at, is_uniform, (first[0], first[-1] + 1) if is_run else None)
+    padded = Positions(at, is_uniform, (first[0], first[-1] + 1) if is_run else None)
     if all(len(positions) == width for positions in lists):
-        return entries, None
-    return entries, torch.arange(width) < torch.tensor([len(positions) for positions in lists]).unsqueeze(1)
+        return padded, None
+    return padded, torch.arange(width) < torch.tensor([len(positions) for positions in lists]).unsqueeze(1)
 
 
 def _is_there(span: Range) -> bool:

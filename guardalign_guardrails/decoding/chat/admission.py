@@ -1,4 +1,4 @@
-"""What of a chat may reach the model: the guard in front, then every image opened here and nowhere else.
+"""Admits chats to a model: the guard checks every image first, then every image is decoded here and nowhere else.
 
 A processor is only ever given decoded images: transformers would follow URLs and open local paths that it finds in a
 message. The pixels are those that the guard scored.
@@ -13,19 +13,21 @@ from typing import Any, Final, TypeAlias
 
 from PIL import Image
 
-from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Role, decide_chat, sources
+from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Role
 from guardalign_guardrails.content.payload import Remote
-from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
+from guardalign_guardrails.content.screen import Turn
+from guardalign_guardrails.content.screened_chat import ScreenedChat, ascreen_chats, screen_chats
 from guardalign_guardrails.content.walk import MediaBlock, Path, find
+from guardalign_guardrails.decoding.chat.answer import Answer
 from guardalign_guardrails.decoding.chat.messages import Message, ToolCall
-from guardalign_guardrails.errors import ImageDecodeError
+from guardalign_guardrails.errors import ImageDecodeError, UnsafeContentError
 from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.images import ImageLimits, decode
 from guardalign_guardrails.verdict import Verdict
 
-Part: TypeAlias = str | Image.Image
+AdmittedPart: TypeAlias = str | Image.Image
 
-# What a model thought or asked for in earlier turns stands elsewhere in a message, or is not for it to read again.
+# A model's thoughts and calls of earlier turns stand elsewhere in a message, or are not for it to read again.
 _SILENT_KINDS: Final = frozenset(
     {"thinking", "redacted_thinking", "reasoning", "reasoning_content", "tool_use", "tool_call", "function_call"}
 )
@@ -38,15 +40,15 @@ class AdmittedMessage:
     """A message as a model may see it.
 
     Attributes:
-        role: Who says it.
-        parts: Words and opaque RGB images in reading order.
-        tool_calls: What an assistant asked for.
-        tool_call_id: What a tool's result answers.
-        name: Name of the tool, or of who says it.
+        role: Role of the author.
+        parts: Text and opaque RGB images in reading order.
+        tool_calls: Tool calls of an assistant.
+        tool_call_id: The call that a tool's result answers.
+        name: Name of the tool, or of the author.
     """
 
     role: Role
-    parts: tuple[Part, ...] = field(repr=False)
+    parts: tuple[AdmittedPart, ...] = field(repr=False)
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
     name: str | None = None
@@ -59,38 +61,41 @@ class AdmittedMessage:
 
 @dataclass(frozen=True)
 class Admission:
-    """What became of a chat at the door.
+    """A chat that was checked.
 
     Attributes:
-        messages: What the model is given; empty if it is not to be asked.
-        verdicts: One for each place that stands for an image, in reading order.
-        decision: Who answers and whether a prefix is due; None if there is no guard.
+        messages: The messages for the model; empty if it is not asked.
+        verdicts: The verdicts of all images, in reading order.
+        decision: Who answers and whether a prefix is due; None without a guard.
+        refusal: The policy's refusal, which is the answer then; None if the model is asked.
     """
 
     messages: tuple[AdmittedMessage, ...] = field(repr=False)
     verdicts: tuple[Verdict, ...] = ()
     decision: ChatDecision | None = None
+    refusal: Answer | None = None
 
 
 def admit(
     guard: Guard | None, chats: Sequence[Sequence[Message]], on_violation: OnViolation, limits: ImageLimits
 ) -> list[Admission]:
-    """Check chats, all images of all of them in one batch, and open what may pass.
+    """Check chats, all images of all of them in one batch, and decode what may pass.
 
     Args:
-        guard: What checks; None to check nothing.
+        guard: Checks images; None to check nothing.
         chats: Messages.
         on_violation: What a blocked image of the current user turn means. Routed chats count as blocked.
         limits: What an image may cost to decode where there is no guard, which has its own.
 
     Raises:
-        ImageDecodeError: An image cannot be opened although nothing forbids it.
+        UnsafeContentError: An image was blocked and ``on_violation`` is ``raise``.
+        ImageDecodeError: An image that may pass cannot be decoded.
         GuardAlignError: The guard cannot work.
     """
     if guard is None:
-        return [Admission(_opened(chat, None, limits)) for chat in chats]
-    screened = screen(guard, _turns(chats))
-    return _admissions(guard, chats, screened, on_violation)
+        return [Admission(_opened(chat, [message.content for message in chat], limits)) for chat in chats]
+    screened = screen_chats(guard, _turns(chats), on_violation=on_violation)
+    return [_admission(guard, *pair) for pair in zip(chats, screened, strict=True)]
 
 
 async def aadmit(
@@ -99,83 +104,72 @@ async def aadmit(
     """`admit` without blocking the event loop on the guard."""
     if guard is None:
         return admit(None, chats, on_violation, limits)
-    return _admissions(guard, chats, await ascreen(guard, _turns(chats)), on_violation)
+    screened = await ascreen_chats(guard, _turns(chats), on_violation=on_violation)
+    return [_admission(guard, *pair) for pair in zip(chats, screened, strict=True)]
 
 
-def _turns(chats: Sequence[Sequence[Message]]) -> list[Turn]:
-    return [
-        Turn(message.content, source)
-        for chat in chats
-        for message, source in zip(chat, sources([message.role for message in chat]), strict=True)
-    ]
+def _turns(chats: Sequence[Sequence[Message]]) -> list[list[Turn]]:
+    return [[Turn(message.content, role=message.role) for message in chat] for chat in chats]
 
 
-def _admissions(
-    guard: Guard, chats: Sequence[Sequence[Message]], screened: Sequence[Screened], on_violation: OnViolation
-) -> list[Admission]:
-    remaining = iter(screened)
-    admissions = []
-    for chat in chats:
-        own = [next(remaining) for _ in chat]
-        roles = [message.role for message in chat]
-        decision = decide_chat(guard.policy, roles, [one.verdicts for one in own], on_violation=on_violation)
-        verdicts = tuple(verdict for one in own for verdict in one.verdicts)
-        is_asked = decision.handled_by == "model"
-        messages = _opened(chat, [one.content for one in own], guard.limits) if is_asked else ()
-        admissions.append(Admission(messages, verdicts, decision))
-    return admissions
+def _admission(guard: Guard, chat: Sequence[Message], screened: ScreenedChat) -> Admission:
+    decision, verdicts = screened.decision, screened.verdicts
+    if decision.handled_by == "model" or decision.violation is None:
+        messages = _opened(chat, [turn.content for turn in screened.turns], guard.limits)
+        return Admission(messages, verdicts, decision)
+    if decision.handled_by == "error":
+        raise UnsafeContentError(decision.violation)
+    refusal = Answer(guard.policy.refusal_for(decision.violation), "refusal", verdicts=verdicts)
+    return Admission((), verdicts, decision, refusal)
 
 
-def _opened(
-    chat: Sequence[Message], contents: Sequence[Any] | None, limits: ImageLimits
-) -> tuple[AdmittedMessage, ...]:
-    given = [message.content for message in chat] if contents is None else contents
+def _opened(chat: Sequence[Message], contents: Sequence[Any], limits: ImageLimits) -> tuple[AdmittedMessage, ...]:
     return tuple(
         AdmittedMessage(
             message.role, tuple(_parts_of(content, limits)), message.tool_calls, message.tool_call_id, message.name
         )
-        for message, content in zip(chat, given, strict=True)
+        for message, content in zip(chat, contents, strict=True)
     )
 
 
-def _parts_of(content: Any, limits: ImageLimits) -> Iterator[Part]:
-    slots = {slot.path: slot for slot in find(content)}
-    yield from _walk(content, (), slots, limits)
+def _parts_of(content: Any, limits: ImageLimits) -> Iterator[AdmittedPart]:
+    media = {block.path: block for block in find(content)}
+    yield from _walk(content, (), media, limits)
 
 
-def _walk(value: Any, path: Path, slots: Mapping[Path, MediaBlock], limits: ImageLimits) -> Iterator[Part]:
-    if path in slots:
-        yield _image(slots[path], limits)
+def _walk(value: Any, path: Path, media: Mapping[Path, MediaBlock], limits: ImageLimits) -> Iterator[AdmittedPart]:
+    if path in media:
+        yield _image(media[path], limits)
     elif isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple):
         for place, item in enumerate(value):
-            yield from _walk(item, (*path, place), slots, limits)
+            yield from _walk(item, (*path, place), media, limits)
     elif isinstance(value, Mapping):
-        yield from _walk_block(value, path, slots, limits)
+        yield from _walk_block(value, path, media, limits)
     elif value is not None:
         yield str(value)
 
 
 def _walk_block(
-    block: Mapping[Any, Any], path: Path, slots: Mapping[Path, MediaBlock], limits: ImageLimits
-) -> Iterator[Part]:
+    block: Mapping[Any, Any], path: Path, media: Mapping[Path, MediaBlock], limits: ImageLimits
+) -> Iterator[AdmittedPart]:
     if str(block.get("type")) in _SILENT_KINDS:
         return
     if isinstance(block.get("text"), str):
         yield block["text"]
         return
-    holders = {where[: len(path) + 1] for where in slots}
+    holders = {where[: len(path) + 1] for where in media}
     inside = [key for key in block if key in _CONTENT_KEYS or (*path, key) in holders]
     for key in inside:
-        yield from _walk(block[key], (*path, key), slots, limits)
+        yield from _walk(block[key], (*path, key), media, limits)
     if not inside:
         # Rows of a tool's result, and the like.
         yield json.dumps(block, ensure_ascii=False, default=str)
 
 
-def _image(slot: MediaBlock, limits: ImageLimits) -> Image.Image:
-    payload = slot.reading.read(limits.max_bytes)
+def _image(block: MediaBlock, limits: ImageLimits) -> Image.Image:
+    payload = block.reading.read(limits.max_bytes)
     if isinstance(payload, Remote):
         payload = "remote_reference"
     if isinstance(payload, str):

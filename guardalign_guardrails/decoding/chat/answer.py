@@ -1,4 +1,4 @@
-"""What a local model answers, whole or piece by piece. Data only."""
+"""Answers of a local model, whole or in chunks. Data only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from guardalign_guardrails.decoding.chat.messages import ToolCall
 from guardalign_guardrails.verdict import Verdict
 
 FinishReason = Literal["stop", "length", "tool_calls", "refusal", "cancelled"]
-"""``stop``: the model ended or a stop string came; ``length``: it ran out of tokens; ``refusal``: the policy's refusal,
-no model was asked; ``cancelled``: nobody wanted the rest."""
+"""``stop``: the model ended, or a stop string came; ``length``: it ran out of tokens; ``tool_calls``: it ended with
+calls; ``refusal``: the policy's refusal, no model was asked; ``cancelled``: the caller cancelled."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class TokenLogprob:
     Attributes:
         token: Its text.
         logprob: Natural logarithm of its probability, before temperature and nucleus.
-        top: The likeliest tokens with theirs, likeliest first; as many as asked for.
+        top: The likeliest tokens with their log-probabilities, likeliest first; as many as asked for.
     """
 
     token: str = field(repr=False)
@@ -52,14 +52,14 @@ class Answer:
     """A model's answer to a chat, or the guard's.
 
     Attributes:
-        text: The words; they begin with the safety prefix if that stands at the start of answers.
+        text: The text; it begins with the safety prefix if that stands at the start of answers, unless it is JSON.
         finish_reason: Why it ends.
         usage: Tokens.
-        verdicts: What the guard found in the chat's images, in reading order.
-        tool_calls: Tools that the model wants run.
+        verdicts: The guard's verdicts of the chat's images, in reading order.
+        tool_calls: Tool calls that the model makes.
         logprobs: Of each generated token; None if not asked for.
-        calibration: What calibration did; None without calibration. With shares of attention if a report was asked
-            for; a batch shares one.
+        calibration: Report of calibration; None without calibration. It has shares of attention if they were asked
+            for; the answers of one generation share it.
     """
 
     text: str = field(repr=False)
@@ -72,14 +72,14 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """A part of an answer, as it comes.
+class AnswerChunk:
+    """A part of an answer in a stream.
 
     Attributes:
-        text: New words; may be empty.
-        logprobs: Of the tokens that came since the last piece.
-        answer: The whole answer, with the last piece only.
-        verdicts: What the guard found in the chat's images, with the first piece only; it comes before any word.
+        text: New text; may be empty.
+        logprobs: Of the tokens since the last chunk.
+        answer: The whole answer, in the last chunk only.
+        verdicts: The guard's verdicts of the chat's images, in the first chunk only, which comes before any text.
     """
 
     text: str = field(repr=False)

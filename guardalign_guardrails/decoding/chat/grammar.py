@@ -1,6 +1,6 @@
-"""Answers that are JSON of a given schema: at each token only those are left that can go on to a valid answer.
+"""Holds answers to a JSON schema: at each token only those are allowed that can go on to a valid answer.
 
-The grammar engine is XGrammar's; this makes it a processor of transformers' and says what is missing.
+The grammar engine is XGrammar's; this module makes it a logits processor of transformers'.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _MOST_SPACE: Final = 8
 
 
 class Grammars:
-    """Compiles schemas for one tokenizer, and keeps what it compiled.
+    """Compiles schemas for one tokenizer and caches them.
 
     Args:
         tokenizer: The model's.

@@ -1,6 +1,6 @@
-"""The internal form of a chat: what every framework's messages become on their way to a local model.
+"""The internal form of a chat, to which every adapter converts its framework's messages.
 
-Content stays plain data in whatever dialect it came; `admission` opens it. Nothing is decoded or checked here.
+Content stays plain data in its own dialect; `admission` checks and decodes it.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class ToolCall:
     Attributes:
         name: Of the tool.
         arguments: By parameter name.
-        id: What the tool's result refers to; may be empty.
+        id: Identifier that the tool's result refers to; may be empty.
     """
 
     name: str
@@ -43,11 +43,11 @@ class Message:
     """One message of a chat.
 
     Attributes:
-        role: Who says it.
+        role: Role of the author.
         content: Text, or a list of blocks in any dialect that `guardalign_guardrails.content` reads.
-        tool_calls: What an assistant asked for.
-        tool_call_id: What a tool's result answers; None for other messages.
-        name: Name of the tool, or of who says it; None if it has none.
+        tool_calls: Tool calls of an assistant.
+        tool_call_id: The call that a tool's result answers; None for other messages.
+        name: Name of the tool, or of the author; None if it has none.
     """
 
     role: Role
@@ -58,7 +58,7 @@ class Message:
 
 
 ChatInput: TypeAlias = str | Sequence[Message | Mapping[str, Any]]
-"""A user's words, or messages: `Message` objects or mappings as OpenAI and Hugging Face write them."""
+"""A user's text, or messages: `Message` objects or mappings as OpenAI and Hugging Face write them."""
 
 
 def messages_of(chat: ChatInput) -> list[Message]:

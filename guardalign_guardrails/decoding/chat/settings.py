@@ -1,4 +1,4 @@
-"""How an answer is generated. Data, and its translation to transformers' own."""
+"""Settings of a generation, and their translation to transformers' own."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ class GenerationSettings(BaseModel):
         temperature: 0 takes the likeliest token each time.
         top_p: Nucleus: the smallest set of tokens with this probability together.
         top_k: Only the k likeliest tokens.
-        repetition_penalty: Above 1 makes tokens that were there already less likely.
+        repetition_penalty: Above 1 makes tokens that the text already has less likely.
         num_beams: Beams; above 1 there is nothing to stream until the end.
         seed: Makes sampling repeatable on one machine.
         stop: Texts that end an answer; they are not part of it.
-        logprobs: How many of the likeliest tokens to tell with each token, 0 for the token's own logprob only.
+        logprobs: How many of the likeliest tokens to report with each token; 0 for the token's own logprob only.
         json_schema: Answers are JSON of this schema.
         generate_kwargs: More settings of transformers' ``GenerationConfig``, by name.
     """
@@ -58,7 +58,7 @@ def generation_config(own: Any, settings: GenerationSettings, *, max_new_tokens:
         if (value := getattr(settings, name)) is not None:
             setattr(config, name, value)
     if settings.temperature == 0:
-        # Said of settings that only sampling reads, transformers warns.
+        # Transformers warns of settings that only sampling reads.
         config.do_sample, config.temperature, config.top_p, config.top_k = False, None, None, None
     elif settings.temperature is not None:
         config.do_sample, config.temperature = True, settings.temperature

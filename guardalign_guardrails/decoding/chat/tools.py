@@ -1,4 +1,4 @@
-"""Tool calls in what a model writes: families write them in a few ways, all of them some kind of JSON."""
+"""Parses tool calls in a model's text. Model families write them in a few formats, all of them some kind of JSON."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Parsed: TypeAlias = tuple[str, tuple[ToolCall, ...]]
 
 @dataclass(frozen=True)
 class ToolFormat:
-    """A way of writing tool calls.
+    """A format of tool calls.
 
     Attributes:
-        opening: What a call begins with; nothing from there on is streamed as words.
-        parse: An answer to its words and its calls. What cannot be read as a call stays words.
+        opening: What a call begins with; nothing from there on is streamed as text.
+        parse: From an answer to its text and its calls. What cannot be parsed as a call stays text.
     """
 
     opening: str
@@ -43,15 +43,15 @@ def _tagged(text: str) -> Parsed:
         calls.extend(read)
         return "" if read else found[0]
 
-    words = re.sub(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", take, text, flags=re.DOTALL)
-    return words.strip() if calls else text, numbered(calls)
+    rest = re.sub(r"<tool_call>\s*(.*?)\s*(?:</tool_call>|\Z)", take, text, flags=re.DOTALL)
+    return rest.strip() if calls else text, numbered(calls)
 
 
 def _listed(text: str) -> Parsed:
     """``[TOOL_CALLS][{"name": ..., "arguments": {...}}]``: Mistral."""
-    words, mark, rest = text.partition("[TOOL_CALLS]")
+    before, mark, rest = text.partition("[TOOL_CALLS]")
     calls = _calls(rest) if mark else []
-    return (words.strip(), numbered(calls)) if calls else (text, ())
+    return (before.strip(), numbered(calls)) if calls else (text, ())
 
 
 def _bare(text: str) -> Parsed:
@@ -60,7 +60,7 @@ def _bare(text: str) -> Parsed:
     return ("", numbered(calls)) if calls else (text, ())
 
 
-# What a template says only if its model was taught the format, most telling first.
+# Texts that are in a template only if its model was taught the format, the most specific first.
 _SIGNS: Final = (
     ("<tool_call>", ToolFormat("<tool_call>", _tagged)),
     ("[TOOL_CALLS]", ToolFormat("[TOOL_CALLS]", _listed)),
@@ -70,7 +70,7 @@ _SIGNS: Final = (
 
 def _calls(text: str) -> list[ToolCall]:
     try:
-        # Words may follow the JSON.
+        # Text may follow the JSON.
         value, _ = json.JSONDecoder().raw_decode(text.strip())
     except ValueError:
         return []
@@ -86,6 +86,6 @@ def _calls(text: str) -> list[ToolCall]:
 
 
 def numbered(calls: Sequence[ToolCall]) -> tuple[ToolCall, ...]:
-    """Calls of one answer with ids of their own."""
+    """Calls of one answer, each with its own id."""
     # Nine letters or digits, which is what Mistral's templates insist on.
     return tuple(ToolCall(call.name, call.arguments, f"call{number:05d}") for number, call in enumerate(calls))

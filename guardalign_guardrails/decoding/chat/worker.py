@@ -1,7 +1,7 @@
-"""One thread in which a model works, in the order of asking, and the ways to wait for it.
+"""Runs a model's generations in one thread, in the order of the requests, for sync and async callers.
 
-A model's generations do not overlap: two at once would take twice as long each and share one random state. Whoever
-stops waiting, sync or async, also stops the work, within one token.
+Generations of one model do not overlap: two at once would take twice as long each and share one random state. A caller
+that cancels, sync or async, ends its generation within one token.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ from queue import SimpleQueue
 from typing import TypeVar
 
 T = TypeVar("T")
-P = TypeVar("P")
+C = TypeVar("C")
 
 Job = Callable[[threading.Event], T]
-"""Work that looks at the event now and then and ends early once it is set."""
+"""Work that ends early once the event is set."""
 
-StreamJob = Callable[[threading.Event, Callable[[P], None]], None]
-"""Work that hands on pieces as it goes."""
+StreamJob = Callable[[threading.Event, Callable[[C], None]], None]
+"""Work that puts chunks as it goes."""
 
 
 class Worker:
-    """Runs jobs one after the other, first come first served."""
+    """Runs jobs one after the other, in the order of the requests."""
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guardalign-lvlm")
 
     def run(self, job: Job[T]) -> T:
-        """Wait for a job; an interruption of the waiting cancels it."""
+        """Run a job and wait for it; an interruption cancels it."""
         cancelled = threading.Event()
         future = self._thread.submit(job, cancelled)
         try:
@@ -47,42 +47,42 @@ class Worker:
         finally:
             _release(future, cancelled)
 
-    def stream(self, job: StreamJob[P]) -> Iterator[P]:
-        """The pieces of a job as they come; closing the iterator cancels it."""
+    def stream(self, job: StreamJob[C]) -> Iterator[C]:
+        """Chunks of a job as they come; closing the iterator cancels it."""
         cancelled = threading.Event()
-        pieces: SimpleQueue[P | None] = SimpleQueue()
-        future = self._thread.submit(job, cancelled, pieces.put)
-        future.add_done_callback(lambda _: pieces.put(None))
+        chunks: SimpleQueue[C | None] = SimpleQueue()
+        future = self._thread.submit(job, cancelled, chunks.put)
+        future.add_done_callback(lambda _: chunks.put(None))
         try:
-            while (piece := pieces.get()) is not None:
-                yield piece
+            while (chunk := chunks.get()) is not None:
+                yield chunk
             future.result()
         finally:
             _release(future, cancelled)
 
-    async def astream(self, job: StreamJob[P]) -> AsyncIterator[P]:
+    async def astream(self, job: StreamJob[C]) -> AsyncIterator[C]:
         """`stream` without blocking the event loop."""
         cancelled = threading.Event()
         loop = asyncio.get_running_loop()
-        pieces: asyncio.Queue[P | None] = asyncio.Queue()
+        chunks: asyncio.Queue[C | None] = asyncio.Queue()
 
-        def put(piece: P | None) -> None:
-            # A loop that is closed has nobody left who waits.
+        def put(chunk: C | None) -> None:
+            # Nothing waits in a loop that is closed.
             if not loop.is_closed():
-                loop.call_soon_threadsafe(pieces.put_nowait, piece)
+                loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
         future = self._thread.submit(job, cancelled, put)
         future.add_done_callback(lambda _: put(None))
         try:
-            while (piece := await pieces.get()) is not None:
-                yield piece
+            while (chunk := await chunks.get()) is not None:
+                yield chunk
             await asyncio.wrap_future(future)
         finally:
             _release(future, cancelled)
 
 
 def _release(future: Future[T], cancelled: threading.Event) -> None:
-    """Nobody waits any more: what has not begun never will, what runs ends at the next token."""
+    """Cancel a job that is not done: it never begins, or it ends at the next token."""
     if not future.done():
         cancelled.set()
         future.cancel()

@@ -16,7 +16,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.tool import tool_call, tool_call_chunk
 from langchain_core.outputs import ChatGenerationChunk
 
-from guardalign_guardrails.decoding.chat.answer import Answer, Piece, TokenLogprob
+from guardalign_guardrails.decoding.chat.answer import Answer, AnswerChunk, TokenLogprob
 from guardalign_guardrails.decoding.chat.messages import Message, ToolCall
 from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
@@ -61,7 +61,7 @@ def message_of(answer: Answer, lvlm: CalibratedLVLM, row: int = 0) -> BaseMessag
     return with_verdicts(message, answer.verdicts)
 
 
-def chunk_of(piece: Piece, lvlm: CalibratedLVLM) -> ChatGenerationChunk | None:
+def chunk_of(piece: AnswerChunk, lvlm: CalibratedLVLM) -> ChatGenerationChunk | None:
     """A piece of an answer; None if there is nothing in it to hand on."""
     answer = piece.answer
     if answer is None:

@@ -19,7 +19,7 @@ from llama_index.core.base.llms.types import (
 
 from guardalign_guardrails.content.chat import first_violation
 from guardalign_guardrails.decoding.attention.correction import CalibrationReport
-from guardalign_guardrails.decoding.chat.answer import Answer, Piece, TokenLogprob
+from guardalign_guardrails.decoding.chat.answer import Answer, AnswerChunk, TokenLogprob
 from guardalign_guardrails.decoding.chat.tool_choice import offer_of
 from guardalign_guardrails.errors import UnsafeContentError
 
@@ -45,7 +45,7 @@ class PartialAnswer:
         """Whether it has nothing new to show."""
         return self.answer is None and not self.delta and not self.logprobs
 
-    def with_chunk(self, chunk: Piece, arguments: Mapping[str, Any]) -> PartialAnswer:
+    def with_chunk(self, chunk: AnswerChunk, arguments: Mapping[str, Any]) -> PartialAnswer:
         """The answer with one more chunk of a stream; for errors see `checked`."""
         if chunk.answer is None:
             return PartialAnswer(self.text + chunk.text, chunk.text, chunk.logprobs)

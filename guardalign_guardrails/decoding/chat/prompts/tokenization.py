@@ -1,7 +1,7 @@
-"""Rendered chats to a model's tensors, and the token columns of prefix and instruction within them.
+"""Tokenizes rendered prompts, and finds the token columns of prefix and instruction.
 
-Characters become tokens by the tokenizer's own offsets, moved by what the processor says it put in a placeholder's
-place. What a column range decodes to is compared with the prefix before anything is generated.
+Characters become columns by the tokenizer's own offsets, moved by what the processor reports of expanded placeholders.
+The text of the prefix's columns is compared with the prefix before anything is generated.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PromptSpans, Range
-from guardalign_guardrails.decoding.chat.template import Rendered, control_tokens
+from guardalign_guardrails.decoding.chat.prompts.template import RenderedPrompt
+from guardalign_guardrails.decoding.chat.prompts.template_messages import control_tokens
 from guardalign_guardrails.errors import PromptError
 
 
@@ -27,21 +28,21 @@ class Prompts:
         inputs: Tensors by the names of the model's parameters; rows are padded on the left.
         spans: Prefix and instruction of each row, in columns of the padded batch.
         lengths: Tokens of each prompt, image tokens included, padding not.
-        heads: What each answer begins with already.
+        prefills: Text that each answer begins with.
     """
 
     inputs: Mapping[str, Any] = field(repr=False)
     spans: BatchSpans
     lengths: tuple[int, ...]
-    heads: tuple[str, ...] = ()
+    prefills: tuple[str, ...] = ()
 
 
-def tokenize(processor: Any, rendered: Sequence[Rendered]) -> Prompts:
-    """Turn rendered chats into one batch.
+def tokenize(processor: Any, rendered: Sequence[RenderedPrompt]) -> Prompts:
+    """Tokenize rendered prompts into one batch.
 
     Args:
-        processor: The model's processor; a tokenizer for models that read words only.
-        rendered: Chats that all have images, or all have none.
+        processor: The model's processor; a tokenizer for models that read text only.
+        rendered: Prompts that all have images, or all have none.
 
     Raises:
         PromptError: The processor cannot take the images, or the prefix cannot be found among the tokens.
@@ -54,7 +55,7 @@ def tokenize(processor: Any, rendered: Sequence[Rendered]) -> Prompts:
     offsets = found.pop("offset_mapping", None)
     replaced = found.pop("text_replacement_offsets", None) or [[] for _ in rendered]
     if offsets is None:
-        raise PromptError("The tokenizer tells no character offsets; a fast tokenizer is needed.")
+        raise PromptError("The tokenizer has no character offsets; a fast tokenizer is needed.")
     _check_images(processor, texts, images, replaced)
     width = int(mask.shape[1])
     controls = _control_ids(processor, tokenizer)
@@ -66,18 +67,18 @@ def tokenize(processor: Any, rendered: Sequence[Rendered]) -> Prompts:
         if one.prefix:
             prefix = columns.of(one.prefix)
             _check_prefix(tokenizer, ids, prefix, one.text[slice(*one.prefix)])
-            # The very first token is where attention goes that has nowhere else to go.
+            # Attention that no other token draws goes to the very first token.
             prefix = (max(prefix[0], lead + 1), prefix[1])
         asked = tuple(span for span in map(columns.of, one.instruction) if span[0] < span[1])
         if any(not controls.isdisjoint(ids[slice(*span)].tolist()) for span in (prefix, *asked)):
-            raise PromptError("The tokenizer reads words of the chat as control tokens; they cannot be told apart.")
+            raise PromptError("The tokenizer reads text of the chat as control tokens, and they cannot be told apart.")
         spans.append(PromptSpans(prefix, asked))
     lengths = tuple(int(count) for count in mask.sum(1))
-    return Prompts(found, BatchSpans(tuple(spans), width), lengths, tuple(one.head for one in rendered))
+    return Prompts(found, BatchSpans(tuple(spans), width), lengths, tuple(one.prefill for one in rendered))
 
 
 class _Columns:
-    """Characters of a prompt to columns of its tokens."""
+    """From characters of a prompt to columns of its tokens."""
 
     def __init__(self, offsets: Tensor, replaced: Sequence[Mapping[str, Any]]) -> None:
         self._first, self._end = offsets[:, 0], offsets[:, 1]
@@ -102,7 +103,7 @@ def _processed(processor: Any, tokenizer: Any, texts: list[str], images: list[li
         "padding_side": "left",
         "return_tensors": "pt",
         "return_offsets_mapping": True,
-        # A chat template of a tokenizer writes all there is; some of a processor rely on the first token being added.
+        # Chat templates of tokenizers write all tokens; some of processors rely on the first one being added.
         "add_special_tokens": is_processor and not (bos is not None and texts[0].startswith(bos)),
     }
     if any(images):
@@ -120,22 +121,22 @@ def _processed(processor: Any, tokenizer: Any, texts: list[str], images: list[li
 def _check_images(
     processor: Any, texts: Sequence[str], images: Sequence[Sequence[Any]], replaced: Sequence[Sequence[Any]]
 ) -> None:
-    """Every image has its placeholder; a template may have left one out without a word."""
+    """Check that every image has its placeholder; a template may leave one out."""
     token = getattr(processor, "image_token", None)
     for text, own, done in zip(texts, images, replaced, strict=True):
         count = sum(one.get("type", "image") == "image" for one in done) or (text.count(token) if token else len(own))
         if count != len(own):
-            raise PromptError(f"The chat has {len(own)} images and its prompt has places for {count}.")
+            raise PromptError(f"The chat has {len(own)} images and its prompt has placeholders for {count}.")
 
 
 def _control_ids(processor: Any, tokenizer: Any) -> set[int]:
-    # What a tokenizer has no token for is unknown, and still words.
+    # The unknown token stands for text.
     return {tokenizer.convert_tokens_to_ids(token) for token in control_tokens(processor)} - {tokenizer.unk_token_id}
 
 
-def _check_prefix(tokenizer: Any, ids: Tensor, span: Range, words: str) -> None:
-    decoded, wanted = _bare(tokenizer.decode(ids[slice(*span)])), _bare(words)
-    # A token may hold the space or the line break next to a word, but never half a word more.
+def _check_prefix(tokenizer: Any, ids: Tensor, span: Range, text: str) -> None:
+    decoded, wanted = _bare(tokenizer.decode(ids[slice(*span)])), _bare(text)
+    # A token may have the space or the line break next to a word, but never half a word more.
     if wanted not in decoded or len(decoded) > len(wanted) + 2:
         raise PromptError("The safety prefix cannot be found among the prompt's tokens; try another text or placement.")
 
@@ -146,7 +147,7 @@ def _bare(text: str) -> str:
 
 
 def to_device(inputs: Mapping[str, Any], device: torch.device, dtype: torch.dtype) -> dict[str, Any]:
-    """Inputs where the model is; images in its dtype, everything that counts or points as it was."""
+    """Inputs on the model's device, images in its dtype, and integers as they are."""
     return {
         name: value.to(device, dtype if value.is_floating_point() else None) if isinstance(value, Tensor) else value
         for name, value in inputs.items()

@@ -1,4 +1,4 @@
-"""Text grows token by token: nothing handed out is taken back, and no stop string slips through."""
+"""Text grows token by token: nothing handed out is taken back, and no stop string gets through."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from guardalign_guardrails.decoding.chat.progress import Words
+from guardalign_guardrails.decoding.chat.incremental_decoder import IncrementalDecoder
 from guardalign_guardrails.decoding.chat.tools import format_of
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs", "Co", "Cn"]), max_size=40)
@@ -18,46 +18,46 @@ def tokenizer(smollm2):
 
 
 def written(tokenizer, text, stop=(), hold=None):
-    """The pieces of a text that comes token by token, and the words at the end."""
-    words = Words(tokenizer, stop, hold, keep_special=False)
-    pieces = []
+    """The text handed out token by token, and the decoder at the end."""
+    decoder = IncrementalDecoder(tokenizer, stop, hold, keep_special=False)
+    chunks = []
     for token in tokenizer(text, add_special_tokens=False).input_ids:
-        words.add(token)
-        pieces.append(words.piece())
-        if words.is_stopped:
+        decoder.add(token)
+        chunks.append(decoder.new_text())
+        if decoder.is_stopped:
             break
-    words.finish()
-    pieces.append(words.piece(is_last=True))
-    return pieces, words
+    decoder.finish()
+    chunks.append(decoder.new_text(is_last=True))
+    return chunks, decoder
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=TEXTS)
-def test_pieces_are_the_text_whatever_is_in_it(tokenizer, text):
-    pieces, words = written(tokenizer, text)
+def test_chunks_are_the_text_whatever_is_in_it(tokenizer, text):
+    chunks, decoder = written(tokenizer, text)
     ids = tokenizer(text, add_special_tokens=False).input_ids
-    assert "".join(pieces) == words.text
-    assert words.text == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    assert "".join(chunks) == decoder.text
+    assert decoder.text == tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 @settings(max_examples=200, deadline=None)
 @given(text=st.text("ab c", max_size=20), stop=st.lists(st.text("ab c", min_size=1, max_size=4), max_size=3))
 @example(text="ab ", stop=["ba", "ab "])
 def test_text_ends_at_the_first_stop_string(tokenizer, text, stop):
-    pieces, words = written(tokenizer, text, tuple(stop))
+    chunks, decoder = written(tokenizer, text, tuple(stop))
     whole = tokenizer.decode(tokenizer(text, add_special_tokens=False).input_ids)
     hits = [whole.index(one) for one in stop if one in whole]
-    assert words.is_stopped == bool(hits)
-    assert "".join(pieces) == words.text
-    assert not any(one in words.text for one in stop)
+    assert decoder.is_stopped == bool(hits)
+    assert "".join(chunks) == decoder.text
+    assert not any(one in decoder.text for one in stop)
     if hits:
-        assert whole.startswith(words.text)
+        assert whole.startswith(decoder.text)
 
 
 def test_nothing_from_a_tool_call_on_is_handed_out_before_the_end(tokenizer):
-    pieces, words = written(tokenizer, "See: <tool_call>{}", hold="<tool_call>")
-    assert "".join(pieces[:-1]) == "See: "
-    assert words.text == "See: <tool_call>{}"
+    chunks, decoder = written(tokenizer, "See: <tool_call>{}", hold="<tool_call>")
+    assert "".join(chunks[:-1]) == "See: "
+    assert decoder.text == "See: <tool_call>{}"
 
 
 class _Template:

@@ -1,0 +1,1 @@
+"""Writes admitted chats into prompts, and prompts into tokens."""
