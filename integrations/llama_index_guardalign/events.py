@@ -1,4 +1,4 @@
-"""What a guard found, as an event of LlamaIndex's instrumentation. Never pixels, words or where an image came from.
+"""The verdicts of a check as an event of LlamaIndex's instrumentation: never pixels, text or an image's location.
 
 Dispatchers swallow what their handlers raise, so these events are for tracing and metrics; nothing depends on them.
 """
@@ -22,7 +22,7 @@ class GuardVerdictEvent(BaseEvent):
     Attributes:
         component: Class name of the component that checked.
         action: The severest action taken.
-        verdicts: One for each place that stands for an image or other media, in reading order, without regions.
+        verdicts: One for each image or other media, in reading order, without regions.
     """
 
     component: str
@@ -40,7 +40,7 @@ def announce(component: str, verdicts: Sequence[Verdict], span_id: str | None = 
 
     Args:
         component: Class name of the component that checked.
-        verdicts: What it found.
+        verdicts: What it found; see `Verdict.finding` for whether an image is unsafe or could not be checked.
         span_id: The span that the check belongs to; None for the one that is open.
     """
     if not verdicts:

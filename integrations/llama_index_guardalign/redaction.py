@@ -73,6 +73,15 @@ class _RedactingEventHandler(BaseEventHandler):
         return await self._handler.ahandle(redacted(event), **kwargs)
 
 
+def _handed_on(name: str) -> Any:
+    """A method that calls the other handler's."""
+
+    def method(self: Any, *args: Any, **kwargs: Any) -> Any:
+        return getattr(self._handler, name)(*args, **kwargs)
+
+    return method
+
+
 class _RedactingSpanHandler(BaseSpanHandler[Any]):
     """Hands spans on to another handler without images in their arguments and results.
 
@@ -101,23 +110,12 @@ class _RedactingSpanHandler(BaseSpanHandler[Any]):
     def span_drop(self, id_: str, bound_args: inspect.BoundArguments, *args: Any, **kwargs: Any) -> None:
         self._handler.span_drop(id_, _redacted_arguments(bound_args), *args, **kwargs)
 
-    def capture_propagation_context(self) -> dict[str, Any]:
-        return self._handler.capture_propagation_context()
-
-    def restore_propagation_context(self, context: dict[str, Any]) -> None:
-        self._handler.restore_propagation_context(context)
-
-    def close(self) -> None:
-        self._handler.close()
-
-    def new_span(self, *args: Any, **kwargs: Any) -> Any:
-        return self._handler.new_span(*args, **kwargs)
-
-    def prepare_to_exit_span(self, *args: Any, **kwargs: Any) -> Any:
-        return self._handler.prepare_to_exit_span(*args, **kwargs)
-
-    def prepare_to_drop_span(self, *args: Any, **kwargs: Any) -> Any:
-        return self._handler.prepare_to_drop_span(*args, **kwargs)
+    capture_propagation_context = _handed_on("capture_propagation_context")
+    restore_propagation_context = _handed_on("restore_propagation_context")
+    close = _handed_on("close")
+    new_span = _handed_on("new_span")
+    prepare_to_exit_span = _handed_on("prepare_to_exit_span")
+    prepare_to_drop_span = _handed_on("prepare_to_drop_span")
 
 
 def _without_image(leaf: Any) -> Any:

@@ -1,14 +1,14 @@
-"""LlamaIndex's spans, events and callbacks around a call, told of its messages what may be told.
+"""LlamaIndex's spans, events and callbacks around a call, with messages that tracers may see.
 
-LlamaIndex opens a span around the methods of its components and hands their arguments, images and all, to whoever
-traces. Not around a method marked here: an LLM's opens the span itself, with messages of its own choice, and then runs
+LlamaIndex opens a span around the methods of its components and hands their arguments, images and all, to tracers. It
+opens none around a method marked here: an LLM's opens the span itself, with messages of its own choice, and then runs
 with the real ones.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeAlias, TypeVar, cast
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.callbacks import llm_chat_callback, llm_completion_callback
@@ -18,49 +18,50 @@ from llama_index_instrumentation.dispatcher import DISPATCHER_SPAN_DECORATED_ATT
 
 Method = TypeVar("Method", bound=Callable[..., Any])
 Result = TypeVar("Result")
-Told = Sequence[ChatMessage] | str
+Shown: TypeAlias = Sequence[ChatMessage] | str
+"""What a trace shows of a call's input: messages, or a prompt."""
 
 DISPATCHER: Final = get_dispatcher("llama_index_guardalign")
 
 
 def not_spanned(method: Method) -> Method:
-    """Mark a method so that LlamaIndex opens no span around it, which would show its arguments as they came."""
+    """Mark a method so that LlamaIndex opens no span around it, which would show its original arguments."""
     setattr(method, DISPATCHER_SPAN_DECORATED_ATTR, True)
     return method
 
 
-def traced(llm: LLM, name: str, told: Told, options: Mapping[str, Any], run: Callable[[], Result]) -> Result:
+def traced(llm: LLM, name: str, shown: Shown, options: Mapping[str, Any], run: Callable[[], Result]) -> Result:
     """Run a call within a span of the LLM's method and LlamaIndex's LLM events.
 
     Args:
-        llm: Whose call it is.
-        name: Of its method.
-        told: The messages, or the prompt, that whoever traces is told.
-        options: The call's keyword arguments, which they are told as well.
+        llm: The LLM.
+        name: The method's.
+        shown: What the trace shows of the input.
+        options: The call's keyword arguments, which it shows as well.
         run: The call.
 
     Returns:
         What the call returns; a generator is traced until it ends.
     """
 
-    def call(_: LLM, told: Told, **options: Any) -> Result:
+    def call(_: LLM, shown: Shown, **options: Any) -> Result:
         return run()
 
-    return cast("Result", _spanned(llm, name, told, call)(told, **options))
+    return cast("Result", _spanned(llm, name, shown, call)(shown, **options))
 
 
 async def atraced(
-    llm: LLM, name: str, told: Told, options: Mapping[str, Any], run: Callable[[], Awaitable[Result]]
+    llm: LLM, name: str, shown: Shown, options: Mapping[str, Any], run: Callable[[], Awaitable[Result]]
 ) -> Result:
     """`traced` for coroutines."""
 
-    async def call(_: LLM, told: Told, **options: Any) -> Result:
+    async def call(_: LLM, shown: Shown, **options: Any) -> Result:
         return await run()
 
-    return cast("Result", await _spanned(llm, name, told, call)(told, **options))
+    return cast("Result", await _spanned(llm, name, shown, call)(shown, **options))
 
 
-def _spanned(llm: LLM, name: str, told: Told, call: Callable[..., Any]) -> Callable[..., Any]:
+def _spanned(llm: LLM, name: str, shown: Shown, call: Callable[..., Any]) -> Callable[..., Any]:
     call.__name__, call.__qualname__ = name, f"{type(llm).__name__}.{name}"
-    callback = llm_completion_callback() if isinstance(told, str) else llm_chat_callback()
+    callback = llm_completion_callback() if isinstance(shown, str) else llm_chat_callback()
     return cast("Callable[..., Any]", DISPATCHER.span(callback(call)).__get__(llm, type(llm)))

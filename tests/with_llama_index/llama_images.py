@@ -66,7 +66,7 @@ def said(words: str, role: str = "user") -> ChatMessage:
 
 
 def image_of(block: Any) -> Image.Image:
-    """The image in a block, as whoever sends it would resolve it."""
+    """The image in a block, as a provider's LLM class would resolve it."""
     if isinstance(block, CitableBlock | CitationBlock):
         return image_of(block.nested_blocks[0])
     data = block.resolve_image() if isinstance(block, ImageBlock) else block.resolve_document()

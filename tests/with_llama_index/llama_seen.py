@@ -87,7 +87,7 @@ def _unwrapped(handler: Any) -> Any:
 
 
 class Tracer:
-    """Listens to spans and events of everything, and to callbacks of whoever is given ``callbacks``.
+    """Listens to spans and events of everything, and to callbacks of components that are given ``callbacks``.
 
     As a context manager, so that no test listens to another.
     """

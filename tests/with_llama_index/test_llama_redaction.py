@@ -1,4 +1,4 @@
-"""Whoever traces LlamaIndex is told words in place of images, wherever LlamaIndex hands them about."""
+"""Tracers of LlamaIndex see a text in place of images, wherever LlamaIndex hands them about."""
 
 from __future__ import annotations
 

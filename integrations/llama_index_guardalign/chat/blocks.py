@@ -1,7 +1,7 @@
 """LlamaIndex's content blocks as plain data that the core reads, and back.
 
 What is read is what is sent: a block that leads elsewhere (a file, a stream, several places at once) is put back with
-the very bytes that were read, so that nobody opens the place a second time and finds something else. Bytes stay bytes
+the very bytes that were read, so that no model opens the place a second time and finds something else. Bytes stay bytes
 on the way: the base64 of a block is decoded once, and only what is put into a block is encoded.
 """
 

@@ -38,9 +38,8 @@ from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardField, GuardSettings
 from llama_index_guardalign.chat.messages import without_images
 from llama_index_guardalign.chat.refusal import Refusal, with_record
-from llama_index_guardalign.chat.screening import ScreenedMessages, ascreened, screened
+from llama_index_guardalign.chat.screening import ScreenedMessages, ascreen_chat, screen_chat
 from llama_index_guardalign.chat.structured_llm import QuietStructuredLLM, template_of
-from llama_index_guardalign.events import announce
 from llama_index_guardalign.spans import atraced, not_spanned, traced
 
 if TYPE_CHECKING:
@@ -296,15 +295,17 @@ class GuardedLLM(FunctionCallingLLM):
     # How it decides
 
     def _screen(self, messages: Sequence[ChatMessage]) -> ScreenedMessages:
-        chat = screened(self.guard.guard, messages, self.on_violation, can_route=self.route_to is not None)
-        return self._announced(chat)
+        return self._checked(screen_chat(self.guard, messages, **self._screening))
 
     async def _ascreen(self, messages: Sequence[ChatMessage]) -> ScreenedMessages:
-        chat = await ascreened(self.guard.guard, messages, self.on_violation, can_route=self.route_to is not None)
-        return self._announced(chat)
+        return self._checked(await ascreen_chat(self.guard, messages, **self._screening))
 
-    def _announced(self, chat: ScreenedMessages) -> ScreenedMessages:
-        announce(self.class_name(), chat.verdicts)
+    @property
+    def _screening(self) -> dict[str, Any]:
+        can_route = self.route_to is not None
+        return {"on_violation": self.on_violation, "can_route": can_route, "component": self.class_name()}
+
+    def _checked(self, chat: ScreenedMessages) -> ScreenedMessages:
         if chat.decision.handled_by == "error":
             raise _unsafe(chat)
         return chat

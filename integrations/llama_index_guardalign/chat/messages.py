@@ -1,4 +1,4 @@
-"""LlamaIndex's chat messages as the core knows chats: who says what, which tools were called, what came of them."""
+"""LlamaIndex's chat messages as the core's: roles, tool calls and their results; and as traces may show them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def role_of(message: ChatMessage) -> Role:
 
 
 def chat_of(messages: Sequence[ChatMessage], max_bytes: int) -> list[dict[str, Any]]:
-    """Messages as a local model takes them; local files are read, nothing is fetched.
+    """Messages as a local model takes them; local files are read, nothing is fetched yet.
 
     Args:
         messages: A chat.
@@ -51,21 +51,21 @@ def chat_of(messages: Sequence[ChatMessage], max_bytes: int) -> list[dict[str, A
     for message in messages:
         calls = list(_calls(message))
         names.update({call["id"]: call["function"]["name"] for call in calls})
-        asked = message.additional_kwargs.get("tool_call_id")
+        call_id = message.additional_kwargs.get("tool_call_id")
         chat.append(
             {
                 "role": role_of(message),
                 "content": plain_of(message.blocks, max_bytes),
                 "tool_calls": calls,
-                "tool_call_id": asked,
-                "name": message.additional_kwargs.get("name") or names.get(str(asked)),
+                "tool_call_id": call_id,
+                "name": message.additional_kwargs.get("name") or names.get(str(call_id)),
             }
         )
     return chat
 
 
 def without_images(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
-    """Messages as they may be traced: a few words in place of every image, file and recording."""
+    """Messages as they may be traced: a short text in place of every image, file and recording."""
     return [_without_images(message) for message in messages]
 
 
@@ -79,11 +79,11 @@ def _without_images(message: ChatMessage) -> ChatMessage:
 
 
 def without_loose_images(values: dict[str, Any]) -> dict[str, Any]:
-    """Values of an app's own making with a few words in place of every image in them."""
-    slots = find_loose(values)
-    if any(not slot.path for slot in slots):
+    """Values of an app's own making with a short text in place of every image in them."""
+    images = find_loose(values)
+    if any(not image.path for image in images):
         return {}
-    result: dict[str, Any] = with_blocks(values, {slot.path: OMITTED for slot in slots})
+    result: dict[str, Any] = with_blocks(values, {image.path: OMITTED for image in images})
     return result
 
 
@@ -111,24 +111,24 @@ def _call(identity: Any, name: Any, arguments: Any) -> dict[str, Any]:
 def with_prefix(
     messages: Sequence[ChatMessage], prefix: str, placement: Placement, system_role: MessageRole
 ) -> list[ChatMessage]:
-    """The messages with the safety prefix, once: where it is already, it is not put again.
+    """The messages with the safety prefix, once.
 
     Args:
         messages: A chat.
         prefix: The safety prefix; nothing is done if it is blank.
         placement: ``system`` for the head of the first system message, which is made if there is none; ``user`` for the
-            head of the first user message, for models that know no system message. Of all of a role the first is the
-            one that stays the same from turn to turn, as providers' prompt caches need it.
+            head of the first user message, for models that know no system message. The first message of a role stays
+            the same from turn to turn, as providers' prompt caches need it.
         system_role: What the model calls the role of a system message.
     """
     prefix, result = prefix.strip(), list(messages)
     if not prefix:
         return result
-    place = next((i for i, message in enumerate(messages) if role_of(message) == placement), None)
-    if place is None:
+    first = next((i for i, message in enumerate(messages) if role_of(message) == placement), None)
+    if first is None:
         role = system_role if placement == "system" else MessageRole.USER
         return [ChatMessage(role=role, content=prefix), *result]
-    result[place] = _headed(result[place], prefix)
+    result[first] = _headed(result[first], prefix)
     return result
 
 

@@ -19,8 +19,6 @@ from llama_index_guardalign.chat.blocks import plain_of, restored
 from llama_index_guardalign.chat.messages import IMAGES_KEY, role_of, with_prefix
 from llama_index_guardalign.events import announce
 
-_COMPONENT: Final = "screen_chat"
-
 # A model's text, or names.
 _TEXT_KEYS: Final = ("name", "session_id", "tool_call_id", "tool_calls")
 
@@ -78,6 +76,7 @@ def screen_chat(
     *,
     on_violation: OnViolation = "refuse",
     can_route: bool = False,
+    component: str = "screen_chat",
 ) -> ScreenedMessages:
     """Check a chat; nothing is added to it: for the prefix see `ScreenedMessages.messages_for`.
 
@@ -88,12 +87,13 @@ def screen_chat(
         messages: A chat.
         on_violation: What a blocked image of the current user turn means for the decision.
         can_route: Whether there is a model for chats whose severest action is ``route``; they are blocked otherwise.
+        component: Its name in the `GuardVerdictEvent`.
 
     Raises:
         GuardAlignError: The guard cannot work: no encoder, no profile.
     """
-    chat = screened(GuardSettings.of(guard).guard, messages, on_violation, can_route=can_route)
-    announce(_COMPONENT, chat.verdicts)
+    chat = _screened(GuardSettings.of(guard).guard, messages, on_violation, can_route=can_route)
+    announce(component, chat.verdicts)
     return chat
 
 
@@ -103,17 +103,18 @@ async def ascreen_chat(
     *,
     on_violation: OnViolation = "refuse",
     can_route: bool = False,
+    component: str = "screen_chat",
 ) -> ScreenedMessages:
-    """`screen_chat` without blocking the event loop."""
-    chat = await ascreened(GuardSettings.of(guard).guard, messages, on_violation, can_route=can_route)
-    announce(_COMPONENT, chat.verdicts)
+    """`screen_chat` without blocking the event loop, on files either."""
+    ready = GuardSettings.of(guard).guard
+    chat = await asyncio.to_thread(_screened, ready, messages, on_violation, can_route=can_route)
+    announce(component, chat.verdicts)
     return chat
 
 
-def screened(
+def _screened(
     guard: Guard, messages: Sequence[ChatMessage], on_violation: OnViolation, *, can_route: bool
 ) -> ScreenedMessages:
-    """`screen_chat` for a component, which announces the verdicts under its own name."""
     turns = [turn for message in messages for turn in _turns(message, guard.limits.max_bytes)]
     (chat,) = screen_chats(guard, [turns], on_violation=on_violation, can_route=can_route)
     pairs = list(zip(chat.turns[::2], chat.turns[1::2], strict=True))
@@ -124,13 +125,6 @@ def screened(
         chat.decision,
         guard.policy,
     )
-
-
-async def ascreened(
-    guard: Guard, messages: Sequence[ChatMessage], on_violation: OnViolation, *, can_route: bool
-) -> ScreenedMessages:
-    """`screened` without blocking the event loop, on files either."""
-    return await asyncio.to_thread(screened, guard, messages, on_violation, can_route=can_route)
 
 
 def _turns(message: ChatMessage, max_bytes: int) -> tuple[Turn, Turn]:

@@ -1,4 +1,4 @@
-"""An LLM whose answers are objects, without traces of its own: LlamaIndex's would show the messages as they came."""
+"""An LLM whose answers are objects, without traces of its own: LlamaIndex's would show the original messages."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ class QuietStructuredLLM(StructuredLLM):
     @not_spanned
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer with an object of the class."""
-        return _said(self.llm.structured_predict(self.output_cls, template_of(messages), llm_kwargs=kwargs))
+        return _response(self.llm.structured_predict(self.output_cls, template_of(messages), llm_kwargs=kwargs))
 
     @not_spanned
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """`chat` without blocking the event loop."""
-        return _said(await self.llm.astructured_predict(self.output_cls, template_of(messages), llm_kwargs=kwargs))
+        return _response(await self.llm.astructured_predict(self.output_cls, template_of(messages), llm_kwargs=kwargs))
 
     @not_spanned
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """`chat` as it comes."""
         for partial in self.llm.stream_structured_predict(self.output_cls, template_of(messages), llm_kwargs=kwargs):
-            yield _said(partial)
+            yield _response(partial)
 
     @not_spanned
     async def astream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseAsyncGen:
@@ -47,7 +47,7 @@ class QuietStructuredLLM(StructuredLLM):
                 self.output_cls, template_of(messages), llm_kwargs=kwargs
             )
             async for partial in objects:
-                yield _said(partial)
+                yield _response(partial)
 
         return responses()
 
@@ -57,5 +57,5 @@ def template_of(messages: Sequence[ChatMessage]) -> Any:
     return ChatPromptTemplate(message_templates=messages)
 
 
-def _said(value: BaseModel) -> ChatResponse:
+def _response(value: BaseModel) -> ChatResponse:
     return ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=value.model_dump_json()), raw=value)

@@ -45,13 +45,12 @@ from llama_index_guardalign.local.options import SETTING_NAMES, arguments_of
 from llama_index_guardalign.local.responses import chat_response, completion_response
 from llama_index_guardalign.local.structured import Prediction
 from llama_index_guardalign.local.tools import schemas_of, selections_of, with_first_call
-from llama_index_guardalign.spans import atraced, not_spanned, traced
+from llama_index_guardalign.spans import Shown, atraced, not_spanned, traced
 
 if TYPE_CHECKING:
     from llama_index.core.program.utils import FlexibleModel
 
 T = TypeVar("T")
-Shown: TypeAlias = Sequence[ChatMessage] | str
 Options: TypeAlias = dict[str, Any] | None
 
 _SETTINGS: Final[tuple[str, ...]] = ("temperature", "top_p", "stop", "seed")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -94,11 +94,7 @@ def _fields(part: PartialAnswer, model: str) -> dict[str, Any]:
     answer = part.answer
     if answer is None:
         return fields
-    usage = {
-        "prompt_tokens": answer.usage.prompt_tokens,
-        "completion_tokens": answer.usage.completion_tokens,
-        "total_tokens": answer.usage.total_tokens,
-    }
+    usage = {**asdict(answer.usage), "total_tokens": answer.usage.total_tokens}
     raw = {
         "model": model,
         "finish_reason": answer.finish_reason,
@@ -111,16 +107,9 @@ def _fields(part: PartialAnswer, model: str) -> dict[str, Any]:
 
 def _reported(report: CalibrationReport) -> dict[str, Any]:
     """What calibration did in the only prompt, by layer."""
-
-    def only(by_layer: Mapping[int, Sequence[float]]) -> dict[int, float]:
-        return {layer: values[0] for layer, values in by_layer.items()}
-
-    return {
-        "layers": list(report.layers),
-        "gamma": only(report.gamma),
-        "before": only(report.before),
-        "after": only(report.after),
-    }
+    measured = {"gamma": report.gamma, "before": report.before, "after": report.after}
+    only = {name: {layer: values[0] for layer, values in layers.items()} for name, layers in measured.items()}
+    return {"layers": list(report.layers), **only}
 
 
 def _logprobs(tokens: Sequence[TokenLogprob]) -> list[list[LogProb]] | None:
