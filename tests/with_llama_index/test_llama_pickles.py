@@ -14,10 +14,11 @@ from llama_index.core.tools.types import AsyncBaseTool, ToolMetadata, ToolOutput
 from llama_models import RecordingLLM
 from llama_nodes import images_in
 
+from guardalign_guardrails import GuardSettings
 from guardalign_guardrails.errors import NotPicklable
 from guardalign_guardrails.testing.chats import canary, shows
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy
-from llama_index_guardalign import GuardAlignLVLM, GuardedLLM, GuardSettings, guard_tool
+from llama_index_guardalign import GuardAlignLVLM, GuardedLLM, guard_tool
 
 RED, BLUE = canary("red", number=1), canary("blue", number=2)
 

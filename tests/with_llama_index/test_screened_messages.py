@@ -8,10 +8,11 @@ from llama_index.core.base.llms.types import ChatMessage, ImageBlock
 from llama_models import RecordingLLM, texts_of
 from llama_seen import Tracer
 
+from guardalign_guardrails import GuardSettings
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.chats import canary, leaks, shows
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy
-from llama_index_guardalign import GuardSettings, GuardVerdictEvent, ascreen_chat, screen_chat
+from llama_index_guardalign import GuardVerdictEvent, ascreen_chat, screen_chat
 
 UNREADABLE = ChatMessage(blocks=[ImageBlock(url="https://example.org/x.png")])
 
