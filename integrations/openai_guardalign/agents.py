@@ -23,12 +23,14 @@ from agents import (
 )
 from agents.run import CallModelData, ModelInputData
 from openai.types.responses import ResponseFunctionToolCall
+from typing_extensions import Self
 
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.bodies import BodyRules, ascreen_body
 from guardalign_guardrails.content.chat import PlacementSetting, first_violation
 from guardalign_guardrails.content.screen import Turn, ascreen, notice_for
 from guardalign_guardrails.errors import SettingsError
+from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from guardalign_guardrails.verdict import event_of
 from openai_guardalign.request_filter import OnVerdicts
@@ -68,7 +70,7 @@ def input_filter(
     if on_violation not in ("notice", "raise"):
         raise SettingsError(f"on_violation is 'notice' or 'raise' here, not {on_violation!r}: a filter cannot answer.")
     rules = BodyRules(on_violation, placement=placement)
-    return partial(_filtered, GuardSettings.of(guard), rules, on_verdicts)
+    return _Bound(_filtered, GuardSettings.of(guard), rules, on_verdicts)
 
 
 def image_guardrail(guard: GuardLike = None, *, name: str = "guardalign_images") -> InputGuardrail[Any]:
@@ -81,7 +83,7 @@ def image_guardrail(guard: GuardLike = None, *, name: str = "guardalign_images")
         guard: See `input_filter`.
         name: As traces show it.
     """
-    return InputGuardrail(partial(_check_images, GuardSettings.of(guard)), name=name, run_in_parallel=False)
+    return InputGuardrail(_Bound(_check_images, GuardSettings.of(guard)), name=name, run_in_parallel=False)
 
 
 def tool_guardrail(guard: GuardLike = None, *, name: str = "guardalign_tool_images") -> ToolOutputGuardrail[Any]:
@@ -93,10 +95,21 @@ def tool_guardrail(guard: GuardLike = None, *, name: str = "guardalign_tool_imag
         guard: See `input_filter`.
         name: As traces show it.
     """
-    return ToolOutputGuardrail(partial(_check_result, GuardSettings.of(guard)), name=name)
+    return ToolOutputGuardrail(_Bound(_check_result, GuardSettings.of(guard)), name=name)
 
 
-# Bound by partial, not closures, so that a run's settings can be pickled.
+class _Bound(partial[Any]):
+    """A function with its settings, which pickle or name what does not; nothing changes them, so copies share them."""
+
+    def __reduce__(self) -> str | tuple[Any, ...]:
+        for name, value in zip(("guard", "rules", "on_verdicts"), self.args, strict=False):
+            check_pickles(name, value)
+        return super().__reduce__()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
 async def _filtered(
     settings: GuardSettings, rules: BodyRules, on_verdicts: OnVerdicts | None, data: CallModelData[Any]
 ) -> ModelInputData:

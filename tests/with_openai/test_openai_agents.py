@@ -236,6 +236,13 @@ class TestCopies:
             pickle.dumps(made(checks))
         assert raised.value.member == "encoder"
 
+    def test_so_is_a_callback_that_does_not(self, checks):
+        filtered = input_filter(checks, on_verdicts=lambda verdicts: None)
+        with pytest.raises(NotPicklable) as raised:
+            pickle.dumps(filtered)
+        assert raised.value.member == "on_verdicts"
+        assert copy.deepcopy(filtered) is filtered
+
     @pytest.mark.parametrize("made", [image_guardrail, tool_guardrail])
     def test_a_copy_of_a_guardrail_keeps_its_guard(self, checks, made):
         copied = copy.deepcopy(made(checks))
