@@ -263,12 +263,17 @@ class Workplace:
     """A copy of the repository in which one mutant at a time is tested.
 
     Args:
-        folder: Where to put it.
+        folder: Where to put it; made if it is not there.
         root: The repository.
+
+    Attributes:
+        folder: The copy.
+        output: What the last tests printed.
     """
 
     def __init__(self, folder: Path, root: Path = ROOT) -> None:
         self.folder = folder / "repository"
+        self.output = folder / "output.txt"
         shutil.copytree(root, self.folder, ignore=_NOT_COPIED)
         self._process: subprocess.Popen[bytes] | None = None
         self._is_stopped = False
@@ -308,14 +313,15 @@ class Workplace:
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
             "OMP_NUM_THREADS": "1",
         }
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "pytest", *_PYTEST, f"--basetemp={self.folder.parent / 'pytest'}", *tests],
-            cwd=self.folder,
-            env={**os.environ, **own},
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-            start_new_session=True,
-        )
+        with self.output.open("wb") as output:
+            self._process = subprocess.Popen(
+                [sys.executable, "-m", "pytest", *_PYTEST, f"--basetemp={self.folder.parent / 'pytest'}", *tests],
+                cwd=self.folder,
+                env={**os.environ, **own},
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
         try:
             code = self._process.wait(timeout)
         except subprocess.TimeoutExpired:
@@ -351,7 +357,8 @@ def time_limit(workplace: Workplace, module: str) -> float:
     """
     started = time.monotonic()
     if workplace.test(module, None, 600) != "survived":
-        raise RuntimeError(f"{' '.join(TARGETS[module])} must pass before mutants of {module} can be tested")
+        said = workplace.output.read_text(encoding="utf-8", errors="replace")[-3000:]
+        raise RuntimeError(f"{' '.join(TARGETS[module])} must pass before mutants of {module} can be tested\n{said}")
     took = time.monotonic() - started
     if workplace.test(module, "raise RuntimeError('nothing works')\n", 600) != "killed":
         raise RuntimeError(f"{' '.join(TARGETS[module])} pass without {module}")
