@@ -50,12 +50,14 @@ class Call:
     def __init__(
         self, *spans, past, length, keys=None, batch=None, form="bool", window=None, softcap=None, config=FIXED
     ):
-        torch.manual_seed(3)
+        seeded = torch.Generator().manual_seed(3)
         self.spans, self.past, self.length, self.config = BatchSpans(spans, LENGTH), past, length, config
         self.keys, self.batch = keys or past + length, batch or len(spans)
         self.window, self.softcap = window, softcap
-        self.query = 2 * torch.randn(self.batch, HEADS, length, SIZE)
-        self.key, self.value = (2 * torch.randn(self.batch, GROUPS, self.keys, SIZE) for _ in range(2))
+        self.query = 2 * torch.randn(self.batch, HEADS, length, SIZE, generator=seeded)
+        self.key, self.value = (
+            2 * torch.randn(self.batch, GROUPS, self.keys, SIZE, generator=seeded) for _ in range(2)
+        )
         # Key j of a sliding cache is that of token j + shift; those behind the last token of a static one are empty.
         shift = max(0, past + length - self.keys)
         at, column = torch.arange(past, past + length).view(-1, 1), torch.arange(self.keys) + shift
