@@ -458,7 +458,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPORT, help="the report (default: %(default)s)")
     options = parser.parse_args()
 
-    # So that whoever ends it, in whatever way, finds no processes and no copies left behind.
+    # So that no processes and no copies are left behind, however it is ended.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
     modules = [name for name in TARGETS if not options.module or any(part in name for part in options.module)]

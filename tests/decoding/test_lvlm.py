@@ -279,7 +279,7 @@ class TestWaiting:
         assert len(lvlm.model.prompts) == 2
 
     @pytest.mark.parametrize("way", ["chat", "stream", "achat", "astream"])
-    async def test_errors_while_generating_reach_whoever_waits(self, smollm2, way):
+    async def test_errors_while_generating_reach_the_caller_that_waits(self, smollm2, way):
         asked = getattr(smollm2, way)(STORY, logits_processors=[_Failing()]) if way != "chat" else None
 
         async def waited():

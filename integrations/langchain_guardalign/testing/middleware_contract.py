@@ -365,7 +365,7 @@ class MiddlewareContract(ABC):
                 self._tells_no_pixel(f"the trace of {span['name']}", repr(span), image)
 
     def test_events_are_plain_data(self, guard: Guard, call: Call) -> None:
-        """If it dispatches any: whoever listens may write them down."""
+        """If it dispatches any: a listener may write them down."""
         listener = Listener()
         AgentChat(self.make(guard), call).say(question(canary("red")), callbacks=[listener])
         json.dumps(listener.events)

@@ -307,7 +307,7 @@ class RunnableContract(ABC):
 
     @pytest.mark.parametrize("action", ["allow", *ACTION_COLOURS])
     def test_sync_and_async_give_the_same(self, guard: Guard, action: str) -> None:
-        """Whoever tests one has tested the other."""
+        """A test of one is a test of the other."""
         value = question(canary(ACTION_COLOURS.get(action, "white")))
         sync, twin = (_ending(call, self.make(guard), "invoke", value) for call in (call_sync, call_async))
         assert sync == twin, f"invoke and ainvoke differ (action {action}): {sync[0]} and {twin[0]}"
