@@ -29,7 +29,7 @@ from llama_index.core.tools import FunctionTool  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.markup import escape  # noqa: E402
 
-from guardalign_guardrails import GuardSettings, Policy  # noqa: E402
+from guardalign_guardrails import GuardSettings  # noqa: E402
 from llama_index_guardalign import GuardedLLM, guard_tool  # noqa: E402
 
 HERE = Path(__file__).parent
@@ -44,7 +44,7 @@ def camera(place: str) -> ImageBlock:
 
 async def main() -> None:
     console = Console()
-    guard = GuardSettings(policy=Policy.load(HERE / "policy.yaml"))
+    guard = GuardSettings(policy=HERE / "policy.yaml")
     with console.status("Loading the offline encoder and the policy's anchors"):
         guard.prepare()
     agent = FunctionAgent(

@@ -25,7 +25,6 @@ from llama_index.core.prompts import PromptTemplate  # noqa: E402
 from pydantic import BaseModel, Field  # noqa: E402
 from rich.console import Console  # noqa: E402
 
-from guardalign_guardrails import Policy  # noqa: E402
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix  # noqa: E402
 from llama_index_guardalign import GuardAlignLVLM  # noqa: E402
 
@@ -39,10 +38,10 @@ class Capital(BaseModel):
     country: str = Field(max_length=20)
 
 
-def asked(words: str, image: str | None = None) -> list[ChatMessage]:
+def asked(question: str, image: str | None = None) -> list[ChatMessage]:
     """A chat of one turn."""
-    pil_image = [] if image is None else [ImageBlock(path=HERE / "images" / image)]
-    return [ChatMessage(role="user", blocks=[TextBlock(text=words), *pil_image])]
+    shown = [] if image is None else [ImageBlock(path=HERE / "images" / image)]
+    return [ChatMessage(role="user", blocks=[TextBlock(text=question), *shown])]
 
 
 def main() -> None:
@@ -55,7 +54,7 @@ def main() -> None:
         model_name=arguments.model,
         calibration=CalibrationConfig.fixed(0.1),
         prefix=SafetyPrefix(),
-        guard=Policy.load(HERE / "policy.yaml"),
+        guard=HERE / "policy.yaml",
         temperature=0,
         max_tokens=48,
     )
@@ -63,9 +62,9 @@ def main() -> None:
         console.print(f"[dim]{llm.metadata!r}[/]\n")
 
     console.print("[bold]you[/] What is the capital of France?\n[bold]model[/] ", end="")
-    for piece in llm.stream_chat(asked("What is the capital of France?"), report=True):
-        console.print(piece.delta, end="", markup=False, highlight=False)
-    raw = piece.raw
+    for chunk in llm.stream_chat(asked("What is the capital of France?"), report=True):
+        console.print(chunk.delta, end="", markup=False, highlight=False)
+    raw = chunk.raw
     console.print(f"\n[dim]{raw['finish_reason']}, {raw['usage']}[/]")
     shares = raw["calibration"]
     layer = shares["layers"][len(shares["layers"]) // 2]

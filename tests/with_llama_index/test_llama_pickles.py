@@ -15,7 +15,8 @@ from llama_models import RecordingLLM
 from llama_nodes import images_in
 
 from guardalign_guardrails import GuardSettings
-from guardalign_guardrails.errors import NotPicklable
+from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
+from guardalign_guardrails.errors import ModelUnavailable, NotPicklable
 from guardalign_guardrails.testing.chats import canary, shows
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy
 from llama_index_guardalign import GuardAlignLVLM, GuardedLLM, guard_tool
@@ -99,10 +100,28 @@ class TestALocalLLM:
         with pytest.raises(NotPicklable, match="encoder"):
             pickle.dumps(GuardAlignLVLM(model_name="nowhere/model", guard=locked))
 
+    def test_is_an_error_rather_than_a_copy_that_loads_another_model(self):
+        llm = GuardAlignLVLM(model_name="nowhere/model", model_kwargs={"lock": threading.Lock()})
+        with pytest.raises(NotPicklable, match=r"model_kwargs \(dict\)"):
+            pickle.dumps(llm)
+
     def test_pickles_with_its_guard_and_can_be_used(self, guard):
-        llm = pickle.loads(pickle.dumps(GuardAlignLVLM(model_name="nowhere/model", guard=guard)))
-        assert llm.guard.policy == guard.policy
-        assert copy.deepcopy(llm).guard is llm.guard
+        llm = GuardAlignLVLM(model_name="nowhere/model", guard=guard, local_files_only=True)
+        back = pickle.loads(pickle.dumps(llm))
+        assert back.guard.policy == guard.policy
+        assert copy.deepcopy(back).guard is back.guard
+        with pytest.raises(ModelUnavailable, match="nowhere/model"):
+            back.complete("Hi")
+
+    def test_pickles_after_its_first_use(self, smollm2, guard):
+        llm = GuardAlignLVLM.from_lvlm(
+            CalibratedLVLM(smollm2.model, smollm2.processor, calibration=None, guard=guard), max_tokens=1
+        )
+        llm.complete("Hi")
+        back = pickle.loads(pickle.dumps(llm))
+        assert back.to_dict() == llm.to_dict()
+        assert back.guard.policy == guard.policy
+        assert back._lvlm is None
 
 
 @pytest.mark.parametrize("is_used", [False, True])

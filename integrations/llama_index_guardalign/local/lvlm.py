@@ -199,8 +199,11 @@ class GuardAlignLVLM(FunctionCallingLLM):
         return {**super().to_payload(), "guardalign": self.lvlm.identity}
 
     def __getstate__(self) -> dict[str, Any]:
-        # LlamaIndex leaves out what cannot be pickled, and a copy without its guard would let everything pass.
-        check_pickles("guard", self.guard)
+        # LlamaIndex leaves out what cannot be pickled. A copy without its guard would let everything pass, and one
+        # without what its model is loaded with would be another model.
+        for name, field in type(self).model_fields.items():
+            if field.frozen:
+                check_pickles(name, getattr(self, name))
         # It finds out by pickling each attribute: the weights too, only to leave them out.
         bare = self.model_copy()
         bare._lvlm, bare._loading = None, None  # noqa: SLF001  its own class
