@@ -26,27 +26,31 @@ class PicklableComponent(Serializable):
         return state
 
 
-class GuardedComponent(PicklableComponent):
-    """Base of components that are given a guard.
+class DumpableComponent(PicklableComponent):
+    """Base of components that ``dumps`` writes as their settings.
 
-    ``dumps`` writes the guard's settings, and a component with a ready guard as not implemented: its weights are no
-    text.
-
-    Attributes:
-        guard: Checks: a guard, a policy or its file's path, or settings.
+    One with a ready guard or model is written as not implemented: its weights are no text.
     """
-
-    guard: GuardField = Field(default_factory=GuardSettings)
 
     @classmethod
     def is_lc_serializable(cls) -> bool:
-        """True; one with a ready guard dumps as not implemented all the same."""
+        """True; one with a ready guard or model dumps as not implemented all the same."""
         return True
 
     @classmethod
     def get_lc_namespace(cls) -> list[str]:
         """Where `langchain_core.load.load` finds the class, whatever module it is in."""
         return ["langchain_guardalign"]
+
+
+class GuardedComponent(DumpableComponent):
+    """Base of components that are given a guard.
+
+    Attributes:
+        guard: Checks: a guard, a policy or its file's path, or settings.
+    """
+
+    guard: GuardField = Field(default_factory=GuardSettings)
 
     @property
     def lc_attributes(self) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 from uuid import UUID, uuid4
 
 from langchain_core.callbacks import (
@@ -26,6 +26,13 @@ from guardalign_guardrails.verdict import event_of
 from langchain_guardalign.screening import ModelInput
 
 EVENT: Final = "guardalign.verdict"
+
+Configs: TypeAlias = RunnableConfig | list[RunnableConfig] | None
+"""The config of a batch: one for all inputs, or one each."""
+
+LLMRun: TypeAlias = CallbackManagerForLLMRun | None
+AsyncLLMRun: TypeAlias = AsyncCallbackManagerForLLMRun | None
+"""The run in which a model generates; None where it streams."""
 
 # LangChain passes a model its run when it generates, but not when it streams; then the config of the call says who
 # listens. It is known only while the stream is opened: between two chunks, the context is the caller's.
@@ -83,7 +90,7 @@ def traced_input(read: ModelInput, config: RunnableConfig | None) -> Any:
     return read.without_images()
 
 
-def config_within(run_manager: CallbackManagerForLLMRun | AsyncCallbackManagerForLLMRun | None) -> RunnableConfig:
+def config_within(run_manager: LLMRun | AsyncLLMRun) -> RunnableConfig:
     """The config of something that happens within a model's run, or while a stream is opened without one."""
     if run_manager is None:
         return ensure_config(_STREAM_CONFIG.get())

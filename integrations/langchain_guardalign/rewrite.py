@@ -12,8 +12,7 @@ from typing import Final, TypeVar
 from langchain_core.messages import BaseMessage, HumanMessage, SystemMessage
 
 from guardalign_guardrails import Verdict
-from guardalign_guardrails.content.chat import Placement
-from guardalign_guardrails.content.chat import headed as headed_content
+from guardalign_guardrails.content.chat import Placement, headed
 
 VERDICTS_KEY: Final = "guardalign"
 """Where in a message's ``response_metadata`` its verdicts are. Chat models do not send that mapping to a provider."""
@@ -62,11 +61,7 @@ def with_prefix(messages: Sequence[BaseMessage], prefix: str, placement: Placeme
         return result
     if place is None:
         return [kind(prefix), *result]
-    result[place] = headed(result[place], prefix)
+    old = result[place]
+    content = headed(old.content, prefix)
+    result[place] = old if content is old.content else old.model_copy(update={"content": content})
     return result
-
-
-def headed(message: BaseMessage, prefix: str) -> BaseMessage:
-    """The message with a text at its head; itself if it is there."""
-    content = headed_content(message.content, prefix)
-    return message if content is message.content else message.model_copy(update={"content": content})

@@ -16,7 +16,7 @@ from guardalign_guardrails.content.chat import Placement, first_violation
 from langchain_guardalign.chat.delegation import Delegation
 from langchain_guardalign.chat.screened_runnable import ScreenedRunnable
 from langchain_guardalign.component import GuardedComponent
-from langchain_guardalign.events import traced_input
+from langchain_guardalign.events import Configs, traced_input
 from langchain_guardalign.screening import ModelInput, output_of, read_input
 
 Branch = Runnable[LanguageModelInput, Any]
@@ -51,7 +51,7 @@ class GuardedRoute(ScreenedRunnable, GuardedComponent, RunnableSerializable[Lang
         """False, as it ever was."""
         return False
 
-    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Check, choose, and invoke the chosen runnable with ``kwargs``."""
         read = self._read(input)
 
@@ -60,7 +60,7 @@ class GuardedRoute(ScreenedRunnable, GuardedComponent, RunnableSerializable[Lang
 
         return self._call_with_config(run, traced_input(read, config), config)
 
-    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:  # noqa: A002
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """`invoke` without blocking the event loop."""
         read = self._read(input)
 
@@ -69,12 +69,7 @@ class GuardedRoute(ScreenedRunnable, GuardedComponent, RunnableSerializable[Lang
 
         return await self._acall_with_config(run, traced_input(read, config), config)
 
-    def stream(
-        self,
-        input: Any,  # noqa: A002  LangChain's name
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> Iterator[Any]:
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """Check, choose, and stream what the chosen runnable streams."""
         read = self._read(input)
 
@@ -83,12 +78,7 @@ class GuardedRoute(ScreenedRunnable, GuardedComponent, RunnableSerializable[Lang
 
         yield from self._transform_stream_with_config(iter([traced_input(read, config)]), run, config)
 
-    async def astream(
-        self,
-        input: Any,  # noqa: A002  LangChain's name
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[Any]:
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """`stream` without blocking the event loop."""
         read = self._read(input)
 
@@ -102,12 +92,7 @@ class GuardedRoute(ScreenedRunnable, GuardedComponent, RunnableSerializable[Lang
             yield chunk
 
     def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[Any]:
         """Check all inputs in one batch, then run the batch of each of the two runnables."""
         if not inputs:
@@ -121,12 +106,7 @@ class GuardedRoute(ScreenedRunnable, GuardedComponent, RunnableSerializable[Lang
         return self._batch_with_config(run, traced, configs, return_exceptions=return_exceptions)
 
     async def abatch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[Any]:
         """`batch` without blocking the event loop; the two runnables run at the same time."""
         if not inputs:

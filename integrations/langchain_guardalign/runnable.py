@@ -22,7 +22,7 @@ from guardalign_guardrails.content.chat import OnViolation, Placement, first_vio
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.guarding.settings import GuardLike
 from langchain_guardalign.component import GuardedComponent
-from langchain_guardalign.events import adispatch, dispatch, traced_input
+from langchain_guardalign.events import Configs, adispatch, dispatch, traced_input
 from langchain_guardalign.route import GuardedRoute
 from langchain_guardalign.screening import (
     GuardReport,
@@ -106,11 +106,11 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
         """The same as what comes in."""
         return self.InputType
 
-    def inspect(self, input: LanguageModelInput) -> GuardReport:  # noqa: A002  LangChain's name
+    def inspect(self, input: LanguageModelInput) -> GuardReport:
         """Check one input and report; never raises for what it finds, whatever ``on_violation`` says."""
         return _raised(self.inspect_batch([input])[0])
 
-    async def ainspect(self, input: LanguageModelInput) -> GuardReport:  # noqa: A002  LangChain's name
+    async def ainspect(self, input: LanguageModelInput) -> GuardReport:
         """`inspect` without blocking the event loop."""
         return _raised((await self.ainspect_batch([input]))[0])
 
@@ -155,10 +155,7 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
         )
 
     def invoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002  LangChain's name
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> LanguageModelInput:
         """Sanitise one input; further keyword arguments, meant for a model, are ignored.
 
@@ -178,10 +175,7 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
         return results[0]
 
     async def ainvoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002  LangChain's name
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
+        self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> LanguageModelInput:
         """`invoke` without blocking the event loop."""
         read = self._read(input)
@@ -197,12 +191,7 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
         return results[0]
 
     def batch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[LanguageModelInput]:
         """Sanitise several inputs; the images of all of them are checked in one batch."""
         if not inputs:
@@ -222,12 +211,7 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
         return cast("list[LanguageModelInput]", results or ended)
 
     async def abatch(
-        self,
-        inputs: list[LanguageModelInput],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[LanguageModelInput]:
         """`batch` without blocking the event loop."""
         if not inputs:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -30,7 +32,7 @@ from local_models import scripted
 from pydantic import BaseModel, ValidationError
 from typing_extensions import TypedDict
 
-from guardalign_guardrails import GuardSettings, Policy, UnsafeContentError
+from guardalign_guardrails import Guard, GuardSettings, NotPicklable, Policy, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
@@ -42,7 +44,7 @@ from guardalign_guardrails.errors import (
     ModelUnavailable,
     PromptError,
 )
-from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
+from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, colour_policy, painted
 from langchain_guardalign import ChatGuardAlign
 from langchain_guardalign.events import EVENT
 
@@ -833,6 +835,43 @@ class TestWeights:
             with pytest.raises(ValidationError, match="ready model"):
                 ChatGuardAlign(lvlm=lvlm, **more)
         assert ChatGuardAlign.from_lvlm(lvlm).model_name == "scripted"
+
+
+class TestCopies:
+    @pytest.mark.parametrize("is_used", [False, True])
+    def test_a_pickle_has_the_guard_and_no_weights(self, folder, cache_dir, is_used):
+        model = ChatGuardAlign(model=folder, max_tokens=1, guard=colour_guard(cache_dir))
+        if is_used:
+            model.invoke("Hi")
+        data = pickle.dumps(model)
+        assert len(data) < 100_000
+        back = pickle.loads(data)
+        assert back.loaded is None
+        assert back._identifying_params == model._identifying_params
+        assert back.invoke(see(painted("blue"))).content == REFUSAL
+
+    def test_a_deep_copy_has_the_same_weights_and_the_same_guard(self, folder, cache_dir):
+        guard = colour_guard(cache_dir)
+        for model in (ChatGuardAlign(model=folder, max_tokens=1, guard=guard), local(guard=guard)[0]):
+            again = copy.deepcopy(model)
+            assert again.lvlm.model is model.lvlm.model
+            assert again.guard.guard is guard
+            assert copy.deepcopy(model).lvlm is model.lvlm
+            assert again.invoke(see(painted("blue"))).content == REFUSAL
+
+    def test_what_cannot_be_pickled_is_named(self, folder, cache_dir):
+        class Odd(ColourEncoder):
+            pass
+
+        guard = Guard(colour_policy(), Odd(), cache_dir=cache_dir)
+        for member, model in (
+            ("lvlm", local()[0]),
+            ("encoder", ChatGuardAlign(model=folder, guard=guard)),
+            ("model_kwargs", ChatGuardAlign(model=folder, model_kwargs={"hook": lambda: None})),
+        ):
+            with pytest.raises(NotPicklable) as caught:
+                pickle.dumps(model)
+            assert caught.value.member == member
 
 
 class TestIdentity:

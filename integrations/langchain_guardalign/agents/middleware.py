@@ -30,9 +30,10 @@ from guardalign_guardrails.content.chat import OnViolation, PlacementSetting
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
-from langchain_guardalign.agents.state import AgentRules, Review, refusal, refused, review
+from langchain_guardalign.agents.state import AgentRules, Review, refused, review
 from langchain_guardalign.agents.tool_results import MESSAGES_KEY, Result, chats_of, with_chats
-from langchain_guardalign.chat.placement import placement_of
+from langchain_guardalign.chat.refusal import RefusingModel
+from langchain_guardalign.chat.wrapped_model import placement_of
 from langchain_guardalign.events import adispatch, dispatch, write_to_stream
 from langchain_guardalign.rewrite import with_prefix
 from langchain_guardalign.screening import ModelInput, ascreen, screen
@@ -200,7 +201,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         update = [new for old, new in zip(found.before, found.messages, strict=True) if new is not old and new.id]
         if found.violation is None or self.on_violation == "notice":
             return {MESSAGES_KEY: update} if update else None
-        update.append(refusal(self._rules.policy, found.violation))
+        update.append(self._refusal(found.violation))
         # An error here would undo the update: it is raised in the next step, when the state is clean.
         jump = {"jump_to": "end"} if self.on_violation == "refuse" else {}
         return {MESSAGES_KEY: update, **jump}
@@ -212,7 +213,12 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
             verdict = verdict or refused(self._rules, found.before)
             if verdict is not None:
                 raise UnsafeContentError(verdict)
-        return refusal(self._rules.policy, verdict) if verdict and self.on_violation == "refuse" else None
+        return self._refusal(verdict) if verdict and self.on_violation == "refuse" else None
+
+    def _refusal(self, violation: Verdict) -> AIMessage:
+        # Plain text, also where LangChain has a content block for refusals: that one means that the provider refused
+        # and makes fallbacks ask the next model, it has no "text", and not every provider takes it in a history.
+        return RefusingModel.of(self._rules.policy, violation, [violation]).answer()
 
     def _prepared(self, request: Request, found: Review) -> Request:
         """The request with sanitised messages, the prefix and the model that is due; itself if nothing changes."""

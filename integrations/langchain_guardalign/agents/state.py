@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from guardalign_guardrails import Policy, Verdict
 from guardalign_guardrails.actions import LADDER, Action
 from guardalign_guardrails.content.chat import first_violation, is_prefix_due
-from langchain_guardalign.chat.refusal import RefusingModel
 from langchain_guardalign.messages import sources
 from langchain_guardalign.rewrite import VERDICTS_KEY
 from langchain_guardalign.screening import ModelInput
@@ -88,24 +87,13 @@ def review(rules: AgentRules, screened: ModelInput, *, is_first_look: bool) -> R
     )
 
 
-def refusal(policy: Policy, verdict: Verdict) -> AIMessage:
-    """The policy's answer to a blocked image, with the verdict on record.
-
-    Plain text, also where LangChain has a content block for refusals: that one means that the model's provider refused
-    and makes fallbacks ask the next model, it has no ``text``, and not every provider takes it in a history.
-    """
-    return RefusingModel.of(policy, verdict, [verdict]).answer()
-
-
 def refused(rules: AgentRules, messages: Sequence[BaseMessage]) -> Verdict | None:
-    """The verdict of the `refusal` that the messages end with; None if they do not end with one."""
+    """The verdict of the refusal that the messages end with; None if they do not end with one."""
     if not messages or not isinstance(messages[-1], AIMessage):
         return None
     for entry in _records(messages[-1]):
-        if entry["action"] in ("block", "route") and (entry.get("policy_fingerprint"), entry.get("source")) == (
-            rules.fingerprint,
-            "user",
-        ):
+        is_own = entry.get("policy_fingerprint") == rules.fingerprint and entry.get("source") == "user"
+        if entry["action"] in ("block", "route") and is_own:
             return _read(entry)
     return None
 
@@ -150,16 +138,9 @@ def _records(message: BaseMessage) -> list[dict[str, Any]]:
 
 def _read(entry: dict[str, Any]) -> Verdict | None:
     """The verdict of a record; None if it was not written from one."""
-    # A record leaves out what is None, also where a verdict must have it.
-    unset = {"score": None, "p_value": None}
-    full = {**entry}
     try:
-        if "categories" in entry:
-            full["categories"] = {name: {**unset, **finding} for name, finding in entry["categories"].items()}
-        if "after_masking" in entry:
-            full["after_masking"] = {**unset, **entry["after_masking"]}
-        return Verdict.model_validate(full)
-    except (AttributeError, TypeError, ValidationError):
+        return Verdict.model_validate(entry)
+    except ValidationError:
         return None
 
 

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from typing import TYPE_CHECKING, Any, Final, cast
 from uuid import UUID
 
-from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun, Callbacks
+from langchain_core.callbacks import Callbacks
 from langchain_core.language_models import BaseChatModel, LangSmithParams, LanguageModelInput
 from langchain_core.load.serializable import SerializedConstructor, SerializedNotImplemented
 from langchain_core.messages import AIMessage, BaseMessage, HumanMessage
@@ -23,15 +23,13 @@ from typing_extensions import Self
 
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, PlacementSetting
-from langchain_guardalign.chat import inner_calls as inner
-from langchain_guardalign.chat.countable import without_remote_images
+from langchain_guardalign.chat import wrapped_model as wrapped
 from langchain_guardalign.chat.delegation import Delegation, TargetBatch, by_target
-from langchain_guardalign.chat.placement import name_of, placement_of
 from langchain_guardalign.chat.refusal import RefusingModel
 from langchain_guardalign.chat.screened_runnable import ScreenedRunnable
 from langchain_guardalign.chat.structured import GuardedStructuredOutput
 from langchain_guardalign.component import GuardedComponent
-from langchain_guardalign.events import config_within
+from langchain_guardalign.events import AsyncLLMRun, LLMRun, config_within
 from langchain_guardalign.rewrite import with_prefix
 from langchain_guardalign.screening import ModelInput, screen
 
@@ -113,7 +111,7 @@ class GuardedChatModel(ScreenedRunnable, GuardedComponent, BaseChatModel):
     @property
     def model_name(self) -> str:
         """The wrapped model's name. LangChain's agents read it, and else take ``model`` for a name."""
-        return name_of(self.model) or self._llm_type
+        return wrapped.name_of(self.model) or self._llm_type
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
@@ -164,7 +162,7 @@ class GuardedChatModel(ScreenedRunnable, GuardedComponent, BaseChatModel):
         """
         (screened,) = self._screen(screen, [list(messages)], "notice")
         given = cast("list[BaseMessage]", self._delegate(screened, {}).input)
-        given = without_remote_images(given, self.guard.guard.limits.max_bytes)
+        given = wrapped.without_remote_images(given, self.guard.guard.limits.max_bytes)
         return self.model.get_num_tokens_from_messages(given, **({"tools": tools} if tools else {}), **kwargs)
 
     # What it makes
@@ -252,44 +250,28 @@ class GuardedChatModel(ScreenedRunnable, GuardedComponent, BaseChatModel):
         return _joined(results)
 
     def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: LLMRun = None, **kwargs: Any
     ) -> ChatResult:
         (batch,) = _batches(self._delegations([messages], [config_within(run_manager)], kwargs))
-        return inner.generate(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
+        return wrapped.generate(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
 
     async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: AsyncLLMRun = None, **kwargs: Any
     ) -> ChatResult:
         (batch,) = _batches(await self._adelegations([messages], [config_within(run_manager)], kwargs))
-        return await inner.agenerate(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
+        return await wrapped.agenerate(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
 
     def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: LLMRun = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         (batch,) = _batches(self._delegations([messages], [config_within(run_manager)], kwargs))
-        yield from inner.stream(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
+        yield from wrapped.stream(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
 
     async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: AsyncLLMRun = None, **kwargs: Any
     ) -> AsyncIterator[ChatGenerationChunk]:
         (batch,) = _batches(await self._adelegations([messages], [config_within(run_manager)], kwargs))
-        chunks = inner.astream(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
+        chunks = wrapped.astream(batch.target, batch.inputs[0], run_manager, stop=stop, **batch.arguments)
         async with aclosing(cast("Any", chunks)):
             async for chunk in chunks:
                 yield chunk
@@ -320,7 +302,7 @@ class GuardedChatModel(ScreenedRunnable, GuardedComponent, BaseChatModel):
         given: LanguageModelInput = screened.value
         if decision.is_prefix_due:
             messages = [HumanMessage(given)] if isinstance(given, str) else screened.messages
-            given = with_prefix(messages, policy.prefix, placement_of(self.placement, model, arguments))
+            given = with_prefix(messages, policy.prefix, wrapped.placement_of(self.placement, model, arguments))
         elif screened.verdicts:
             # Not the input: a list that someone appends to meanwhile would bring in what was not checked.
             given = screened.messages

@@ -9,13 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
-from langchain_core.callbacks import CallbackManagerForLLMRun
 from langchain_core.language_models import BaseChatModel, LangSmithParams
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from guardalign_guardrails import Policy, Verdict
+from langchain_guardalign.events import LLMRun
 from langchain_guardalign.rewrite import with_verdicts
 
 FINISH_REASON: Final = "content_filter"
@@ -56,20 +56,12 @@ class RefusingModel(BaseChatModel):
         return LangSmithParams(ls_provider="guardalign", ls_model_name="refusal", ls_model_type="chat")
 
     def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: LLMRun = None, **kwargs: Any
     ) -> ChatResult:
         return ChatResult(generations=[ChatGeneration(message=self.answer())])
 
     def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
+        self, messages: list[BaseMessage], stop: list[str] | None = None, run_manager: LLMRun = None, **kwargs: Any
     ) -> Iterator[ChatGenerationChunk]:
         chunk = AIMessageChunk(**self.answer().model_dump(exclude={"type"}), chunk_position="last")
         yield ChatGenerationChunk(message=chunk)

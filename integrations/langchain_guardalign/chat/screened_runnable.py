@@ -17,7 +17,7 @@ from langchain_core.runnables.utils import gather_with_concurrency
 
 from guardalign_guardrails import GuardAlignError
 from langchain_guardalign.chat.delegation import Delegation, by_target
-from langchain_guardalign.events import EVENT, adispatch, dispatch
+from langchain_guardalign.events import EVENT, Configs, adispatch, dispatch
 from langchain_guardalign.screening import ModelInput, ascreen, screen
 
 _FILTERS: Final = (
@@ -30,6 +30,7 @@ _FILTERS: Final = (
 )
 
 _Configs = Sequence[RunnableConfig | None]
+Version = Literal["v1", "v2", "v3"]
 
 
 class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
@@ -47,42 +48,22 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
     def _delegate(self, screened: ModelInput, arguments: dict[str, Any]) -> Delegation:
         """Decide on one screened input."""
 
-    def invoke(
-        self,
-        input: Any,  # noqa: A002  LangChain's name
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Screen, then invoke what was chosen."""
         (chosen,) = self._delegations([input], [config], kwargs)
         return chosen.runnable().invoke(chosen.input, config, **chosen.arguments)
 
-    async def ainvoke(
-        self,
-        input: Any,  # noqa: A002  LangChain's name
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> Any:
+    async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """`invoke` without blocking the event loop."""
         (chosen,) = await self._adelegations([input], [config], kwargs)
         return await chosen.runnable().ainvoke(chosen.input, config, **chosen.arguments)
 
-    def stream(
-        self,
-        input: Any,  # noqa: A002  LangChain's name
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> Iterator[Any]:
+    def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """Screen, then stream what the chosen target streams, as it comes."""
         (chosen,) = self._delegations([input], [config], kwargs)
         yield from chosen.runnable().stream(chosen.input, config, **chosen.arguments)
 
-    async def astream(
-        self,
-        input: Any,  # noqa: A002  LangChain's name
-        config: RunnableConfig | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[Any]:
+    async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """`stream` without blocking the event loop."""
         (chosen,) = await self._adelegations([input], [config], kwargs)
         chunks = chosen.runnable().astream(chosen.input, config, **chosen.arguments)
@@ -92,12 +73,7 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
                 yield chunk
 
     def batch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[Any]:
         """Screen all inputs in one batch, then run the batch of each chosen target."""
         if not inputs:
@@ -115,12 +91,7 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
         return outputs
 
     async def abatch(
-        self,
-        inputs: list[Any],
-        config: RunnableConfig | list[RunnableConfig] | None = None,
-        *,
-        return_exceptions: bool = False,
-        **kwargs: Any,
+        self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
     ) -> list[Any]:
         """`batch` without blocking the event loop; the targets run at the same time if no limit is set."""
         if not inputs:
@@ -148,12 +119,7 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
         return outputs
 
     def stream_events(
-        self,
-        input: Any,  # noqa: A002  LangChain's name
-        config: RunnableConfig | None = None,
-        *,
-        version: Literal["v1", "v2", "v3"] = "v2",
-        **kwargs: Any,
+        self, input: Any, config: RunnableConfig | None = None, *, version: Version = "v2", **kwargs: Any
     ) -> Any:
         """Screen now, then return what the chosen target returns (LangChain implements ``v3`` only)."""
         (chosen,) = self._delegations([input], [config], kwargs)
@@ -161,12 +127,7 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
         return target.stream_events(chosen.input, config, version=version, **chosen.arguments)
 
     def astream_events(
-        self,
-        input: Any,  # noqa: A002  LangChain's name
-        config: RunnableConfig | None = None,
-        *,
-        version: Literal["v1", "v2", "v3"] = "v2",
-        **kwargs: Any,
+        self, input: Any, config: RunnableConfig | None = None, *, version: Version = "v2", **kwargs: Any
     ) -> Any:
         """Screen, then stream the chosen target's events; with ``v2`` the verdict comes first, as a custom event.
 

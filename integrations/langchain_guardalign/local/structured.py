@@ -12,7 +12,6 @@ from typing import Any, cast
 
 from langchain_core.exceptions import OutputParserException
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import JsonOutputParser, PydanticOutputParser
 from langchain_core.output_parsers.openai_tools import JsonOutputKeyToolsParser, PydanticToolsParser
 from langchain_core.outputs import ChatGeneration, Generation
@@ -22,11 +21,12 @@ from langchain_core.utils.pydantic import is_basemodel_subclass
 
 from guardalign_guardrails import UnsafeContentError, Verdict
 from langchain_guardalign.chat.refusal import FINISH_REASON
+from langchain_guardalign.local.calls import ANY_OBJECT, schema_of
 from langchain_guardalign.rewrite import VERDICTS_KEY
 
 
 class _Checked:
-    """To be put before a parser: says what parsing would not."""
+    """To be put before a parser: raises what parsing would not."""
 
     def parse_result(self, result: list[Generation], *, partial: bool = False) -> Any:
         """Parse an answer; see `parsed`."""
@@ -49,27 +49,37 @@ class _CalledObjects(_Checked, PydanticToolsParser):
     """The arguments of a tool call as objects of a pydantic class."""
 
 
-def structured(
-    model: Runnable[LanguageModelInput, AIMessage], schema: Any, *, include_raw: bool
+def structured_output(
+    model: Any, schema: Any, method: str, *, include_raw: bool, **kwargs: Any
 ) -> Runnable[LanguageModelInput, Any]:
-    """A model whose answers are JSON, and what makes objects of them.
+    """A chat model whose answers are JSON, and a parser that makes objects of them.
 
     Args:
-        model: Told to answer in JSON.
+        model: The chat model, a `ChatGuardAlign`.
         schema: A pydantic class for objects of it; dictionaries for all else.
+        method: ``json_schema``, ``json_mode`` or ``function_calling``.
         include_raw: Whether results are mappings of ``raw``, ``parsed`` and ``parsing_error``.
+        **kwargs: More arguments of calls.
     """
-    return _with_parser(model, _Objects(pydantic_object=schema) if _is_class(schema) else _Dicts(), include_raw)
+    if method not in ("json_schema", "json_mode", "function_calling"):
+        raise ValueError("method is json_schema, json_mode or function_calling")
+    if schema is None and method != "json_mode":
+        raise ValueError("only method='json_mode' can do without a schema")
+    wanted = ANY_OBJECT if schema is None else schema_of(schema)
+    traced = {"kwargs": {"method": method}, "schema": wanted if schema is None else schema}
+    if method == "function_calling":
+        calling = model.bind_tools([schema], tool_choice="any", ls_structured_output_format=traced, **kwargs)
+        return _with_parser(calling, _parser_of_calls(schema), include_raw)
+    response = {"type": "json_schema", "json_schema": {"name": "answer", "schema": wanted}}
+    answering = model.bind(response_format=response, ls_structured_output_format=traced, **kwargs)
+    return _with_parser(answering, _Objects(pydantic_object=schema) if _is_class(schema) else _Dicts(), include_raw)
 
 
-def called(
-    model: Runnable[LanguageModelInput, AIMessage], schema: Any, *, include_raw: bool
-) -> Runnable[LanguageModelInput, Any]:
-    """`structured` for a model that is made to call the schema as a tool."""
+def _parser_of_calls(schema: Any) -> Any:
     if _is_class(schema):
-        return _with_parser(model, _CalledObjects(tools=[schema], first_tool_only=True), include_raw)
+        return _CalledObjects(tools=[schema], first_tool_only=True)
     name = convert_to_openai_tool(schema)["function"]["name"]
-    return _with_parser(model, _CalledDicts(key_name=name, first_tool_only=True), include_raw)
+    return _CalledDicts(key_name=name, first_tool_only=True)
 
 
 def _is_class(schema: Any) -> bool:
@@ -77,7 +87,7 @@ def _is_class(schema: Any) -> bool:
 
 
 def _with_parser(
-    model: Runnable[LanguageModelInput, AIMessage], parser: Any, include_raw: bool
+    model: Runnable[LanguageModelInput, Any], parser: Any, include_raw: bool
 ) -> Runnable[LanguageModelInput, Any]:
     if not include_raw:
         return cast("Runnable[LanguageModelInput, Any]", model | parser)
@@ -96,7 +106,7 @@ def parsed(result: Sequence[Generation], parse: Callable[[], Any]) -> Any:
     message = result[0].message if isinstance(result[0], ChatGeneration) else None
     metadata = {} if message is None else message.response_metadata
     if metadata.get("finish_reason") == FINISH_REASON:
-        raise UnsafeContentError(_offender(metadata))
+        raise UnsafeContentError(_violation(metadata))
     is_cut_off = metadata.get("finish_reason") == "length"
     try:
         made = parse()
@@ -109,7 +119,7 @@ def parsed(result: Sequence[Generation], parse: Callable[[], Any]) -> Any:
     raise OutputParserException("The answer was cut off before its JSON was complete; allow more max_tokens.")
 
 
-def _offender(metadata: dict[str, Any]) -> Verdict:
+def _violation(metadata: dict[str, Any]) -> Verdict:
     """The verdict that a refusal has on record."""
     records = [Verdict.model_validate(record) for record in metadata[VERDICTS_KEY]]
     blocked = [one for one in records if one.source == "user" and one.action in ("block", "route")]

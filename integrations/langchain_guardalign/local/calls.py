@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any, Final
 
 from langchain_core.utils.function_calling import convert_to_json_schema, convert_to_openai_tool
 
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
-from guardalign_guardrails.decoding.chat.tool_choice import ToolChoice
+from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
 from guardalign_guardrails.errors import PromptError
 
 SETTINGS: Final = (
@@ -35,64 +34,37 @@ _OTHER_NAMES: Final = {"max_new_tokens": "max_tokens", "stop_sequences": "stop"}
 _MEANINGLESS: Final = ("stream", "strict", "stream_usage")
 
 
-@dataclass(frozen=True)
-class Call:
-    """What is asked.
-
-    Attributes:
-        settings: Of the generation.
-        tools: Functions the model may call.
-        tool_choice: Which of them, as the core takes it.
-        is_reported: Whether shares of attention are measured.
-    """
-
-    settings: GenerationSettings
-    tools: tuple[Mapping[str, Any], ...] = field(default=(), repr=False)
-    tool_choice: ToolChoice = None
-    is_reported: bool = False
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        """Keyword arguments for the core."""
-        return {
-            "tools": self.tools or None,
-            "tool_choice": self.tool_choice,
-            "settings": self.settings,
-            "is_reported": self.is_reported,
-        }
-
-
 def settings_of(base: GenerationSettings, values: Mapping[str, Any]) -> GenerationSettings:
     """The core's settings.
 
     Args:
-        base: What counts where nothing is said.
-        values: By the names of `SETTINGS`; None says nothing.
+        base: Defaults.
+        values: By the names of `SETTINGS`; None leaves a default.
 
     Raises:
         ValidationError: A value is out of range.
     """
-    said = {name: value for name, value in values.items() if value is not None}
-    is_wanted, count = said.pop("logprobs", None), said.pop("top_logprobs", None)
+    given = {name: value for name, value in values.items() if value is not None}
+    is_wanted, count = given.pop("logprobs", None), given.pop("top_logprobs", None)
     if is_wanted is not None or count is not None:
-        said["logprobs"] = None if is_wanted is False else count or 0
-    if "max_tokens" in said:
-        said["max_new_tokens"] = said.pop("max_tokens")
-    stop = said.get("stop")
-    said |= {} if stop is None else {"stop": (stop,) if isinstance(stop, str) else tuple(stop)}
-    return GenerationSettings(**{**base.model_dump(), **said})
+        given["logprobs"] = None if is_wanted is False else count or 0
+    if "max_tokens" in given:
+        given["max_new_tokens"] = given.pop("max_tokens")
+    stop = given.get("stop")
+    given |= {} if stop is None else {"stop": (stop,) if isinstance(stop, str) else tuple(stop)}
+    return GenerationSettings(**{**base.model_dump(), **given})
 
 
-def call_of(
+def arguments_of(
     base: GenerationSettings, defaults: Mapping[str, Any], arguments: Mapping[str, Any], *, is_reported: bool
-) -> Call:
-    """Read the arguments of a call.
+) -> dict[str, Any]:
+    """A call's arguments as those of the core's ``chat``.
 
     Args:
-        base: What counts where neither says anything.
-        defaults: The chat model's, by the names of `SETTINGS`.
+        base: Defaults of the local model.
+        defaults: Those of the chat model, by the names of `SETTINGS`, which go before them.
         arguments: The call's: settings, ``tools``, ``tool_choice``, ``response_format`` and ``report``.
-        is_reported: The chat model's word on whether shares of attention are measured.
+        is_reported: Whether shares of attention are measured if the call does not say.
 
     Raises:
         TypeError: An argument has no meaning for a local model.
@@ -108,7 +80,7 @@ def call_of(
     settings = settings_of(base, {**defaults, **{name: value for name, value in given.items() if value is not None}})
     if schema is not None:
         settings = settings.model_copy(update={"json_schema": schema})
-    return Call(settings, tools, choice, is_reported)
+    return {"tools": tools or None, "tool_choice": choice, "settings": settings, "is_reported": is_reported}
 
 
 def tools_of(tools: Sequence[Any]) -> tuple[dict[str, Any], ...]:
@@ -138,3 +110,16 @@ def schema_of(response_format: Any) -> dict[str, Any] | None:
     except Exception as error:  # noqa: BLE001  it raises what comes along
         kind = type(error).__name__
     raise PromptError(f"The response format cannot be read as a JSON schema ({kind}).")
+
+
+def check_tools(tools: Any, lvlm: CalibratedLVLM) -> None:
+    """Make sure that a model knows tools if it is offered some.
+
+    Raises:
+        PromptError: It knows none.
+    """
+    if tools and not lvlm.knows_tools:
+        raise PromptError(
+            "The model's chat template knows no tools, or its way of writing calls is none of the known ones; use "
+            "with_structured_output, which works with any model, or a model that was taught tools."
+        )
