@@ -47,7 +47,7 @@ TARGETS: Final[Mapping[str, tuple[str, ...]]] = {
 LEAST: Final = 40
 """Mutants of each module that come first, if there is no time for all."""
 
-# Plugins that other packages bring take longer to load than most mutants to die.
+# Plugins of other packages take longer to load than most mutants live.
 _PLUGINS: Final = ("xdist.plugin", "pytest_asyncio.plugin", "pytest_socket", "_hypothesis_pytestplugin")
 _PYTEST: Final = (
     *("-x", "-q", "-n", "0", "--hypothesis-seed=0", "-m", "not slow", "-p", "no:cacheprovider"),

@@ -13,13 +13,13 @@ from reference import reference
 from guardalign_guardrails.decoding.attention import correction
 from guardalign_guardrails.decoding.attention.correction import (
     CalibrationReport,
+    ForwardPass,
     Generation,
     Layer,
-    Pass,
     attended,
     reweighted,
 )
-from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PromptSpans, places
+from guardalign_guardrails.decoding.attention.token_spans import BatchSpans, PromptSpans, positions_in_pass
 from guardalign_guardrails.decoding.config import CalibrationConfig
 from guardalign_guardrails.errors import CalibrationError
 
@@ -85,9 +85,9 @@ class Call:
         """Weights of all keys in float64, shape [B, H, L, K]."""
         return self.expected(value=torch.eye(self.keys).expand(self.batch, GROUPS, -1, -1), **settings)
 
-    def now(self, **changes):
+    def forward_pass(self, **changes):
         with_generated = self.config.queries == "instruction+generated"
-        placed = places(
+        placed = positions_in_pass(
             self.spans,
             past=self.past,
             length=self.length,
@@ -95,9 +95,9 @@ class Call:
             with_generated=with_generated,
             device=torch.device("cpu"),
         )
-        settings = {"owner": "own", "config": self.config, "generation": self.generation, "places": placed}
+        settings = {"owner": "own", "config": self.config, "generation": self.generation, "positions": placed}
         settings |= {"past": self.past, "length": self.length, "fired": self.fired}
-        return Pass(**{**settings, **changes})
+        return ForwardPass(**{**settings, **changes})
 
     def attended(self, layer=None, **settings):
         def stock():
@@ -105,7 +105,7 @@ class Call:
             return self.plain.to(self.query.dtype)
 
         return attended(
-            *(self.now(), layer or chosen(), self.query, self.key, self.value, self.mask, SCALING, stock),
+            *(self.forward_pass(), layer or chosen(), self.query, self.key, self.value, self.mask, SCALING, stock),
             softcap=self.softcap,
             window=self.window,
             **settings,
@@ -273,7 +273,9 @@ def test_the_models_own_attention_is_overwritten_only_where_no_gradient_needs_it
     own = call.plain.float()
     own = own * call.query.sum() / call.query.sum().detach() if is_tracked else own
     kept = own.detach().clone()
-    out = attended(call.now(), chosen(), call.query, call.key, call.value, call.mask, SCALING, lambda: own, dropout=0.1)
+    out = attended(
+        call.forward_pass(), chosen(), call.query, call.key, call.value, call.mask, SCALING, lambda: own, dropout=0.1
+    )
     assert_exact(call, out.detach())
     assert (out is own) == (not is_tracked)
     assert torch.equal(own.detach(), kept) == is_tracked
@@ -319,11 +321,11 @@ def test_a_layer_that_is_only_measured_stays_as_it_is_and_tells_its_share(prompt
 
 
 def test_layers_take_part_in_passes_of_their_own_calibration_and_measured_ones_in_prompts_only():
-    prompt, token = Call(ONE, past=0, length=12).now(), Call(ONE, past=12, length=1).now()
-    last = Call(ONE, past=11, length=1).now()
+    prompt, token = Call(ONE, past=0, length=12).forward_pass(), Call(ONE, past=12, length=1).forward_pass()
+    last = Call(ONE, past=11, length=1).forward_pass()
     assert (prompt.is_prompt, last.is_prompt, token.is_prompt) == (True, True, False)
-    assert [chosen().is_in(now) for now in (prompt, last, token)] == [True, True, True]
-    assert [measured().is_in(now) for now in (prompt, last, token)] == [True, True, False]
+    assert [chosen().is_in(each) for each in (prompt, last, token)] == [True, True, True]
+    assert [measured().is_in(each) for each in (prompt, last, token)] == [True, True, False]
     assert not Layer("own", 1, is_chosen=False, is_measured=False).is_in(prompt)
     assert not Layer("another", 1, is_chosen=True, is_measured=True).is_in(prompt)
 
@@ -380,7 +382,7 @@ def test_the_weights_of_a_whole_matrix_are_those_of_raised_scores(prompts, dtype
     logits = (call.query.double() @ wide.transpose(-1, -2) * SCALING).masked_fill(~call.seen, -1e4).to(dtype)
     weights = logits.softmax(-1)
     before, given = weights.clone(), logits.clone()
-    out = reweighted(call.now(), chosen(), logits, weights, SIZE)
+    out = reweighted(call.forward_pass(), chosen(), logits, weights, SIZE)
     assert out is weights
     assert out.dtype == dtype
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5, torch.bfloat16: 3e-2}[dtype]
@@ -397,7 +399,7 @@ def test_the_weights_of_a_layer_that_is_only_measured_stay_as_they_are():
     logits = torch.randn(1, HEADS, 12, 12).masked_fill(~call.seen, float("-inf"))
     weights = logits.softmax(-1)
     before = weights.clone()
-    assert reweighted(call.now(), measured(), logits, weights, SIZE) is weights
+    assert reweighted(call.forward_pass(), measured(), logits, weights, SIZE) is weights
     assert torch.equal(weights, before)
     expected = before[0, :, 8:12, 1:4].sum(-1).mean()
     assert call.generation.shallow[0].tolist() == pytest.approx([float(expected)], abs=1e-6)
@@ -415,9 +417,9 @@ def test_where_heads_are_split_over_processes_shares_and_strengths_are_those_of_
         """What one of two processes makes of its half of the heads, and its report."""
         call = Call(*prompts, past=0, length=12, config=config)
         heads, groups = slice(2 * rank, 2 * rank + 2), slice(rank, rank + 1)
-        now = call.now(group=dist.ProcessGroupGloo(store, rank, 2))
+        forward_pass = call.forward_pass(group=dist.ProcessGroupGloo(store, rank, 2))
         parts = call.query[:, heads], call.key[:, groups], call.value[:, groups]
-        return attended(now, chosen(), *parts, call.mask, SCALING, pytest.fail), call.generation.report
+        return attended(forward_pass, chosen(), *parts, call.mask, SCALING, pytest.fail), call.generation.report
 
     with ThreadPoolExecutor(2) as pool:
         halves = list(pool.map(half, range(2)))
