@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from importlib import import_module
 
 import pytest
+import typer
 import yaml
 from PIL import Image
 
 from doc_pages.pages import ROOT, Block, blocks, documents, pages_with_python, run, text_of
 from doc_pages.surroundings import App, surroundings_of
 from guardalign_guardrails.actions import LADDER, SOURCES
+from guardalign_guardrails.cli import app
 from guardalign_guardrails.cli.policy import file_schema
 from guardalign_guardrails.cli.verdict import verdict_schema
 from guardalign_guardrails.policy import FailureRules, Masking, Policy
@@ -21,6 +24,14 @@ from with_langchain.openai_server import serving
 README = text_of("README.md")
 POLICY_PAGE = text_of("docs/policy.md")
 POLICY_BLOCKS = [block.code for block in blocks("docs/policy.md", "yaml")]
+COMMANDS = sorted(
+    line
+    for page in documents()
+    for language in ("console", "bash")
+    for block in blocks(page, language)
+    for line in block.code.replace("\\\n", " ").splitlines()
+    if re.match(r"guardalign \w+ [^|]*$", line) and "..." not in line
+)
 PYTHON = [block for page in documents() for block in blocks(page, "python")]
 
 
@@ -99,6 +110,31 @@ def test_the_commands_the_readme_promises_are_targets_of_the_makefile():
 @pytest.mark.parametrize(("name", "schema"), [("policy", file_schema()), ("verdict", verdict_schema())])
 def test_the_published_schemas_are_current(name, schema):
     assert json.loads(text_of(f"docs/schemas/{name}.json")) == schema, "run: make pages"
+
+
+def test_the_rooms_of_the_contributing_page_exist():
+    roots = (ROOT, ROOT / "guardalign_guardrails", ROOT / "integrations")
+    rooms = re.findall(r"`([\w./-]+(?:/|\.py|\.md))`", text_of("CONTRIBUTING.md"))
+    table = re.search(r"\| task \| room .*?\n\n", text_of("CONTRIBUTING.md"), re.DOTALL)[0]
+    known = {path.name for path in (ROOT / "guardalign_guardrails").rglob("*.py")} | {"default.yaml"}
+    missing = [room for room in rooms if not any((root / room).exists() for root in roots) and room not in known]
+    assert missing == []
+    assert len(table.strip().splitlines()) >= 2 + 10
+    drawn = re.search(r"```text\n(.*?)```", text_of("CONTRIBUTING.md"), re.DOTALL)[1]
+    for package, root in (("guardalign_guardrails", roots[1]), ("integrations", roots[2])):
+        inside = {path.name for path in root.iterdir() if path.is_dir() and path.name != "__pycache__"}
+        assert {room for room in inside if f"{room}/" not in drawn} == set(), package
+
+
+@pytest.mark.parametrize("line", COMMANDS, ids=str)
+def test_commands_on_the_pages_can_be_given(line):
+    command, words = typer.main.get_command(app), shlex.split(line, comments=True)[1:]
+    while hasattr(command, "commands"):
+        name = words.pop(0)
+        assert name in command.commands, line
+        command = command.commands[name]
+    flags = {flag for param in command.params for flag in param.opts}
+    assert {word.partition("=")[0] for word in words if word.startswith("--")} <= flags
 
 
 def test_every_page_can_be_reached_from_the_readme():

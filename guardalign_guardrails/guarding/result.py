@@ -40,7 +40,7 @@ class CheckResult:
     @property
     def is_blocked(self) -> bool:
         """Whether nothing may pass (``route``, ``block``); never in monitor mode."""
-        return self.verdict.action in ("route", "block")
+        return self.verdict.is_blocked
 
     @cached_property
     def output(self) -> ImageOutput:
