@@ -54,6 +54,7 @@ lint: $(STAMP)-test
 	@echo "==> Lint"
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/python tools/words.py
 
 types: $(STAMP)-test
 	@echo "==> Types"

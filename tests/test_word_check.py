@@ -39,3 +39,9 @@ def test_every_folder_and_exempt_file_exists():
     assert set(EXEMPT) <= set(files)
     assert all((ROOT / folder).is_dir() for folder in FOLDERS)
     assert "guardalign_guardrails/verdict.py" in files
+
+
+def test_lint_runs_the_check_and_it_passes():
+    lint = (ROOT / "Makefile").read_text(encoding="utf-8").partition("\nlint:")[2].partition("\n\n")[0]
+    assert "tools/words.py" in lint
+    assert main(project_files()) == 0
