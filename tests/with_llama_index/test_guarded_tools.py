@@ -20,7 +20,7 @@ from llama_nodes import b64, images_in
 from llama_seen import Tracer
 from pydantic import BaseModel
 
-from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails import SettingsError, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.chats import canary, leaks_of, number_of, shows
 from llama_index_guardalign import GuardVerdictEvent, guard_tool
@@ -117,7 +117,13 @@ class TestTheGuardedTool:
         assert guarded.metadata is tool.metadata
         assert guarded.call().raw_output == "it"
         assert isinstance(guarded, FunctionTool)
-        assert not hasattr(tool, "node_filter")
+        assert not hasattr(tool, "_filter"), "the other one is left as it is"
+
+    @pytest.mark.parametrize("convert", ["to_langchain_tool", "to_langchain_structured_tool"])
+    def test_it_becomes_no_langchain_tool_that_goes_past_the_guard(self, guard, convert):
+        for tool in (tool_of(image_of(ImageBlock(image=png(RED)))), QueryEngineTool.from_defaults(None, name="q")):
+            with pytest.raises(SettingsError, match="past the guard"):
+                getattr(guard_tool(tool, guard), convert)()
 
     async def test_a_tool_that_wants_the_agents_context_is_given_it(self, guard):
         seen = []

@@ -81,6 +81,19 @@ class _GuardedTool(AsyncBaseTool):
             output = await asyncio.to_thread(self._tool, *args, **kwargs)
         return await asyncio.to_thread(self._filter.checked, output)
 
+    def to_langchain_tool(self, **langchain_tool_kwargs: Any) -> Any:
+        """Refuse: LangChain would call the function itself, and nobody would check what it returns.
+
+        Raises:
+            SettingsError: Always.
+        """
+        raise SettingsError(
+            "A guarded tool cannot become a LangChain tool, which would call its function past the guard; convert the "
+            "tool itself and put GuardAlignMiddleware into the LangChain agent."
+        )
+
+    to_langchain_structured_tool = to_langchain_tool
+
     def __getattr__(self, name: str) -> Any:
         if "_tool" not in self.__dict__:
             raise AttributeError(name)
