@@ -25,7 +25,7 @@ from guardalign_guardrails.cli.local_model import (
 from guardalign_guardrails.cli.rows import rows_only
 
 if TYPE_CHECKING:
-    from guardalign_guardrails.evaluation.report import Row
+    from guardalign_guardrails.evaluation.report import ReportRow
 
 evaluations = typer.Typer(help="Measure what safety settings of a local model do.", no_args_is_help=False)
 
@@ -149,7 +149,7 @@ def _one_of(text: str, known: tuple[str, ...], flag: str) -> str:
     return text
 
 
-def _show(rows: Sequence[Row]) -> None:
+def _show(rows: Sequence[ReportRow]) -> None:
     from rich.console import Console
 
     from guardalign_guardrails.evaluation.report import best, names, tables

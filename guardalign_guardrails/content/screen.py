@@ -45,12 +45,15 @@ class Turn:
         source: Where it came from; None for what follows from the roles of a chat, outside of a chat for ``user``.
         is_loose: Whether it is a value of an app's own making, with bare images in it, rather than chat content.
         role: Who says it.
+        keep_results: Whether blocks that may pass are replaced by their `CheckResult`, with pixels: for a model that
+            runs in this process, so that nothing is encoded for it only to be decoded again.
     """
 
     content: Any = field(repr=False)
     source: Source | None = None
     is_loose: bool = False
     role: Role = "user"
+    keep_results: bool = False
 
     @cached_property
     def media(self) -> list[MediaBlock]:
@@ -148,7 +151,8 @@ def _screened(guard: Guard, turns: Sequence[Turn], found: Sequence[Sequence[Medi
         return [Screened(turn, turn.content) for turn in turns]
     opened = _open(guard, turns, found)
     pairs = [(block.payload, block.source) for block in opened if not isinstance(block.payload, str)]
-    checked = guard.check_batch([image for image, _ in pairs], source=[source for _, source in pairs])
+    kept = {"keep_pixels": True} if any(turn.keep_results for turn in turns) else {}
+    checked = guard.check_batch([image for image, _ in pairs], source=[source for _, source in pairs], **kept)
     return _rewrite(guard, turns, opened, iter(checked))
 
 
@@ -192,7 +196,9 @@ def _rewrite(
         if _is_withheld(each, result):
             withheld[each.turn].append(result.verdict)
         old = block_at(turns[each.turn].content, each.block.path)
-        if (replacement := _replacement(old, each, result, is_enforced=is_enforced)) is not None:
+        if turns[each.turn].keep_results and not _is_withheld(each, result):
+            new[each.turn][each.block.path] = result
+        elif (replacement := _replacement(old, each, result, is_enforced=is_enforced)) is not None:
             new[each.turn][each.block.path] = replacement
     return [
         Screened(turn, with_blocks(turn.content, blocks), tuple(own), tuple(out))

@@ -10,7 +10,7 @@ from typing import Final, TypeAlias
 
 from PIL import Image, ImageDraw, ImageFont
 
-from guardalign_guardrails.evaluation.report import Row, names
+from guardalign_guardrails.evaluation.report import ReportRow, names
 
 _Font: TypeAlias = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
@@ -30,7 +30,7 @@ _RADIUS: Final = 5
 _ENTRY: Final = 19
 
 
-def draw_frontier(rows: Sequence[Row], title: str) -> Image.Image:
+def draw_frontier(rows: Sequence[ReportRow], title: str) -> Image.Image:
     """Draw a point for each condition with the intervals of both rates, and an arrow from the prefix alone to it.
 
     Args:
@@ -79,13 +79,13 @@ def _draw_axes(draw: ImageDraw.ImageDraw, font: _Font, small: _Font, title: str)
     )
 
 
-def _draw_bars(draw: ImageDraw.ImageDraw, row: Row, at: tuple[float, float]) -> None:
+def _draw_bars(draw: ImageDraw.ImageDraw, row: ReportRow, at: tuple[float, float]) -> None:
     safe, unsafe, colour = row.groups["safe"], row.groups["unsafe"], _pale(_colour(row))
     draw.line([_pixels(safe.low, at[1]), _pixels(safe.high, at[1])], fill=colour, width=_SCALE)
     draw.line([_pixels(at[0], unsafe.low), _pixels(at[0], unsafe.high)], fill=colour, width=_SCALE)
 
 
-def _draw_point(draw: ImageDraw.ImageDraw, row: Row, at: tuple[float, float]) -> None:
+def _draw_point(draw: ImageDraw.ImageDraw, row: ReportRow, at: tuple[float, float]) -> None:
     x, y = _pixels(*at)
     reach = _RADIUS * _SCALE
     box = (x - reach, y - reach, x + reach, y + reach)
@@ -95,7 +95,7 @@ def _draw_point(draw: ImageDraw.ImageDraw, row: Row, at: tuple[float, float]) ->
         draw.ellipse(box, fill=_colour(row))
 
 
-def _draw_legend(draw: ImageDraw.ImageDraw, font: _Font, rows: Sequence[Row]) -> None:
+def _draw_legend(draw: ImageDraw.ImageDraw, font: _Font, rows: Sequence[ReportRow]) -> None:
     x = (_LEFT + _SIDE + 24) * _SCALE
     numbered = enumerate(zip(rows, names(rows), strict=True), 1)
     lines = [(f"{number}  {name}", _colour(row)) for number, (row, name) in numbered]
@@ -104,11 +104,11 @@ def _draw_legend(draw: ImageDraw.ImageDraw, font: _Font, rows: Sequence[Row]) ->
         draw.text((x, (_TOP + _ENTRY * place) * _SCALE), text, fill=colour, font=font)
 
 
-def _is_shown(row: Row) -> bool:
+def _is_shown(row: ReportRow) -> bool:
     return {"safe", "unsafe"} <= set(row.groups)
 
 
-def _place(row: Row) -> tuple[float, float]:
+def _place(row: ReportRow) -> tuple[float, float]:
     return row.groups["safe"].refused, row.groups["unsafe"].refused
 
 
@@ -116,7 +116,7 @@ def _pixels(x: float, y: float) -> tuple[float, float]:
     return (_LEFT + x * _SIDE) * _SCALE, (_TOP + (1 - y) * _SIDE) * _SCALE
 
 
-def _colour(row: Row) -> tuple[int, int, int]:
+def _colour(row: ReportRow) -> tuple[int, int, int]:
     has_prefix = bool(row.condition.prefix.text.strip())
     return _COLOURS[row.condition.prefix.placement if has_prefix else "none"]
 

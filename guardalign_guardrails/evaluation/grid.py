@@ -1,7 +1,7 @@
-"""Which safety settings are compared, and the answers that a model gives under each of them.
+"""Compares safety settings: the conditions of an evaluation, and a model's answers under each of them.
 
-Answers are written down as they come, each under a digest of all that it depends on, so that a run that was cut off
-goes on where it ended. Nothing is classified here.
+Answers are written to a file as they come, each under a digest of all that it depends on, so that a run that was
+interrupted goes on where it ended. Nothing is classified here.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Condition:
 
     Attributes:
         prefix: The safety prefix; `NO_PREFIX` for none.
-        calibration: How strongly it is held in attention; None for not at all.
+        calibration: Settings of attention calibration; None without it.
     """
 
     prefix: SafetyPrefix
@@ -49,7 +49,7 @@ class Condition:
 
     @property
     def payload(self) -> dict[str, Any]:
-        """All that makes it what it is, as plain data."""
+        """The settings as plain data."""
         has_prefix = bool(self.prefix.text.strip())
         return {
             "prefix": {"text": self.prefix.text.strip(), "placement": self.prefix.placement} if has_prefix else None,
@@ -63,17 +63,17 @@ class Condition:
 
     @property
     def reference(self) -> Condition:
-        """What calibration is compared with: the same prefix without it."""
+        """The condition that calibration is compared with: the same prefix without it."""
         return Condition(self.prefix)
 
     @property
-    def head(self) -> str:
-        """The words that every answer begins with, because the prefix stands there."""
+    def prefill(self) -> str:
+        """The text that every answer begins with: the prefix, if its place is the start of the answer."""
         return self.prefix.text.strip() if self.prefix.placement == "response" else ""
 
     @property
     def name(self) -> str:
-        """A short name for people; prefixes of the same placement share one. Generated rows count unless it says so."""
+        """A short name; prefixes of the same placement share one. Generated tokens are calibrated unless it says so."""
         if not self.prefix.text.strip():
             return "no prefix"
         place, calibration = self.prefix.placement, self.calibration
@@ -95,10 +95,10 @@ def conditions(
     queries: Sequence[Queries] = QUERIES,
     most_gamma: float = 4.0,
 ) -> list[Condition]:
-    """No prefix, then each prefix in each place: alone, and with every calibration.
+    """List the conditions: no prefix, then each prefix in each place, alone and with every calibration.
 
-    Nothing is listed twice, and nothing that is known to change nothing: a gamma of 0 is the prefix alone, and a prefix
-    at the start of the answer comes after all instruction tokens, so that only decode rows can attend to it.
+    Conditions that cannot differ are listed once: a gamma of 0 is the prefix alone, and a prefix at the start of the
+    answer comes after all instruction tokens, so that only generated tokens can attend to it.
 
     Args:
         prefixes: Texts.
@@ -123,7 +123,7 @@ def conditions(
                 if place != "response" or (rows == "instruction+generated" and dose["target"] is None):
                     found.append(Condition(prefix, CalibrationConfig(layers=band, queries=rows, **dose)))
     except ValidationError as error:
-        # Its own text would quote what was given.
+        # Its own text would quote the settings.
         faults = "; ".join(f"{'.'.join(map(str, one['loc']))}: {one['msg']}" for one in error.errors())
         raise EvaluationError(f"A setting is out of range: {faults}.") from None
     return list({condition.digest: condition for condition in found}.values())
@@ -136,7 +136,7 @@ class Answered:
     Attributes:
         prompt: Digest of the prompt.
         condition: Digest of the condition.
-        text: The answer; begins with the condition's head.
+        text: The answer; begins with the condition's prefill.
         reason: Why it ends.
         tokens: Generated.
         seconds: Its share of the time of the batch that it was part of.
@@ -178,7 +178,7 @@ class AnswerFile:
         return self._known.get(key)
 
     def add(self, answers: Sequence[tuple[str, Answered]]) -> None:
-        """Write down answers with their keys."""
+        """Add answers with their keys."""
         with self._path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps({"key": key, **asdict(answer)}) + "\n" for key, answer in answers)
         self._known.update(answers)
@@ -207,13 +207,13 @@ def run(
     batch_size: int = 16,
     advance: Callable[[int], None] = lambda _: None,
 ) -> Iterator[Answered]:
-    """Every prompt under every condition, by greedy decoding; answers that are known already are not asked for.
+    """Answer every prompt under every condition by greedy decoding; answers that are known already are reused.
 
     Args:
-        model: Asked as variants of itself, one for each condition.
-        prompts: What is asked.
-        grid: Under which conditions.
-        file: Where answers are kept.
+        model: Answers as a variant of itself for each condition.
+        prompts: The prompts.
+        grid: The conditions.
+        file: Keeps the answers.
         max_new_tokens: Most tokens of an answer.
         batch_size: Prompts in one generation. Padding can turn near ties another way, so an answer may differ by a few
             words between sizes.
@@ -223,10 +223,10 @@ def run(
         Answers, condition after condition.
 
     Raises:
-        GuardAlignError: The model cannot be calibrated so, or cannot take a prompt.
+        GuardAlignError: The model cannot be calibrated this way, or cannot take a prompt.
     """
     settings = GenerationSettings(max_new_tokens=max_new_tokens, temperature=0)
-    # Prompts of like length are together, so that little is spent on padding.
+    # Prompts of like length are together, to save padding.
     ordered = sorted(prompts, key=lambda prompt: len(prompt.text))
     for condition in grid:
         keys = {prompt.digest: _key(model, prompt, condition, settings) for prompt in ordered}

@@ -86,18 +86,18 @@ class RefusalClassifier:
         self._encoder = encoder
         self._anchors: dict[Sense, Tensor] = {}
 
-    def classify(self, answers: Sequence[str], head: str = "") -> list[ClassifiedAnswer]:
+    def classify(self, answers: Sequence[str], prefill: str = "") -> list[ClassifiedAnswer]:
         """Classify answers.
 
         Args:
             answers: Texts.
-            head: Text that each of them was made to begin with, such as a safety prefix at the start of answers; it
+            prefill: Text that each of them was made to begin with, such as a safety prefix at the start of answers; it
                 is not the model's and counts for nothing. If an answer has nothing else, it counts.
 
         Returns:
             One for each.
         """
-        said = [without_head(answer, head) for answer in answers]
+        said = [without_prefill(answer, prefill) for answer in answers]
         openings = [opening(text) for text in said]
         senses = self._senses(openings)
         return [classified(text, start, sense) for text, start, sense in zip(said, openings, senses, strict=True)]
@@ -117,11 +117,11 @@ class RefusalClassifier:
         return found
 
 
-def without_head(answer: str, head: str) -> str:
-    """An answer without the head it was made to begin with; the whole of it if there is nothing else."""
-    if not head or not answer.startswith(head):
+def without_prefill(answer: str, prefill: str) -> str:
+    """An answer without the prefill it was made to begin with; the whole of it if there is nothing else."""
+    if not prefill or not answer.startswith(prefill):
         return answer
-    rest = answer[len(head) :].strip()
+    rest = answer[len(prefill) :].strip()
     return rest if len(words(rest)) >= _FEWEST_WORDS else answer
 
 
@@ -135,7 +135,7 @@ def classified(text: str, sentences: Sequence[str], senses: Mapping[Sense, float
     """What an answer is, by what it says and by what its opening is like.
 
     Args:
-        text: The answer without its head.
+        text: The answer without its prefill.
         sentences: Its opening.
         senses: Likeness of the opening to the anchors of each sense, in [-1, 1].
     """

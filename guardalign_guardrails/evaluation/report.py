@@ -1,4 +1,4 @@
-"""What an evaluation found, as rows that people and programs read: a table, CSV, JSON lines.
+"""Reports of evaluations: a table, CSV and JSON.
 
 Rows hold counts and rates with their intervals, and settings; never a prompt or an answer.
 """
@@ -21,7 +21,7 @@ from guardalign_guardrails.evaluation.refusals import (
     ClassifiedAnswer,
     RefusalClassifier,
     has_refusal_keyword,
-    without_head,
+    without_prefill,
 )
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Row:
-    """What one condition did.
+class ReportRow:
+    """Results of one condition.
 
     Attributes:
         condition: The settings.
@@ -67,7 +67,7 @@ class Row:
         against_prefix_alone: How refusals changed by calibration, by label; empty for conditions without it, and where
             the prefix alone was not run.
         distinct_2: Mean share of different word pairs in an answer.
-        repetition: Mean share of an answer that was said before in it.
+        repetition: Mean share of an answer that repeats earlier text of it.
         tokens_per_second: Of generation, all prompts of a batch together.
     """
 
@@ -98,7 +98,7 @@ def tabulated(
     prompts: Sequence[LabelledPrompt],
     answers: Iterable[Answered],
     classifier: RefusalClassifier,
-) -> list[Row]:
+) -> list[ReportRow]:
     """Classify all answers; one row for each condition.
 
     Args:
@@ -114,14 +114,14 @@ def tabulated(
     rows = []
     for condition in grid:
         own = [texts[condition.digest][prompt.digest] for prompt in prompts]
-        verdicts[condition.digest] = classifier.classify([answer.text for answer in own], condition.head)
+        verdicts[condition.digest] = classifier.classify([answer.text for answer in own], condition.prefill)
     for condition in grid:
         own = [texts[condition.digest][prompt.digest] for prompt in prompts]
         found = verdicts[condition.digest]
-        said = [without_head(answer.text, condition.head) for answer in own]
+        said = [without_prefill(answer.text, condition.prefill) for answer in own]
         reference = None if condition.calibration is None else verdicts.get(condition.reference.digest)
         rows.append(
-            Row(
+            ReportRow(
                 condition,
                 _groups(prompts, found, said),
                 {} if reference is None else _compared(prompts, reference, found),
@@ -133,7 +133,7 @@ def tabulated(
     return rows
 
 
-def names(rows: Sequence[Row]) -> list[str]:
+def names(rows: Sequence[ReportRow]) -> list[str]:
     """Names of the conditions, with the number of the prefix where there is more than one text."""
     texts = list(dict.fromkeys(row.condition.prefix.text.strip() for row in rows))
     texts = [text for text in texts if text]
@@ -147,7 +147,7 @@ def names(rows: Sequence[Row]) -> list[str]:
     ]
 
 
-def best(rows: Sequence[Row], *, most_rise: float = 0.05, most_degenerate: float = 0.05) -> Row | None:
+def best(rows: Sequence[ReportRow], *, most_rise: float = 0.05, most_degenerate: float = 0.05) -> ReportRow | None:
     """The calibration that gains most refusals of unsafe prompts at a bearable price, by point estimates.
 
     Args:
@@ -173,7 +173,7 @@ def best(rows: Sequence[Row], *, most_rise: float = 0.05, most_degenerate: float
     )
 
 
-def tables(rows: Sequence[Row]) -> list[Table]:
+def tables(rows: Sequence[ReportRow]) -> list[Table]:
     """Rows for a terminal: by label with changes in points over the prefix alone, then by label and source.
 
     The first column is the number in the image.
@@ -204,7 +204,7 @@ def tables(rows: Sequence[Row]) -> list[Table]:
     return [by_label, by_source] if sources else [by_label]
 
 
-def write_csv(rows: Sequence[Row], path: Path) -> None:
+def write_csv(rows: Sequence[ReportRow], path: Path) -> None:
     """One line for each condition and group of prompts."""
     header = ["condition", "name", "prefix", "group", *Group.__dataclass_fields__]
     changes = ["change", "change_low", "change_high", "p_value"]
@@ -223,7 +223,7 @@ def write_csv(rows: Sequence[Row], path: Path) -> None:
                 writer.writerow([row.condition.digest, row.condition.name, words, name, *numbers, *rounded])
 
 
-def write_json(rows: Sequence[Row], about: Mapping[str, Any], path: Path) -> None:
+def write_json(rows: Sequence[ReportRow], about: Mapping[str, Any], path: Path) -> None:
     """All rows and what the evaluation was."""
     chosen = best(rows)
     content = {

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -228,13 +229,18 @@ class Guard:
         return await asyncio.to_thread(self.check_batch, images, source=source)
 
     def check_batch(
-        self, images: Sequence[ImageSource], *, source: Source | Sequence[Source] = "user"
+        self,
+        images: Sequence[ImageSource],
+        *,
+        source: Source | Sequence[Source] = "user",
+        keep_pixels: bool = False,
     ) -> list[CheckResult]:
         """Check images together: all that are new go through the encoder in one batch (16 at once, to bound memory).
 
         Args:
             images: See `check`.
             source: One source for all, or one each.
+            keep_pixels: Whether results keep the decoded images for `CheckResult.pixels`, all of them at once.
 
         Returns:
             One result per image, in order.
@@ -253,14 +259,14 @@ class Guard:
         results: dict[int, CheckResult] = {}
         new: list[ReadImage] = []
         for read in read_all(images, sources, self.limits, self.policy.failure.uninspectable):
-            if (known := self._recall(read)) is not None:
+            if not keep_pixels and (known := self._recall(read)) is not None:
                 results[read.place] = known
                 continue
             new.append(read)
             if len(new) == _IMAGES_AT_ONCE:
-                results.update(self._check_new(new))
+                results.update(self._check_new(new, keep_pixels=keep_pixels))
                 new = []
-        results.update(self._check_new(new))
+        results.update(self._check_new(new, keep_pixels=keep_pixels))
         return [results[place] for place in range(len(images))]
 
     def _recall(self, read: ReadImage) -> CheckResult | None:
@@ -275,7 +281,7 @@ class Guard:
             return None
         return self.reporter.recalled(read, *seen, outcome)
 
-    def _check_new(self, reads: Sequence[ReadImage]) -> dict[int, CheckResult]:
+    def _check_new(self, reads: Sequence[ReadImage], *, keep_pixels: bool) -> dict[int, CheckResult]:
         """Results by place, of images that all have to be decoded."""
         decoded = [self._decode(read) for read in reads]
         keys = [self._key(image.digest, read.source) for (image, _), read in zip(decoded, reads, strict=True)]
@@ -297,7 +303,9 @@ class Guard:
                 result = self.reporter.failed(outcome, read, image.size, took_ms=took_ms)
             else:
                 result = self.reporter.scored(read, image, outcome, took_ms=took_ms, is_cached=key in known)
-            results[read.place] = result
+            results[read.place] = (
+                replace(result, _decoded=image.flattened) if keep_pixels and isinstance(image, DecodedImage) else result
+            )
         return results
 
     def _decode(self, read: ReadImage) -> tuple[DecodedImage | Failure, float]:

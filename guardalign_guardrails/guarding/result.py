@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from guardalign_guardrails.errors import ImageDecodeError, UnsafeContentError
-from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.images import decode, encode_png
 from guardalign_guardrails.images.containers import sniff
 from guardalign_guardrails.verdict import Verdict
 
@@ -36,6 +36,7 @@ class CheckResult:
     verdict: Verdict
     _scored: ImageOutput | None = field(default=None, repr=False)
     _masked: Image.Image | None = field(default=None, repr=False)
+    _decoded: Image.Image | None = field(default=None, repr=False)
 
     @property
     def is_blocked(self) -> bool:
@@ -63,6 +64,29 @@ class CheckResult:
             reason = self.verdict.uninspectable or "unreadable"
             raise ImageDecodeError(reason, "There is no image to pass on: nothing could be read.")
         return self._scored
+
+    @property
+    def pixels(self) -> Image.Image:
+        """The image to pass on as an opaque RGB still, for a model that runs in this process.
+
+        These are the pixels that were scored, or masked: those of the check after
+        ``check_batch(..., keep_pixels=True)``, else `output` decoded once more.
+
+        Raises:
+            UnsafeContentError: Nothing may pass; see `is_blocked`.
+            ImageDecodeError: The policy lets pass what cannot be opened.
+        """
+        if self.is_blocked:
+            raise UnsafeContentError(self.verdict)
+        if self.verdict.action == "mask":
+            if self._masked is None:
+                raise UnsafeContentError(self.verdict)
+            return self._masked
+        if self._decoded is not None:
+            return self._decoded
+        if self._scored is None or self.verdict.uninspectable is not None:
+            raise ImageDecodeError(self.verdict.uninspectable or "unreadable", "There are no pixels to pass on.")
+        return decode(self._scored).flattened
 
     @property
     def mime_type(self) -> str:

@@ -330,6 +330,14 @@ class TestGuard:
         assert (piece.text, piece.answer.finish_reason) == (guard.policy.refusal, "refusal")
         assert [verdict.action for verdict in piece.verdicts] == ["block"]
 
+    def test_what_could_not_be_checked_is_refused_in_other_words_than_what_is_unsafe(self, tokenizer, cache_dir):
+        policy = colour_policy(failure={"uninspectable": "block"})
+        lvlm = writing(tokenizer, "yes", guard=Guard(policy, ColourEncoder(), cache_dir=cache_dir))
+        document = {"type": "file", "file": {"file_data": "data:application/pdf;base64,JVBERi0xLjQ=", "filename": "a"}}
+        answer = lvlm.chat([{"role": "user", "content": [document]}])
+        assert answer.text == policy.refusal_unchecked != policy.refusal
+        assert [verdict.finding for verdict in answer.verdicts] == ["unchecked"]
+
     async def test_a_stream_tells_of_its_images_before_any_word(self, tokenizer, guard):
         # An image of an earlier turn, since this model reads text only.
         chat = [

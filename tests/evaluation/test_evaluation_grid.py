@@ -65,8 +65,8 @@ def test_calibration_is_compared_with_the_same_prefix_without_it():
 
 
 def test_only_a_prefix_at_the_start_of_answers_is_their_head():
-    assert Condition(SafetyPrefix(text=PREFIX, placement="response")).head == PREFIX
-    assert Condition(SafetyPrefix(text=PREFIX)).head == ""
+    assert Condition(SafetyPrefix(text=PREFIX, placement="response")).prefill == PREFIX
+    assert Condition(SafetyPrefix(text=PREFIX)).prefill == ""
 
 
 def test_answers_come_condition_after_condition_in_the_order_of_the_prompts(scripted, tmp_path):

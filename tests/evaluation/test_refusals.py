@@ -8,7 +8,7 @@ from guardalign_guardrails.evaluation.refusals import (
     RefusalClassifier,
     has_refusal_keyword,
     opening,
-    without_head,
+    without_prefill,
 )
 
 PREFIX = "As an AI assistant, I must refuse to help with anything that is dangerous, illegal, or unethical."
@@ -111,6 +111,6 @@ def test_an_opening_is_the_first_sentences_that_say_something():
 
 
 def test_only_the_very_head_is_taken_off():
-    assert without_head("Head. Then more.", "Head.") == "Then more."
-    assert without_head("More. Head.", "Head.") == "More. Head."
-    assert without_head("Head. more", "") == "Head. more"
+    assert without_prefill("Head. Then more.", "Head.") == "Then more."
+    assert without_prefill("More. Head.", "Head.") == "More. Head."
+    assert without_prefill("Head. more", "") == "Head. more"

@@ -15,13 +15,15 @@ from PIL import Image
 
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Role
 from guardalign_guardrails.content.payload import Remote
+from guardalign_guardrails.content.rewrite import with_blocks
 from guardalign_guardrails.content.screen import Turn
 from guardalign_guardrails.content.screened_chat import ScreenedChat, ascreen_chats, screen_chats
-from guardalign_guardrails.content.walk import MediaBlock, Path, find
+from guardalign_guardrails.content.walk import MediaBlock, Path
 from guardalign_guardrails.decoding.chat.answer import Answer
 from guardalign_guardrails.decoding.chat.messages import Message, ToolCall
 from guardalign_guardrails.errors import ImageDecodeError, UnsafeContentError
 from guardalign_guardrails.guarding.guard import Guard
+from guardalign_guardrails.guarding.result import CheckResult
 from guardalign_guardrails.images import ImageLimits, decode
 from guardalign_guardrails.verdict import Verdict
 
@@ -33,6 +35,7 @@ _SILENT_KINDS: Final = frozenset(
 )
 
 _CONTENT_KEYS: Final = ("content", "value", "output")
+_CANNOT_OPEN: Final = "An image of the chat cannot be opened here ({}); give its bytes, or a policy that fetches URLs."
 
 
 @dataclass(frozen=True)
@@ -92,9 +95,10 @@ def admit(
         ImageDecodeError: An image that may pass cannot be decoded.
         GuardAlignError: The guard cannot work.
     """
+    turns = _turns(chats)
     if guard is None:
-        return [Admission(_opened(chat, [message.content for message in chat], limits)) for chat in chats]
-    screened = screen_chats(guard, _turns(chats), on_violation=on_violation)
+        return [_unguarded(*pair, limits) for pair in zip(chats, turns, strict=True)]
+    screened = screen_chats(guard, turns, on_violation=on_violation)
     return [_admission(guard, *pair) for pair in zip(chats, screened, strict=True)]
 
 
@@ -109,13 +113,17 @@ async def aadmit(
 
 
 def _turns(chats: Sequence[Sequence[Message]]) -> list[list[Turn]]:
-    return [[Turn(message.content, role=message.role) for message in chat] for chat in chats]
+    return [[Turn(message.content, role=message.role, keep_results=True) for message in chat] for chat in chats]
+
+
+def _unguarded(chat: Sequence[Message], turns: Sequence[Turn], limits: ImageLimits) -> Admission:
+    return Admission(_admitted(chat, turns, [_unchecked(turn, limits) for turn in turns]))
 
 
 def _admission(guard: Guard, chat: Sequence[Message], screened: ScreenedChat) -> Admission:
     decision, verdicts = screened.decision, screened.verdicts
     if decision.handled_by == "model" or decision.violation is None:
-        messages = _opened(chat, [turn.content for turn in screened.turns], guard.limits)
+        messages = _admitted(chat, [one.turn for one in screened.turns], [one.content for one in screened.turns])
         return Admission(messages, verdicts, decision)
     if decision.handled_by == "error":
         raise UnsafeContentError(decision.violation)
@@ -123,58 +131,77 @@ def _admission(guard: Guard, chat: Sequence[Message], screened: ScreenedChat) ->
     return Admission((), verdicts, decision, refusal)
 
 
-def _opened(chat: Sequence[Message], contents: Sequence[Any], limits: ImageLimits) -> tuple[AdmittedMessage, ...]:
+@dataclass(frozen=True, eq=False)
+class _Unchecked:
+    """An image that no guard checks; decoded where a message is read."""
+
+    block: MediaBlock
+    limits: ImageLimits
+
+    @property
+    def pixels(self) -> Image.Image:
+        payload = self.block.reading.read(self.limits.max_bytes)
+        if isinstance(payload, Remote | str):
+            reason = "remote_reference" if isinstance(payload, Remote) else payload
+            raise ImageDecodeError(reason, _CANNOT_OPEN.format(reason))
+        return decode(payload, self.limits).flattened
+
+
+def _unchecked(turn: Turn, limits: ImageLimits) -> Any:
+    return with_blocks(turn.content, {block.path: _Unchecked(block, limits) for block in turn.media})
+
+
+def _admitted(chat: Sequence[Message], turns: Sequence[Turn], contents: Sequence[Any]) -> tuple[AdmittedMessage, ...]:
     return tuple(
         AdmittedMessage(
-            message.role, tuple(_parts_of(content, limits)), message.tool_calls, message.tool_call_id, message.name
+            message.role,
+            tuple(_parts(content, (), _holders(turn))),
+            message.tool_calls,
+            message.tool_call_id,
+            message.name,
         )
-        for message, content in zip(chat, contents, strict=True)
+        for message, turn, content in zip(chat, turns, contents, strict=True)
     )
 
 
-def _parts_of(content: Any, limits: ImageLimits) -> Iterator[AdmittedPart]:
-    media = {block.path: block for block in find(content)}
-    yield from _walk(content, (), media, limits)
+def _holders(turn: Turn) -> frozenset[Path]:
+    """Paths to everything that is an image or has one in it."""
+    return frozenset(block.path[:size] for block in turn.media for size in range(len(block.path) + 1))
 
 
-def _walk(value: Any, path: Path, media: Mapping[Path, MediaBlock], limits: ImageLimits) -> Iterator[AdmittedPart]:
-    if path in media:
-        yield _image(media[path], limits)
+def _parts(value: Any, path: Path, holders: frozenset[Path]) -> Iterator[AdmittedPart]:
+    if isinstance(value, _Unchecked):
+        yield value.pixels
+    elif isinstance(value, CheckResult):
+        yield _pixels(value)
     elif isinstance(value, str):
         yield value
     elif isinstance(value, list | tuple):
         for place, item in enumerate(value):
-            yield from _walk(item, (*path, place), media, limits)
+            yield from _parts(item, (*path, place), holders)
     elif isinstance(value, Mapping):
-        yield from _walk_block(value, path, media, limits)
+        yield from _parts_of_block(value, path, holders)
     elif value is not None:
         yield str(value)
 
 
-def _walk_block(
-    block: Mapping[Any, Any], path: Path, media: Mapping[Path, MediaBlock], limits: ImageLimits
-) -> Iterator[AdmittedPart]:
+def _parts_of_block(block: Mapping[Any, Any], path: Path, holders: frozenset[Path]) -> Iterator[AdmittedPart]:
     if str(block.get("type")) in _SILENT_KINDS:
         return
     if isinstance(block.get("text"), str):
         yield block["text"]
         return
-    holders = {where[: len(path) + 1] for where in media}
     inside = [key for key in block if key in _CONTENT_KEYS or (*path, key) in holders]
     for key in inside:
-        yield from _walk(block[key], (*path, key), media, limits)
+        yield from _parts(block[key], (*path, key), holders)
     if not inside:
         # Rows of a tool's result, and the like.
         yield json.dumps(block, ensure_ascii=False, default=str)
 
 
-def _image(block: MediaBlock, limits: ImageLimits) -> Image.Image:
-    payload = block.reading.read(limits.max_bytes)
-    if isinstance(payload, Remote):
-        payload = "remote_reference"
-    if isinstance(payload, str):
-        raise ImageDecodeError(
-            payload,
-            f"An image of the chat cannot be opened here ({payload}); give its bytes, or a policy that fetches URLs.",
-        )
-    return decode(payload, limits).flattened
+def _pixels(result: CheckResult) -> Image.Image:
+    try:
+        return result.pixels
+    except ImageDecodeError as error:
+        reason = error.reason
+    raise ImageDecodeError(reason, _CANNOT_OPEN.format(reason))
