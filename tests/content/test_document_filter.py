@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from guardalign_guardrails import GuardSettings, SettingsError, UnsafeContentError
-from guardalign_guardrails.content.document_images import (
+from guardalign_guardrails.content.documents.filter import DocumentFilter, not_refuse
+from guardalign_guardrails.content.documents.images import (
     find_in_text,
     find_in_value,
     of_file,
@@ -18,10 +19,9 @@ from guardalign_guardrails.content.document_images import (
     unreadable,
     with_images,
 )
-from guardalign_guardrails.content.documents import DocumentFilter, not_refuse
+from guardalign_guardrails.content.documents.records import ACTION_KEY, RECORD_KEY, with_records
 from guardalign_guardrails.content.encoded_text import find_encoded
 from guardalign_guardrails.content.payload import read_data_url, to_data_url
-from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY, with_records
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import colour_guard, painted

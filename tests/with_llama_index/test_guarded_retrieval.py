@@ -21,7 +21,7 @@ from llama_nodes import b64, images_of
 from llama_seen import Tracer
 
 from guardalign_guardrails import GuardSettings, SettingsError, UnsafeContentError
-from guardalign_guardrails.content.records import ACTION_KEY
+from guardalign_guardrails.content.documents.records import ACTION_KEY
 from guardalign_guardrails.testing.chats import canary, leaks, leaks_of, number_of, shows
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy
 from llama_index_guardalign import (

@@ -24,7 +24,7 @@ from llama_index.core.vector_stores import SimpleVectorStore
 from llama_nodes import NODES, b64, images_of
 
 from guardalign_guardrails import EncoderUnavailable, GuardSettings, NotPicklable, UnsafeContentError
-from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY
+from guardalign_guardrails.content.documents.records import ACTION_KEY, RECORD_KEY
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.testing.chats import canary, leaks, leaks_of, number_of, shows
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy

@@ -35,7 +35,7 @@ from llama_nodes import NODES, b64, images_of
 from llama_seen import Tracer, same_pixels
 
 from guardalign_guardrails import Guard, GuardSettings, NotPicklable, SettingsError, UnsafeContentError
-from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY
+from guardalign_guardrails.content.documents.records import ACTION_KEY, RECORD_KEY
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard

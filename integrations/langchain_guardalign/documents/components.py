@@ -14,15 +14,15 @@ from langchain_core.documents import BaseDocumentCompressor, BaseDocumentTransfo
 from pydantic import BaseModel, ConfigDict, Field
 
 from guardalign_guardrails import Source, Verdict
-from guardalign_guardrails.content.document_images import with_images
-from guardalign_guardrails.content.documents import (
+from guardalign_guardrails.content.documents.filter import (
     CheckedImages,
     DocumentFilter,
     FilteredDocuments,
     FilterRule,
     Withhold,
 )
-from guardalign_guardrails.content.records import with_records
+from guardalign_guardrails.content.documents.images import with_images
+from guardalign_guardrails.content.documents.records import with_records
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardField, GuardSettings
 from langchain_guardalign.documents.images import FieldNames, find_images

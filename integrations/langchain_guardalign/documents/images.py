@@ -17,7 +17,7 @@ from langchain_core.documents import Document
 from PIL import Image
 
 from guardalign_guardrails.content.dialect import Reading, written
-from guardalign_guardrails.content.document_images import (
+from guardalign_guardrails.content.documents.images import (
     FoundImage,
     find_in_text,
     find_in_value,

@@ -15,7 +15,7 @@ from llama_index.core.tools.types import AsyncBaseTool, BaseTool, ToolMetadata, 
 
 from guardalign_guardrails import UnsafeContentError, Verdict
 from guardalign_guardrails.content.chat import first_violation
-from guardalign_guardrails.content.documents import FilterRule
+from guardalign_guardrails.content.documents.filter import FilterRule
 from guardalign_guardrails.content.screen import Turn, screen
 from guardalign_guardrails.content.walk import MediaBlock, find_loose
 from guardalign_guardrails.errors import SettingsError

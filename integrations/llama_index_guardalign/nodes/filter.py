@@ -14,7 +14,7 @@ from llama_index.core.schema import BaseComponent, BaseNode, MediaResource, Node
 from pydantic import Field
 
 from guardalign_guardrails import Source, Verdict
-from guardalign_guardrails.content.documents import (
+from guardalign_guardrails.content.documents.filter import (
     CheckedImages,
     DocumentFilter,
     DocumentT,
@@ -22,7 +22,7 @@ from guardalign_guardrails.content.documents import (
     FilterRule,
     Withhold,
 )
-from guardalign_guardrails.content.records import ACTION_KEY, RECORD_KEY, with_records
+from guardalign_guardrails.content.documents.records import ACTION_KEY, RECORD_KEY, with_records
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardField, GuardSettings, StoredPath
 from llama_index_guardalign.events import announce

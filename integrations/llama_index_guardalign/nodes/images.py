@@ -24,9 +24,9 @@ from llama_index.core.schema import (
     TextNode,
 )
 
-from guardalign_guardrails.content import document_images
 from guardalign_guardrails.content.dialect import Reading
-from guardalign_guardrails.content.document_images import (
+from guardalign_guardrails.content.documents import images as document_images
+from guardalign_guardrails.content.documents.images import (
     FoundImage,
     Replacement,
     find_in_text,

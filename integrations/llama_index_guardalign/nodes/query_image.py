@@ -11,8 +11,8 @@ from typing import Final
 
 from llama_index.core.schema import QueryBundle
 
-from guardalign_guardrails.content.document_images import FoundImage, of_file
-from guardalign_guardrails.content.documents import CheckedImages, DocumentFilter, FilterRule, not_refuse
+from guardalign_guardrails.content.documents.filter import CheckedImages, DocumentFilter, FilterRule, not_refuse
+from guardalign_guardrails.content.documents.images import FoundImage, of_file
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from llama_index_guardalign.nodes.filter import announced
 

@@ -16,7 +16,7 @@ from pydantic import BeforeValidator
 
 from guardalign_guardrails.actions import Source
 from guardalign_guardrails.content.chat import first_violation
-from guardalign_guardrails.content.document_images import FoundImage, Replacement
+from guardalign_guardrails.content.documents.images import FoundImage, Replacement
 from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
 from guardalign_guardrails.content.walk import MediaBlock
 from guardalign_guardrails.errors import SettingsError, UnsafeContentError
