@@ -46,7 +46,7 @@ try:
         ScoreAnswer,
     )
 except ImportError:
-    sys.exit("Decision models need Python 3.11 or newer and `pip install 'langchain-core>=1.8'`.")
+    sys.exit("Decision models need Python 3.11 and langchain-core 1.8, or newer.")
 
 from guardalign_guardrails import Action, Verdict  # noqa: E402
 from guardalign_guardrails.actions import LADDER, severest  # noqa: E402
