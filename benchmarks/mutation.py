@@ -70,6 +70,7 @@ class Mutant:
         operator: What was changed.
         occurrence: Which of the places in the module where the operator applies.
         line: Line of the change, from 1.
+        diff: The changed lines.
         source: The module's source with the change.
     """
 
@@ -77,17 +78,13 @@ class Mutant:
     operator: str
     occurrence: int
     line: int
+    diff: str
     source: str
 
     @property
     def key(self) -> tuple[str, str, int]:
         """What tells it from others as long as the module stays as it is."""
         return self.module, self.operator, self.occurrence
-
-    def diff(self, original: str) -> str:
-        """The changed lines, as in a unified diff without context."""
-        lines = difflib.unified_diff(original.splitlines(), self.source.splitlines(), lineterm="", n=0)
-        return "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
 
 
 class RemoveStatement:
@@ -203,6 +200,12 @@ class _Behaviour(ast.NodeTransformer):
         return ast.Constant(None) if _name(node.func) == "TypeVar" else self.generic_visit(node)
 
 
+def changed_lines(before: str, after: str) -> str:
+    """What differs between two sources, as in a unified diff without context."""
+    lines = difflib.unified_diff(before.splitlines(), after.splitlines(), lineterm="", n=0)
+    return "\n".join(line for line in lines if not line.startswith(("---", "+++", "@@")))
+
+
 def _sorts_words(source: str) -> bool:
     """Whether text is compared by its place in the alphabet, which nobody does but an operator."""
     return any(
@@ -241,7 +244,7 @@ def mutants_of(module: str, root: Path = ROOT) -> list[Mutant]:
                 continue
             if new not in known and not _sorts_words(mutated):
                 known.add(new)
-                found.append(Mutant(module, name, occurrence, line, mutated))
+                found.append(Mutant(module, name, occurrence, line, changed_lines(source, mutated), mutated))
     return found
 
 
@@ -435,6 +438,12 @@ def _cell(value: object) -> str:
     return f"{value:.1%}" if isinstance(value, float) else str(value)
 
 
+def listed(tested: Sequence[Tested], result: Result) -> list[dict[str, Any]]:
+    """The mutants of one result, in the order of their lines, for the report."""
+    found = sorted((each.mutant for each in tested if each.result == result), key=lambda each: (each.module, each.line))
+    return [{name: value for name, value in asdict(mutant).items() if name != "source"} for mutant in found]
+
+
 def survivors_in(report: Path) -> set[tuple[str, str, int]]:
     """The keys of the mutants that survived in a report.
 
@@ -442,7 +451,7 @@ def survivors_in(report: Path) -> set[tuple[str, str, int]]:
         FileNotFoundError: There is no report yet.
     """
     data = json.loads(report.read_text(encoding="utf-8"))
-    return {(each["module"], each["operator"], each["occurrence"]) for each in data["survivors"]}
+    return {(each["module"], each["operator"], each["occurrence"]) for each in data["survived"]}
 
 
 def main() -> None:
@@ -469,27 +478,18 @@ def main() -> None:
     wanted = in_order(mutants, options.seed, options.most)
     tested = run(modules, wanted, started + 60 * options.minutes, options.workers)
     rows = summary(tested, {module: len(own) for module, own in mutants.items()})
-    originals = {module: (ROOT / module).read_text(encoding="utf-8") for module in modules}
-    survivors = sorted((t.mutant for t in tested if t.result == "survived"), key=lambda each: (each.module, each.line))
-    hung = sorted((t.mutant for t in tested if t.result == "hung"), key=lambda each: (each.module, each.line))
-    for title, group in (("Hung", hung), ("Survived", survivors)):
-        for mutant in group:
-            print(
-                f"\n{title}: {mutant.module}:{mutant.line}  {mutant.operator}\n{mutant.diff(originals[mutant.module])}"
-            )
+    report = {"survived": listed(tested, "survived"), "hung": listed(tested, "hung")}
+    for result, group in report.items():
+        for each in group:
+            print(f"\n{result}: {each['module']}:{each['line']}  {each['operator']}\n{each['diff']}")
     took = (time.monotonic() - started) / 60
     print(f"\n{as_table(rows)}\n\n{took:.1f} minutes, {options.workers} at once, seed {options.seed}")
-    described = {
-        name: [
-            {key: value for key, value in asdict(each).items() if key != "source"}
-            | {"diff": each.diff(originals[each.module])}
-            for each in group
-        ]
-        for name, group in (("survivors", survivors), ("hung", hung))
-    }
+    for row in rows[:-1]:
+        if row["tested"] < min(LEAST, row["mutants"], LEAST if options.most is None else options.most):
+            print(f"Too little time for {LEAST} mutants of {row['module']}: give more --minutes or --workers.")
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"seed": options.seed, "minutes": took, "figures": rows, **described}
-    options.out.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    text = json.dumps({"seed": options.seed, "minutes": took, "figures": rows, **report}, indent=1)
+    options.out.write_text(f"{text}\n", encoding="utf-8")
     print(f"report: {options.out}")
 
 

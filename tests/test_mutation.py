@@ -35,7 +35,9 @@ def step(x: int | str, y: int = 2) -> int | None:
 
 
 def mutants(module, count):
-    return [mutation.Mutant(module, "own/Any", number, number + 1, f"{number}") for number in range(count)]
+    return [
+        mutation.Mutant(module, "own/Any", number, number + 1, f"-{number}", f"{number}") for number in range(count)
+    ]
 
 
 def test_every_module_and_every_test_file_of_the_table_is_there():
@@ -133,15 +135,16 @@ def test_hangs_are_counted_apart_and_not_in_the_share():
 
 
 def test_a_diff_shows_the_changed_line_and_nothing_else():
-    mutant = mutation.Mutant("m", "own/Any", 0, 3, "a\nb\nd\n")
-    assert mutant.diff("a\nb\nc\n") == "-c\n+d"
+    assert mutation.changed_lines("a\nb\nc\n", "a\nb\nd\n") == "-c\n+d"
 
 
-def test_the_survivors_of_a_report_can_be_had_again(tmp_path):
-    mutant = mutants("a", 1)[0]
-    told = {"module": mutant.module, "operator": mutant.operator, "occurrence": mutant.occurrence, "line": 1}
-    (tmp_path / "report.json").write_text(json.dumps({"survivors": [told]}))
-    assert mutation.survivors_in(tmp_path / "report.json") == {mutant.key}
+def test_a_report_lists_survivors_by_line_with_their_diffs_and_they_can_be_had_again(tmp_path):
+    later, earlier, killed = mutants("a", 3)[1], mutants("a", 3)[0], mutants("a", 3)[2]
+    tested = [mutation.Tested(later, "survived", 1.0), mutation.Tested(killed, "killed", 1.0)]
+    found = mutation.listed([*tested, mutation.Tested(earlier, "survived", 1.0)], "survived")
+    assert [(each["line"], each["diff"]) for each in found] == [(1, "-0"), (2, "-1")]
+    (tmp_path / "report.json").write_text(json.dumps({"survived": found}))
+    assert mutation.survivors_in(tmp_path / "report.json") == {earlier.key, later.key}
 
 
 TEST = "from module import VALUE\n\ndef test_it():\n    assert VALUE == 1\n"
