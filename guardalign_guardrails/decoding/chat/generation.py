@@ -9,7 +9,7 @@ import contextlib
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 
@@ -22,10 +22,20 @@ from guardalign_guardrails.decoding.chat.progress import LogitsRecorder, Progres
 from guardalign_guardrails.decoding.chat.prompts.template import knows_tools, render
 from guardalign_guardrails.decoding.chat.prompts.tokenization import Prompts, to_device, tokenize
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings, generation_config
-from guardalign_guardrails.decoding.chat.tool_choice import ToolOffer, Tools
+from guardalign_guardrails.decoding.chat.tool_choice import ToolChoice, ToolOffer, Tools, offer_of
 from guardalign_guardrails.decoding.chat.tools import ToolFormat, numbered
 from guardalign_guardrails.decoding.config import SafetyPrefix
 from guardalign_guardrails.errors import ContextOverflow
+
+
+class ChatOptions(TypedDict, total=False):
+    """Keyword arguments of every way to ask; `CalibratedLVLM.chat` explains them."""
+
+    tools: Tools | None
+    tool_choice: ToolChoice
+    settings: GenerationSettings | None
+    is_reported: bool
+    logits_processors: Sequence[Any]
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +53,34 @@ class GenerationRequest:
     offer: ToolOffer
     is_reported: bool = False
     logits_processors: tuple[Any, ...] = field(default=(), repr=False)
+
+    @classmethod
+    def of(
+        cls,
+        defaults: GenerationSettings,
+        tools: Tools | None = None,
+        tool_choice: ToolChoice = "auto",
+        settings: GenerationSettings | None = None,
+        *,
+        is_reported: bool = False,
+        logits_processors: Sequence[Any] = (),
+    ) -> GenerationRequest:
+        """The request of a call.
+
+        Args:
+            defaults: Settings where the call gives none.
+            tools: See `CalibratedLVLM.chat`, here and below.
+            tool_choice: Which of them.
+            settings: Of the generation.
+            is_reported: Whether shares of attention are measured.
+            logits_processors: More of transformers' processors.
+
+        Raises:
+            PromptError: The tool to call is not among the tools.
+        """
+        used = settings or defaults
+        offer = offer_of(tools, tool_choice, used.json_schema)
+        return cls(used, offer, is_reported, tuple(logits_processors))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,9 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import Any, TypeVar
+
+from guardalign_guardrails.guarding.forks import mark_use
 
 T = TypeVar("T")
 C = TypeVar("C")
@@ -24,7 +26,10 @@ StreamJob = Callable[[threading.Event, Callable[[C], None]], None]
 
 
 class Worker:
-    """Runs jobs one after the other, in the order of the requests."""
+    """Runs jobs one after the other, in the order of the requests.
+
+    Its methods raise `ForkedProcessError` in a process that was forked after PyTorch had worked in its parent.
+    """
 
     def __init__(self) -> None:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="guardalign-lvlm")
@@ -32,7 +37,7 @@ class Worker:
     def run(self, job: Job[T]) -> T:
         """Run a job and wait for it; an interruption cancels it."""
         cancelled = threading.Event()
-        future = self._thread.submit(job, cancelled)
+        future = self._submit(job, cancelled)
         try:
             return future.result()
         finally:
@@ -41,7 +46,7 @@ class Worker:
     async def arun(self, job: Job[T]) -> T:
         """`run` without blocking the event loop."""
         cancelled = threading.Event()
-        future = self._thread.submit(job, cancelled)
+        future = self._submit(job, cancelled)
         try:
             return await asyncio.wrap_future(future)
         finally:
@@ -51,7 +56,7 @@ class Worker:
         """Chunks of a job as they come; closing the iterator cancels it."""
         cancelled = threading.Event()
         chunks: SimpleQueue[C | None] = SimpleQueue()
-        future = self._thread.submit(job, cancelled, chunks.put)
+        future = self._submit(job, cancelled, chunks.put)
         future.add_done_callback(lambda _: chunks.put(None))
         try:
             while (chunk := chunks.get()) is not None:
@@ -71,7 +76,7 @@ class Worker:
             if not loop.is_closed():
                 loop.call_soon_threadsafe(chunks.put_nowait, chunk)
 
-        future = self._thread.submit(job, cancelled, put)
+        future = self._submit(job, cancelled, put)
         future.add_done_callback(lambda _: put(None))
         try:
             while (chunk := await chunks.get()) is not None:
@@ -79,6 +84,11 @@ class Worker:
             await asyncio.wrap_future(future)
         finally:
             _release(future, cancelled)
+
+    def _submit(self, job: Callable[..., T], *arguments: Any) -> Future[T]:
+        # After a fork there is no such thread, and PyTorch would hang in a new one.
+        mark_use()
+        return self._thread.submit(job, *arguments)
 
 
 def _release(future: Future[T], cancelled: threading.Event) -> None:
