@@ -36,7 +36,8 @@ UNCHECKED_NOTICE: Final = "[content removed: the safety policy could not check i
 _BLACK: Final = (64, 64)
 
 
-@dataclass(frozen=True)
+# Not frozen, like its result: a long chat has hundreds of both for each call, and frozen ones are costly to make.
+@dataclass
 class Turn:
     """The content of one message, or of something beside it.
 
@@ -55,17 +56,21 @@ class Turn:
     role: Role = "user"
     keep_results: bool = False
 
-    @cached_property
+    @property
     def media(self) -> list[MediaBlock]:
         """The blocks that stand for media; looked for once."""
-        return self.find()
+        # As `cached_property` does, but without its lock, which costs more than looking through plain text.
+        found: list[MediaBlock] | None = self.__dict__.get("_media")
+        if found is None:
+            found = self.__dict__["_media"] = self.find()
+        return found
 
     def find(self) -> list[MediaBlock]:
         """Look for the blocks that stand for media."""
         return find_loose(self.content) if self.is_loose else find(self.content)
 
 
-@dataclass(frozen=True)
+@dataclass
 class Screened:
     """What was found in one turn, and its content without what may not pass.
 

@@ -1,4 +1,4 @@
-"""What a chat model's input is made of, and back: messages from inputs, their sources, inputs from messages."""
+"""What a chat model's input is made of, and back: messages from inputs, their roles, inputs from messages."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from langchain_core.messages import (
     BaseMessage,
     ChatMessage,
     FunctionMessage,
+    HumanMessage,
     SystemMessage,
     ToolMessage,
     convert_to_messages,
 )
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 
-from guardalign_guardrails import Source
 from guardalign_guardrails.content.chat import Role
-from guardalign_guardrails.content.chat import sources as sources_of
 
+_OF_TOOLS: Final = (ToolMessage, FunctionMessage)
 _ROLES: Final[dict[str, Role]] = {"assistant": "assistant", "system": "system", "developer": "system", "tool": "tool"}
 
 
@@ -65,14 +65,11 @@ def like(value: Any, before: Sequence[BaseMessage], after: Sequence[BaseMessage]
     return tuple(elements) if isinstance(value, tuple) else elements
 
 
-def sources(messages: Sequence[BaseMessage]) -> list[Source]:
-    """Where the content of each message came from; see `guardalign_guardrails.content.chat.sources`."""
-    return sources_of([role(message) for message in messages])
-
-
 def role(message: BaseMessage) -> Role:
     """Who says a message. Only what is known to be a system message is one: its images are looked at most mildly."""
-    if isinstance(message, ToolMessage | FunctionMessage):
+    if isinstance(message, HumanMessage):
+        return "user"
+    if isinstance(message, _OF_TOOLS):
         return "tool"
     if isinstance(message, ChatMessage):
         return _ROLES.get(message.role, "user")

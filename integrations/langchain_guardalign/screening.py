@@ -6,7 +6,7 @@ Knows no runnable and no callback. The core screens chats; this brings LangChain
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from langchain_core.language_models import LanguageModelInput
@@ -26,9 +26,9 @@ from langchain_guardalign.messages import like, messages_of, role
 from langchain_guardalign.rewrite import with_prefix, with_verdicts
 
 
-@dataclass(frozen=True)
+@dataclass
 class ModelInput:
-    """A model input as messages, before and after its images are checked.
+    """A model input as messages; `screen` fills in what it finds.
 
     Attributes:
         value: The input as it came.
@@ -116,14 +116,17 @@ def read_input(value: LanguageModelInput | ModelInput, *, artifacts: bool = Fals
         return ModelInput(value, [], [], [], [], error=error)
     roles = [role(message) for message in messages]
     turns: list[tuple[int, str, Turn]] = []
+    shown: list[tuple[int, Path]] = []
     has_artifacts = False
     for index, (message, own, source) in enumerate(zip(messages, roles, sources(roles), strict=True)):
-        turns.append((index, "content", Turn(message.content, source, role=own)))
-        if isinstance(message, ToolMessage) and message.artifact is not None:
+        turn = Turn(message.content, source, False, own)
+        turns.append((index, "content", turn))
+        if turn.media:
+            shown += [(index, block.path) for block in turn.media]
+        if own == "tool" and (artifact := getattr(message, "artifact", None)) is not None:
             has_artifacts = True
             if artifacts:
-                turns.append((index, "artifact", Turn(message.artifact, source, is_loose=True, role=own)))
-    shown = [(index, each.path) for index, name, turn in turns if name == "content" for each in turn.media]
+                turns.append((index, "artifact", Turn(artifact, source, True, own)))
     return ModelInput(value, messages, turns, messages, [()] * len(messages), shown, has_artifacts)
 
 
@@ -211,8 +214,9 @@ def _chats(inputs: Sequence[ModelInput]) -> list[list[Turn]]:
 def _screened(one: ModelInput, chat: ScreenedChat) -> ModelInput:
     if one.error is not None:
         return one
+    one.decision = chat.decision
     if not any(result.verdicts for result in chat.turns):
-        return replace(one, decision=chat.decision)
+        return one
     messages, by_message = list(one.read), list(one.by_message)
     shown: list[tuple[int, Path]] = []
     for (index, attribute, _), result in zip(one.turns, chat.turns, strict=True):
@@ -221,8 +225,9 @@ def _screened(one: ModelInput, chat: ScreenedChat) -> ModelInput:
         by_message[index] += result.verdicts
         if attribute == "content":
             shown += [(index, path) for path in _shown(result)]
-    messages = [with_verdicts(message, own) for message, own in zip(messages, by_message, strict=True)]
-    return replace(one, messages=messages, by_message=by_message, shown=shown, decision=chat.decision)
+    one.messages = [with_verdicts(message, own) for message, own in zip(messages, by_message, strict=True)]
+    one.by_message, one.shown = by_message, shown
+    return one
 
 
 def _shown(result: Screened) -> list[Path]:

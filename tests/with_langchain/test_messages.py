@@ -6,7 +6,7 @@ from chat_images import v1
 from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, ToolMessage
 
 from guardalign_guardrails.testing.colours import painted
-from langchain_guardalign.messages import sources
+from langchain_guardalign.screening import read_input
 
 
 def test_sources_follow_from_the_type_and_place_of_a_message():
@@ -21,4 +21,13 @@ def test_sources_follow_from_the_type_and_place_of_a_message():
         AIMessage(""),
         ToolMessage(image, tool_call_id="u"),
     ]
-    assert sources(messages) == ["user", "history", "generated", "tool", "user", "user", "generated", "tool"]
+    assert [turn.source for _, _, turn in read_input(messages).turns] == [
+        "user",
+        "history",
+        "generated",
+        "tool",
+        "user",
+        "user",
+        "generated",
+        "tool",
+    ]

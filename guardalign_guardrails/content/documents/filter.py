@@ -169,7 +169,7 @@ class DocumentFilter(Generic[DocumentT]):
             filtered.places[place] = None if is_out else self.rewrite(document, _checked(images, result))
 
 
-@dataclass(frozen=True)
+@dataclass
 class _ImagesOfDocument(Turn):
     """The images of one document as a turn, of which ``content`` has a None for each."""
 

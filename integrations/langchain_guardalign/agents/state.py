@@ -17,7 +17,6 @@ from pydantic import ValidationError
 from guardalign_guardrails import Policy, Verdict
 from guardalign_guardrails.actions import LADDER, Action
 from guardalign_guardrails.content.chat import first_violation, is_prefix_due
-from langchain_guardalign.messages import sources
 from langchain_guardalign.rewrite import VERDICTS_KEY
 from langchain_guardalign.screening import ModelInput
 
@@ -71,10 +70,7 @@ def review(rules: AgentRules, screened: ModelInput, *, is_first_look: bool) -> R
         is_first_look: Whether no other hook of the same middleware saw them in this step.
     """
     before = screened.read
-    first = _start_of_turn(before)
-    is_routed = rules.can_route and any(
-        action == "route" for action in _actions(rules, before[first:], screened.by_message[first:])
-    )
+    is_routed = rules.can_route and "route" in _actions_of_turn(rules, screened)
     actions = [verdict.action for verdict in screened.verdicts]
     actions += [entry["action"] for message in before for entry in _records(message)]
     return Review(
@@ -110,18 +106,10 @@ def _violation(rules: AgentRules, screened: ModelInput) -> Verdict | None:
     )
 
 
-def _start_of_turn(messages: Sequence[BaseMessage]) -> int:
-    """Index of the first message of the current user turn."""
-    pairs = zip(messages, sources(messages), strict=True)
-    now = (i for i, (message, source) in enumerate(pairs) if isinstance(message, HumanMessage) and source == "user")
-    return next(now, 0)
-
-
-def _actions(
-    rules: AgentRules, messages: Sequence[BaseMessage], by_message: Sequence[tuple[Verdict, ...]]
-) -> Iterator[Action]:
-    """What this guard does and, by the records, did about the images of some messages."""
-    for message, own in zip(messages, by_message, strict=True):
+def _actions_of_turn(rules: AgentRules, screened: ModelInput) -> Iterator[Action]:
+    """What this guard does and, by the records, did about the images of the current user turn and what followed."""
+    first = next((index for index, _, turn in screened.turns if (turn.role, turn.source) == ("user", "user")), 0)
+    for message, own in zip(screened.read[first:], screened.by_message[first:], strict=True):
         yield from (verdict.action for verdict in own)
         yield from (
             entry["action"] for entry in _records(message) if entry.get("policy_fingerprint") == rules.fingerprint

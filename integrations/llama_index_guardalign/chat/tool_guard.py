@@ -168,7 +168,7 @@ class _MediaInResult:
         return self.output.model_copy(update={"blocks": blocks, "raw_output": raw})
 
 
-@dataclass(frozen=True)
+@dataclass
 class _BareImages(Turn):
     """Images that were found already."""
 
