@@ -34,6 +34,7 @@ from typing_extensions import TypedDict
 
 from guardalign_guardrails import Guard, GuardSettings, NotPicklable, Policy, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.decoding import loading
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
@@ -770,19 +771,20 @@ def folder(tmp_path_factory):
     return str(path)
 
 
+@pytest.fixture
+def loads(monkeypatch):
+    """Names of the models that are loaded."""
+    names, load = [], loading.load
+
+    def counted(name, **settings):
+        names.append(name)
+        return load(name, **settings)
+
+    monkeypatch.setattr(loading, "load", counted)
+    return names
+
+
 class TestWeights:
-    @pytest.fixture
-    def loads(self, monkeypatch):
-        """Names of the models that are loaded."""
-        names, load = [], CalibratedLVLM.from_pretrained.__func__
-
-        def counted(cls, name, **settings):
-            names.append(name)
-            return load(cls, name, **settings)
-
-        monkeypatch.setattr(CalibratedLVLM, "from_pretrained", classmethod(counted))
-        return names
-
     def test_they_are_loaded_at_the_first_answer_and_once(self, folder, loads, call):
         model = ChatGuardAlign(model=folder, dtype=torch.float32, max_tokens=2)
         model.bind_tools([look])
@@ -865,13 +867,19 @@ class TestCopies:
 
         guard = Guard(colour_policy(), Odd(), cache_dir=cache_dir)
         for member, model in (
-            ("lvlm", local()[0]),
+            ("model", local()[0]),
             ("encoder", ChatGuardAlign(model=folder, guard=guard)),
             ("model_kwargs", ChatGuardAlign(model=folder, model_kwargs={"hook": lambda: None})),
         ):
             with pytest.raises(NotPicklable) as caught:
                 pickle.dumps(model)
             assert caught.value.member == member
+
+    def test_a_ready_model_that_was_loaded_by_name_is_loaded_again(self, folder, loads):
+        model = ChatGuardAlign(lvlm=CalibratedLVLM.from_pretrained(folder), max_tokens=1)
+        back = pickle.loads(pickle.dumps(model))
+        assert loads == [folder, folder]
+        assert back.invoke("Hi").content == model.invoke("Hi").content
 
 
 class TestIdentity:

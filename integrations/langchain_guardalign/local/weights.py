@@ -17,11 +17,10 @@ from guardalign_guardrails.content.chat import OnViolation
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
 from guardalign_guardrails.decoding.lvlm import CalibratedLVLM
-from guardalign_guardrails.errors import NotPicklable
 
 
 class Weights:
-    """A model that is ready, or loaded when it is first needed. It pickles without what it has loaded.
+    """A model that is ready, or loaded when it is first needed. A pickle has none of the weights.
 
     Args:
         arguments: Of `CalibratedLVLM.from_pretrained`, safety settings aside; None for a ready model.
@@ -61,9 +60,8 @@ class Weights:
             return self.loaded
 
     def __reduce__(self) -> tuple[Any, ...]:
-        if self.ready is not None:
-            raise NotPicklable("lvlm", type(self.ready).__name__)
-        return type(self), (self.arguments,)
+        # A ready model pickles if it was loaded by name, or says why not.
+        return type(self), (self.arguments, self.ready)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Weights:
         """Itself: there is one copy of the weights."""
