@@ -44,42 +44,54 @@ def chat(
     model: ModelOption = "smollm2",
     gamma: Annotated[
         float | None,
-        typer.Option("--gamma", min=0, metavar="G", help="Strength of calibration; with --target the most of it."),
+        typer.Option(
+            "--gamma",
+            min=0,
+            metavar="G",
+            help="A fixed strength of calibration; with --target the largest one it may take.",
+        ),
     ] = None,
     share: Annotated[
         str | None,
-        typer.Option("--target", metavar="SHARE", help="Share of attention the prefix is to get, or 'shallow'."),
+        typer.Option("--target", metavar="SHARE", help="The share of attention to reach for the prefix, or 'shallow'."),
     ] = None,
     layers: Annotated[
-        str | None, typer.Option("--layers", metavar="LOW-HIGH", help="Band of layers as fractions of the depth.")
+        str | None,
+        typer.Option("--layers", metavar="LOW-HIGH", help="The band of calibrated layers, as fractions of the depth."),
     ] = None,
-    queries: Annotated[Queries | None, typer.Option("--queries", help="Whose attention is changed.")] = None,
+    queries: Annotated[
+        Queries | None, typer.Option("--queries", help="The tokens whose attention is calibrated.")
+    ] = None,
     no_calibration: Annotated[
-        bool, typer.Option("--no-calibration", help="Leave attention as it is; the prefix stays.")
+        bool, typer.Option("--no-calibration", help="Keep the prefix and leave attention as it is.")
     ] = False,
     prefix: Annotated[
-        str | None, typer.Option("--prefix", metavar="TEXT", help="The safety prefix; the default's if not given.")
+        str | None, typer.Option("--prefix", metavar="TEXT", help="The safety prefix, in place of the default one.")
     ] = None,
-    no_prefix: Annotated[bool, typer.Option("--no-prefix", help="No safety prefix and no calibration.")] = False,
-    placement: Annotated[Placement | None, typer.Option("--placement", help="Where the prefix goes.")] = None,
+    no_prefix: Annotated[bool, typer.Option("--no-prefix", help="Use no safety prefix and no calibration.")] = False,
+    placement: Annotated[Placement | None, typer.Option("--placement", help="The place of the prefix.")] = None,
     image: Annotated[
-        list[Path] | None, typer.Option("--image", metavar="FILE", help="An image for the first message; repeatable.")
+        list[Path] | None,
+        typer.Option("--image", metavar="FILE", help="Attach an image to the first message; repeatable."),
     ] = None,
     is_guarded: Annotated[bool, typer.Option("--guard", help="Check images before the model sees them.")] = False,
     policy: Annotated[Path | None, typer.Option("--policy", metavar="FILE", help="The guard's policy.")] = None,
     encoder: Annotated[
-        str | None, typer.Option("--encoder", metavar="NAME", help=f"The guard's: {ENCODER_FORMS}")
+        str | None, typer.Option("--encoder", metavar="NAME", help=f"The guard's encoder: {ENCODER_FORMS}")
     ] = None,
-    profile: Annotated[Path | None, typer.Option("--profile", metavar="FILE", help="The guard's profile.")] = None,
+    profile: Annotated[
+        Path | None, typer.Option("--profile", metavar="FILE", help="The guard's reference profile.")
+    ] = None,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 512,
     temperature: Annotated[
         float | None,
-        typer.Option("--temperature", min=0, help="0 for the likeliest token; the model's own if not given."),
+        typer.Option("--temperature", min=0, help="0 takes the likeliest token; the default is the model's own."),
     ] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="Makes sampling repeatable.")] = None,
-    once: Annotated[str | None, typer.Option("--once", metavar="PROMPT", help="One prompt, one answer.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Make sampling repeatable.")] = None,
+    once: Annotated[str | None, typer.Option("--once", metavar="PROMPT", help="Answer one prompt and exit.")] = None,
     is_reported: Annotated[
-        bool, typer.Option("--report", help="After each answer, its speed and what calibration and the guard did.")
+        bool,
+        typer.Option("--report", help="After each answer, report its speed, its calibration and the guard's verdicts."),
     ] = False,
     device: ModelDeviceOption = None,
 ) -> None:
@@ -128,7 +140,7 @@ def _safety(
     queries: Queries | None,
     is_calibrated: bool,
 ) -> dict[str, Any]:
-    """Prefix and calibration by what was given, the defaults for the rest."""
+    """Prefix and calibration by the flags given, with defaults for the rest."""
     contradicts = not is_calibrated and any(value is not None for value in (gamma, share, layers, queries))
     if contradicts or (not has_prefix and (prefix is not None or placement is not None)):
         raise CommandError("A flag says how and another that not at all; leave one of them out.")
@@ -159,8 +171,8 @@ class Conversation:
 
     Attributes:
         model: Answers.
-        is_reported: Whether each answer is followed by a line on how it came about.
-        messages: What was said so far.
+        is_reported: Whether each answer is followed by a report.
+        messages: The messages so far.
         images: Image blocks for the next prompt.
     """
 
@@ -170,7 +182,7 @@ class Conversation:
     images: list[dict[str, Any]] = field(default_factory=list)
 
     def take(self, line: str) -> bool:
-        """Do what a line asks for; False if it asks to leave.
+        """Run a command or answer a prompt; False if the command is to leave.
 
         Raises:
             GuardAlignError: It cannot be done.
@@ -191,7 +203,7 @@ class Conversation:
         return True
 
     def reset(self) -> None:
-        """Forget what was said and attached."""
+        """Forget all messages and images."""
         self.messages.clear()
         self.images.clear()
 
@@ -222,29 +234,29 @@ class Conversation:
         from guardalign_guardrails.decoding.chat.messages import Message
 
         turn = Message("user", [*self.images, {"type": "text", "text": text}] if self.images else text)
-        heard: list[str] = []
+        shown: list[str] = []
         answer: Answer | None = None
         began = time.perf_counter()
-        pieces = self.model.stream([*self.messages, turn], is_reported=self.is_reported)
+        chunks = self.model.stream([*self.messages, turn], is_reported=self.is_reported)
         try:
             # Closing frees the model, also when Ctrl-C comes in between.
-            with contextlib.closing(cast("Any", pieces)):
-                for piece in pieces:
-                    heard.append(piece.text)
-                    _write(piece.text)
-                    answer = piece.answer or answer
+            with contextlib.closing(cast("Any", chunks)):
+                for chunk in chunks:
+                    shown.append(chunk.text)
+                    _write(chunk.text)
+                    answer = chunk.answer or answer
         finally:
-            if heard:
+            if shown:
                 _write("\n")
-            if "".join(heard).strip():
-                self.messages += [turn, Message("assistant", "".join(heard))]
+            if "".join(shown).strip():
+                self.messages += [turn, Message("assistant", "".join(shown))]
                 self.images.clear()
         if answer is not None:
-            self._tell(answer, time.perf_counter() - began)
+            self._report(answer, time.perf_counter() - began)
 
-    def _tell(self, answer: Answer, seconds: float) -> None:
+    def _report(self, answer: Answer, seconds: float) -> None:
         if self.is_reported:
-            for line in _account(answer, seconds):
+            for line in _report_lines(answer, seconds):
                 report(line)
         elif answer.finish_reason == "length":
             report("The answer was cut off; allow more with --max-new-tokens.")
@@ -293,10 +305,11 @@ def _described(model: CalibratedLVLM) -> str:
     return f"safety prefix in place '{model.prefix.placement}', calibrated with {dose} in layers {low:.2g}-{high:.2g}"
 
 
-def _account(answer: Answer, seconds: float) -> Iterator[str]:
-    """How an answer came about, in lines."""
+def _report_lines(answer: Answer, seconds: float) -> Iterator[str]:
+    """Lines of an answer's report."""
     for number, verdict in enumerate(answer.verdicts, 1):
-        why = verdict.uninspectable or verdict.failure or verdict.category or "nothing found"
+        unchecked = verdict.uninspectable or verdict.failure
+        why = f"could not be checked: {unchecked}" if unchecked else verdict.category or "nothing found"
         yield f"image {number}: {verdict.action} ({why})"
     tokens = answer.usage.completion_tokens
     if answer.finish_reason == "refusal":

@@ -38,42 +38,55 @@ def refusal(
         Path, typer.Argument(metavar="PROMPTS.jsonl", help="One object a line: prompt, label (safe|unsafe), source.")
     ],
     model: ModelOption = "smollm2",
-    gammas: Annotated[str, typer.Option("--gammas", metavar="LIST", help="Fixed strengths.")] = "0.5,1",
+    gammas: Annotated[str, typer.Option("--gammas", metavar="LIST", help="Fixed strengths to compare.")] = "0.5,1",
     targets: Annotated[
         str, typer.Option("--targets", metavar="LIST", help="Shares of attention to reach, or 'shallow'.")
     ] = "0.3",
     placements: Annotated[
-        str, typer.Option("--placements", metavar="LIST", help="Of user, system, response.")
+        str, typer.Option("--placements", metavar="LIST", help="Places of the prefix, of user, system and response.")
     ] = "user",
     layers: Annotated[
         str, typer.Option("--layers", metavar="LIST", help="Bands of layers, LOW-HIGH as fractions of the depth.")
     ] = "1/3-2/3",
     queries: Annotated[
-        str, typer.Option("--queries", metavar="LIST", help="Of instruction (prompt rows only), instruction+generated.")
+        str,
+        typer.Option(
+            "--queries", metavar="LIST", help="Tokens to calibrate, of instruction and instruction+generated."
+        ),
     ] = "instruction,instruction+generated",
     prefix: Annotated[
-        list[str] | None, typer.Option("--prefix", metavar="TEXT", help="A prefix; repeatable; the default's if none.")
+        list[str] | None,
+        typer.Option("--prefix", metavar="TEXT", help="A prefix in place of the default one; repeatable."),
     ] = None,
     most_gamma: Annotated[
         float, typer.Option("--most-gamma", min=0, metavar="G", help="The largest strength that a target takes.")
     ] = MOST_GAMMA,
     max_new_tokens: Annotated[int, typer.Option("--max-new-tokens", min=1, help="Most tokens of an answer.")] = 48,
     limit: Annotated[
-        int | None, typer.Option("--limit", min=1, metavar="N", help="Most prompts of each label; all if not given.")
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Most prompts of each label; the default is all.")
     ] = None,
     sources: Annotated[
-        str | None, typer.Option("--sources", metavar="LIST", help="Only prompts of these sources.")
+        str | None, typer.Option("--sources", metavar="LIST", help="Use only prompts of these sources.")
     ] = None,
     half: Annotated[
         str | None,
-        typer.Option("--half", metavar="first|second", help="Choose settings on one half, confirm on the other."),
+        typer.Option(
+            "--half",
+            metavar="first|second",
+            help="Use one half of the prompts, to choose settings on one and confirm them on the other.",
+        ),
     ] = None,
-    seed: Annotated[int, typer.Option("--seed", help="Which prompts, if there is a limit.")] = 0,
+    seed: Annotated[int, typer.Option("--seed", help="Choose other prompts where there is a limit.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Prompts in one generation.")] = 16,
     out: Annotated[
-        Path, typer.Option("--out", metavar="DIR", help="Where answers and reports go; a run goes on from there.")
+        Path,
+        typer.Option(
+            "--out", metavar="DIR", help="Folder of answers and reports; a run that was interrupted goes on there."
+        ),
     ] = Path("out/refusal"),
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object a condition on standard output.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Write one JSON object a condition to standard output.")
+    ] = False,
     device: ModelDeviceOption = None,
 ) -> None:
     """Compare no prefix, the prefix alone, and calibrated attention: which prompts are refused, and at what price."""
@@ -109,7 +122,7 @@ def refusal(
     )
     with rows_only() if as_json else contextlib.nullcontext() as write:
         encoder = OfflineEncoder()
-        # What is missing is said before the model has worked for an hour.
+        # A missing package is reported now, not after an hour of work.
         encoder.encode_texts(["ready"])
         file = AnswerFile(out / ANSWERS)
         ready = chosen_model(model, device, calibration=None)

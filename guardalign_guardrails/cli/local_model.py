@@ -1,4 +1,4 @@
-"""The flags that chat and evaluate share, and what they make: a local model with its safety settings."""
+"""Flags of local models, which chat and evaluate share, and the model that they describe."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# Those of decoding.config, which cannot be imported without torch; a test keeps them alike.
+# Those of decoding.config, which needs torch; a test keeps them equal.
 Placement: TypeAlias = Literal["system", "user", "response"]
 Queries: TypeAlias = Literal["instruction", "instruction+generated"]
 
@@ -28,12 +28,12 @@ ModelOption: TypeAlias = Annotated[
     str, typer.Option("--model", metavar="NAME", help="smollm2 | REPOSITORY | FOLDER | FILE.gguf")
 ]
 ModelDeviceOption: TypeAlias = Annotated[
-    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; the CPU if not given.")
+    str | None, typer.Option("--device", metavar="NAME", help="cpu, cuda, cuda:1, mps, ...; the default is the CPU.")
 ]
 
 
 def band(text: str) -> tuple[float, float]:
-    """Layers as ``LOW-HIGH``, fractions of the depth such as ``0.33-0.67`` or ``1/3-2/3``.
+    """Read layers as ``LOW-HIGH``, fractions of the depth such as ``0.33-0.67`` or ``1/3-2/3``.
 
     Raises:
         CommandError: It is not that.
@@ -49,7 +49,7 @@ def band(text: str) -> tuple[float, float]:
 
 
 def target(text: str) -> float | Literal["shallow"]:
-    """A share of attention, or ``shallow``.
+    """Read a share of attention, or ``shallow``.
 
     Raises:
         CommandError: It is neither.
@@ -60,7 +60,7 @@ def target(text: str) -> float | Literal["shallow"]:
 
 
 def number(text: str, flag: str, most: float = float("inf")) -> float:
-    """A number from 0 to ``most``.
+    """Read a number from 0 to ``most``.
 
     Raises:
         CommandError: It is none.
@@ -76,12 +76,12 @@ def number(text: str, flag: str, most: float = float("inf")) -> float:
 
 
 def listed(text: str, read: Callable[[str], T]) -> list[T]:
-    """What a list with commas holds."""
+    """Read the items of a list with commas."""
     return [read(part.strip()) for part in text.split(",") if part.strip()]
 
 
 def chosen_model(name: str, device: str | None, **settings: Any) -> CalibratedLVLM:
-    """The model of a name.
+    """Load a model by name.
 
     Args:
         name: See `guardalign_guardrails.decoding.loading.load`.
@@ -103,11 +103,11 @@ def chosen_model(name: str, device: str | None, **settings: Any) -> CalibratedLV
 
 
 def _quieten() -> None:
-    """No bars of transformers' own, which it draws whether standard error is a terminal or not."""
+    """Switch off transformers' progress bars, which it draws even if standard error is no terminal."""
     try:
         from transformers.utils import logging
     except ImportError:
-        # Loading says what is missing.
+        # Loading reports the missing package.
         return
     logging.disable_progress_bar()
     logging.set_verbosity_error()

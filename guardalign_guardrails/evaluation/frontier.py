@@ -19,7 +19,7 @@ _LEFT, _TOP, _RIGHT, _BOTTOM = 80, 50, 470, 70
 _SCALE: Final = 2
 _INK: Final = (40, 40, 48)
 _GRID: Final = (224, 224, 230)
-# By placement, from Okabe and Ito's palette, which is told apart with every colour blindness.
+# By placement, from the palette of Okabe and Ito, which people with any colour blindness can tell apart.
 _COLOURS: Final = {
     "none": (90, 90, 90),
     "user": (0, 114, 178),

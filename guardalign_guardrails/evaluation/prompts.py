@@ -99,7 +99,7 @@ def sample(
         limit: Most prompts of each label; None for all.
         sources: Only of these sources; None for all.
         half: One of two fixed halves of the prompts, to choose settings on the first and confirm them on the second;
-            None for both. Which half a prompt is in depends on its words only.
+            None for both. Which half a prompt is in depends on its text only.
         seed: Which sample.
 
     Raises:

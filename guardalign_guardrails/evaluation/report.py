@@ -105,7 +105,7 @@ def tabulated(
         grid: The conditions.
         prompts: What was asked; each of them under each condition.
         answers: In any order.
-        classifier: Judges them.
+        classifier: Classifies them.
     """
     texts: dict[str, dict[str, Answered]] = {condition.digest: {} for condition in grid}
     for answer in answers:
@@ -212,7 +212,7 @@ def write_csv(rows: Sequence[ReportRow], path: Path) -> None:
         writer = csv.writer(file)
         writer.writerow([*header, *changes])
         for row in rows:
-            words = row.condition.prefix.text.strip()
+            prefix = row.condition.prefix.text.strip()
             for name, group in row.groups.items():
                 change = row.against_prefix_alone.get(name)
                 numbers = _rounded(asdict(group)).values()
@@ -220,7 +220,7 @@ def write_csv(rows: Sequence[ReportRow], path: Path) -> None:
                     ["", "", "", ""] if change is None else [change.difference, change.low, change.high, change.p_value]
                 )
                 rounded = [round(end, 4) if isinstance(end, float) else end for end in ends]
-                writer.writerow([row.condition.digest, row.condition.name, words, name, *numbers, *rounded])
+                writer.writerow([row.condition.digest, row.condition.name, prefix, name, *numbers, *rounded])
 
 
 def write_json(rows: Sequence[ReportRow], about: Mapping[str, Any], path: Path) -> None:

@@ -121,11 +121,11 @@ class AttentionAdapter:
         config = getattr(text, "config", None)
         heads = heads or _number(modules, config, _HEADS)
         if heads is None:
-            raise CalibrationError(f"The heads of {type(text).__name__} cannot be told; give heads and head_size.")
+            raise CalibrationError(f"The heads of {type(text).__name__} are unknown; give heads and head_size.")
         width = getattr(config, "hidden_size", None)
         head_size = head_size or _number(modules, config, _HEAD_SIZE) or (width // heads if width else None)
         if head_size is None:
-            raise CalibrationError(f"The size of a head of {type(text).__name__} cannot be told; give head_size.")
+            raise CalibrationError(f"The size of a head of {type(text).__name__} is unknown; give head_size.")
         return cls(text, modules, len(stack), heads, head_size, past_length)
 
 
@@ -151,9 +151,9 @@ def _part(module: nn.Module, name: str) -> nn.Module:
 def _number(modules: Mapping[int, nn.Module], config: object, names: tuple[str, ...]) -> int | None:
     """A number on which all attention modules agree, else the config's; None if they differ or neither has it."""
     for name in names:
-        told = {getattr(module, name, None) for module in modules.values()}
-        if told != {None}:
-            number = told.pop() if len(told) == 1 else None
+        stated = {getattr(module, name, None) for module in modules.values()}
+        if stated != {None}:
+            number = stated.pop() if len(stated) == 1 else None
             return number if isinstance(number, int) else None
     numbers = (getattr(config, name, None) for name in names)
     return next((number for number in numbers if isinstance(number, int)), None)
