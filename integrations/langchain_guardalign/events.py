@@ -34,8 +34,8 @@ LLMRun: TypeAlias = CallbackManagerForLLMRun | None
 AsyncLLMRun: TypeAlias = AsyncCallbackManagerForLLMRun | None
 """The run in which a model generates; None where it streams."""
 
-# LangChain passes a model its run when it generates, but not when it streams; then the config of the call says who
-# listens. It is known only while the stream is opened: between two chunks, the context is the caller's.
+# LangChain passes a model its run when it generates, but not when it streams; then the config of the call has
+# the handlers. It is known only while the stream is opened: between two chunks, the context is the caller's.
 _STREAM_CONFIG: Final[ContextVar[RunnableConfig | None]] = ContextVar("guardalign_stream_config", default=None)
 
 

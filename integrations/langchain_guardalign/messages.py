@@ -66,7 +66,7 @@ def like(value: Any, before: Sequence[BaseMessage], after: Sequence[BaseMessage]
 
 
 def role(message: BaseMessage) -> Role:
-    """Who says a message. Only what is known to be a system message is one: its images are looked at most mildly."""
+    """The role of a message. What is not known to be a system message is none: a policy may be milder with those."""
     if isinstance(message, HumanMessage):
         return "user"
     if isinstance(message, _OF_TOOLS):

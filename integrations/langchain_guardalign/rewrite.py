@@ -19,15 +19,14 @@ VERDICTS_KEY: Final = "guardalign"
 
 Message = TypeVar("Message", bound=BaseMessage)
 
-# They differ from run to run, and a message that says the same must stay the same.
+# These differ from run to run; a message whose findings are the same must stay the same object.
 _FLEETING: Final = ("timings", "is_cached")
 
 
 def with_verdicts(message: Message, verdicts: Sequence[Verdict]) -> Message:
-    """The message with its findings on record; itself if all images may pass, or the record says so already.
+    """The message with its findings on record; itself if there are none, or if they are on record.
 
-    What is on record stays: of an image that was masked or removed, or that another guard looked at, it is all there
-    is.
+    Older records stay: of an image that was masked or removed, or that another guard checked, nothing else is left.
     """
     findings = [verdict.summary() for verdict in verdicts if verdict.finding != "none"]
     if not findings:

@@ -107,7 +107,7 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
         return self.InputType
 
     def inspect(self, input: LanguageModelInput) -> GuardReport:
-        """Check one input and report; never raises for what it finds, whatever ``on_violation`` says."""
+        """Check one input and report; never raises for a finding, also if ``on_violation`` is ``raise``."""
         return _raised(self.inspect_batch([input])[0])
 
     async def ainspect(self, input: LanguageModelInput) -> GuardReport:

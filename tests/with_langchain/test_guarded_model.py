@@ -73,18 +73,18 @@ class Tracer(BaseCallbackHandler):
     """Keeps the kind of each run and all that is told of it."""
 
     def __init__(self):
-        self.kinds, self.told = [], []
+        self.kinds, self.seen = [], []
 
-    def on_chat_model_start(self, *told, **more):
+    def on_chat_model_start(self, *seen, **more):
         self.kinds.append("model")
-        self.told.append((told, more))
+        self.seen.append((seen, more))
 
-    def on_chain_start(self, *told, **more):
+    def on_chain_start(self, *seen, **more):
         self.kinds.append("chain")
-        self.told.append((told, more))
+        self.seen.append((seen, more))
 
-    def on_llm_end(self, *told, **more):
-        self.told.append((told, more))
+    def on_llm_end(self, *seen, **more):
+        self.seen.append((seen, more))
 
     on_chain_end = on_llm_error = on_chain_error = on_llm_new_token = on_custom_event = on_llm_end
 
@@ -198,8 +198,8 @@ class TestNoWayAround:
         with traced() as tracer:
             way(guarded, ask(painted(colour)))
         assert tracer.kinds == ["model"]
-        assert (b64(MASKED) if colour == "red" else NOTICE) in repr(tracer.told)
-        assert b64(painted(colour)) not in repr(tracer.told)
+        assert (b64(MASKED) if colour == "red" else NOTICE) in repr(tracer.seen)
+        assert b64(painted(colour)) not in repr(tracer.seen)
 
     @pytest.mark.parametrize("way", [way for name, way in WITHIN_NOTHING.items() if "events" in name or "log" in name])
     def test_streamed_events_hold_no_unsafe_image(self, guarded, way):
@@ -441,7 +441,7 @@ class TestViolations:
         call(guarded, "invoke", [HumanMessage("Look."), message])
         assert text(NOTICE) in blocks(guarded.model.received[1])
 
-    def test_an_image_that_cannot_be_looked_at_is_refused(self, guarded, call):
+    def test_an_image_that_cannot_be_checked_is_refused(self, guarded, call):
         answer = call(guarded, "invoke", [HumanMessage([{"type": "image", "url": "https://example.org/a.png"}])])
         assert answer.content == colour_policy().refusal_unchecked != REFUSAL
         record = answer.response_metadata["guardalign"][0]
@@ -551,11 +551,11 @@ class TestRuns:
                     self.outermost = run_id
 
             def on_custom_event(self, name, data, *, run_id, **_):
-                self.told_in = run_id
+                self.seen_in = run_id
 
         placed = Placed()
         call(RunnablePassthrough() | guarded, "invoke", ask(painted("red")), {"callbacks": [placed]})
-        assert placed.told_in == placed.outermost
+        assert placed.seen_in == placed.outermost
 
     def test_text_alone_is_nothing_to_tell(self, guarded, call):
         heard = Listener()
@@ -770,7 +770,7 @@ class TestStructuredOutput:
         with traced() as tracer:
             call(structured, "invoke", ask(painted(colour)))
         assert tracer.kinds
-        assert b64(painted(colour)) not in repr(tracer.told)
+        assert b64(painted(colour)) not in repr(tracer.seen)
 
     def test_all_images_of_a_batch_are_one_encoder_call(self, tooled, call):
         tooled.guard.guard.prepare()

@@ -207,7 +207,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         return {MESSAGES_KEY: update, **jump}
 
     def _answer(self, found: Review) -> AIMessage | None:
-        """What is said in the model's place; None if the model is to be asked."""
+        """The answer in the model's place; None if the model answers."""
         verdict = found.violation
         if self.on_violation == "raise":
             verdict = verdict or refused(self._rules, found.before)

@@ -45,8 +45,8 @@ class Review:
     Attributes:
         before: The messages as they were.
         messages: The sanitised messages; the very same objects if nothing changed.
-        violation: Of what the user says now, the verdict that keeps it from the model; None if nothing does. An image
-            of a tool, of the model or of an earlier turn is never one: it is not the user's doing, and a web page could
+        violation: The verdict that keeps the current user turn from the model; None if none does. An image of a tool,
+            of the model or of an earlier turn is never one: the user did not send it just now, and a web page could
             stop every agent that reads it. Such an image is replaced, and the turn goes on.
         is_routed: Whether an image of this turn sends it to the other model.
         is_prefix_due: Whether the model is to be given the safety prefix.

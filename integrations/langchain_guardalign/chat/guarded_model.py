@@ -72,7 +72,7 @@ class GuardedChatModel(ScreenedRunnable, GuardedComponent, BaseChatModel):
             answer, with a notice in the image's place; ``raise`` raises `UnsafeContentError`.
         route_to: Answers inputs whose severest action is ``route``.
         placement: Where the prefix goes: ``system``, ``user`` for models that know no system message, or ``auto`` for
-            what the model's name says.
+            the model's name.
         artifacts: Whether images in the ``artifact`` of tool messages are checked and replaced too.
     """
 
@@ -158,7 +158,7 @@ class GuardedChatModel(ScreenedRunnable, GuardedComponent, BaseChatModel):
     ) -> int:
         """The wrapped model's count of what it would be given: some counters send their input to the provider.
 
-        Images behind URLs count as a few words, because some counters fetch them.
+        An image behind a URL counts as a short text, because some counters fetch it.
         """
         (screened,) = self._screen(screen, [list(messages)], "notice")
         given = cast("list[BaseMessage]", self._delegate(screened, {}).input)

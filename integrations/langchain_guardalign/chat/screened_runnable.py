@@ -1,4 +1,4 @@
-"""Screen, choose, delegate: every public way to run a runnable, with a decision in front of it.
+"""Runs a runnable by all of its public methods, with a check and a decision in front.
 
 The chosen target gets the sanitised input, the config and the arguments as they came, and opens the only run there is:
 nothing above it is traced, so no trace shows what was taken out. The subclass decides.

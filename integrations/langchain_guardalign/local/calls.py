@@ -64,7 +64,7 @@ def arguments_of(
         base: Defaults of the local model.
         defaults: Those of the chat model, by the names of `SETTINGS`, which go before them.
         arguments: The call's: settings, ``tools``, ``tool_choice``, ``response_format`` and ``report``.
-        is_reported: Whether shares of attention are measured if the call does not say.
+        is_reported: Whether shares of attention are measured by default.
 
     Raises:
         TypeError: An argument has no meaning for a local model.

@@ -1,6 +1,6 @@
 """What a local chat model is, for caches, traces and dumps, and what it can do, for LangChain's agents.
 
-No weights are loaded to say any of this, and none are in it. Fields are those of a `ChatGuardAlign`, by name.
+Nothing here loads weights or holds them. Fields are those of a `ChatGuardAlign`, by name.
 """
 
 from __future__ import annotations

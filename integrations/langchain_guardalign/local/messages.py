@@ -25,7 +25,7 @@ from langchain_guardalign.messages import role
 from langchain_guardalign.rewrite import with_verdicts
 
 CALIBRATION_KEY: Final = "calibration"
-"""Where in an answer's ``response_metadata`` it says what calibration did."""
+"""Where in an answer's ``response_metadata`` the effect of calibration is."""
 
 
 def chat_of(messages: Sequence[BaseMessage]) -> list[Message]:
@@ -44,33 +44,33 @@ def chat_of(messages: Sequence[BaseMessage]) -> list[Message]:
     ]
 
 
-def message_of(answer: Answer, lvlm: CalibratedLVLM, row: int = 0) -> BaseMessage:
+def message_of(answer: Answer, lvlm: CalibratedLVLM, place: int = 0) -> BaseMessage:
     """A whole answer.
 
     Args:
         answer: Of the core.
         lvlm: Who answered.
-        row: Its place among the answers that share its calibration report.
+        place: Its place among the answers that share its calibration report.
     """
     message = AIMessage(
         answer.text,
         tool_calls=[tool_call(name=one.name, args=dict(one.arguments), id=_new_id()) for one in answer.tool_calls],
-        response_metadata={**_metadata(answer, lvlm, row), **_logprobs(answer.logprobs)},
+        response_metadata={**_metadata(answer, lvlm, place), **_logprobs(answer.logprobs)},
         usage_metadata=_usage(answer),
     )
     return with_verdicts(message, answer.verdicts)
 
 
-def chunk_of(piece: AnswerChunk, lvlm: CalibratedLVLM) -> ChatGenerationChunk | None:
-    """A piece of an answer; None if there is nothing in it to hand on."""
-    answer = piece.answer
+def chunk_of(chunk: AnswerChunk, lvlm: CalibratedLVLM) -> ChatGenerationChunk | None:
+    """A chunk of an answer; None if there is nothing new in it."""
+    answer = chunk.answer
     if answer is None:
-        if not piece.text and not piece.logprobs:
+        if not chunk.text and not chunk.logprobs:
             return None
-        metadata = _logprobs(piece.logprobs or None)
-        return ChatGenerationChunk(message=AIMessageChunk(content=piece.text, response_metadata=metadata))
+        metadata = _logprobs(chunk.logprobs or None)
+        return ChatGenerationChunk(message=AIMessageChunk(content=chunk.text, response_metadata=metadata))
     message = AIMessageChunk(
-        content=piece.text,
+        content=chunk.text,
         tool_call_chunks=[
             tool_call_chunk(
                 name=one.name,
@@ -80,7 +80,7 @@ def chunk_of(piece: AnswerChunk, lvlm: CalibratedLVLM) -> ChatGenerationChunk | 
             )
             for place, one in enumerate(answer.tool_calls)
         ],
-        response_metadata={**_metadata(answer, lvlm, 0), **_logprobs(piece.logprobs or None)},
+        response_metadata={**_metadata(answer, lvlm, 0), **_logprobs(chunk.logprobs or None)},
         usage_metadata=_usage(answer),
         chunk_position="last",
     )
@@ -99,17 +99,17 @@ def _usage(answer: Answer) -> UsageMetadata:
     )
 
 
-def _metadata(answer: Answer, lvlm: CalibratedLVLM, row: int) -> dict[str, Any]:
+def _metadata(answer: Answer, lvlm: CalibratedLVLM, place: int) -> dict[str, Any]:
     reason: str = FINISH_REASON if answer.finish_reason == "refusal" else answer.finish_reason
     config = lvlm.calibration
     return {
         "model_name": lvlm.name,
         "finish_reason": reason,
-        **({} if config is None or answer.calibration is None else {CALIBRATION_KEY: _summary(answer, config, row)}),
+        **({} if config is None or answer.calibration is None else {CALIBRATION_KEY: _summary(answer, config, place)}),
     }
 
 
-def _summary(answer: Answer, config: CalibrationConfig, row: int) -> dict[str, Any]:
+def _summary(answer: Answer, config: CalibrationConfig, place: int) -> dict[str, Any]:
     """What calibration did to one answer; shares of attention by layer if they were measured."""
     report = answer.calibration
     if report is None:
@@ -120,7 +120,7 @@ def _summary(answer: Answer, config: CalibrationConfig, row: int) -> dict[str, A
         **({} if config.target is None else {"target": config.target}),
         "layers": list(report.layers),
         **{
-            name: {str(layer): values[row] for layer, values in by_layer.items()}
+            name: {str(layer): values[place] for layer, values in by_layer.items()}
             for name, by_layer in measured.items()
             if by_layer
         },

@@ -220,7 +220,7 @@ class ChatGuardAlign(DumpableComponent, BaseChatModel):
         return identifying_params(dict(self), self.source)
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        # LangChain's own is made of the dump, which says nothing of a ready model or guard.
+        # LangChain's own is made of the dump, which has nothing of a ready model or guard.
         return json.dumps([self._identifying_params, kwargs, stop], sort_keys=True, default=str)
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:

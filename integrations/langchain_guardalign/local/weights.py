@@ -60,7 +60,7 @@ class Weights:
             return self.loaded
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A ready model pickles if it was loaded by name, or says why not.
+        # A ready model pickles if it was loaded by name; else it raises.
         return type(self), (self.arguments, self.ready)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Weights:

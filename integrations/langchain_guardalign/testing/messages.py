@@ -33,7 +33,7 @@ def images_of(messages: Sequence[BaseMessage]) -> list[Image.Image]:
     return [image for message in messages for image in images_in(message.content)]
 
 
-def words_of(messages: Sequence[BaseMessage]) -> str:
+def text_of(messages: Sequence[BaseMessage]) -> str:
     """All text of some messages."""
     return "\n".join(words_in(message.content) for message in messages)
 

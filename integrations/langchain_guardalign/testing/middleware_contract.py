@@ -44,7 +44,7 @@ from langchain_guardalign.testing.messages import (
     essence,
     images_of,
     question,
-    words_of,
+    text_of,
 )
 from langchain_guardalign.testing.recording import Listener
 
@@ -72,7 +72,7 @@ class MiddlewareContract(ABC):
     Attributes:
         persists: Whether what the model was not to see is gone from the agent's state after the turn. False for
             middleware that only changes requests; then each turn checks the originals again.
-        traces_no_images: Whether what tracers are told of its own hooks is free of images.
+        traces_no_images: Whether what tracers receive of its own hooks is free of images.
         checks_artifacts: Whether images in the ``artifact`` of tool messages are replaced too.
     """
 
@@ -119,7 +119,7 @@ class MiddlewareContract(ABC):
         chat = AgentChat(self.make(guard), call)
         chat.say([HumanMessage([text_block("What colour is the sky?"), block(image)])])
         (received,) = chat.model.received
-        assert "What colour is the sky?" in words_of(received), "the words beside a masked image were lost"
+        assert "What colour is the sky?" in text_of(received), "the words beside a masked image were lost"
         self._is_masked(images_of(received), image)
 
     @pytest.mark.parametrize("action", NOT_SHOWN)
@@ -160,10 +160,10 @@ class MiddlewareContract(ABC):
         assert message.tool_call_id == asked.tool_calls[0]["id"], "a masked tool message lost its tool_call_id"
         assert message.name == "camera", "a masked tool message lost its name"
 
-    def test_an_image_that_cannot_be_looked_at_reaches_the_model_only_if_the_policy_says_so(
+    def test_an_image_that_cannot_be_checked_reaches_the_model_only_if_the_policy_says_so(
         self, tmp_path: Path, call: Call
     ) -> None:
-        """What nobody looked at is not the same as no image."""
+        """An image that was not checked is not the same as no image."""
         for rule in ("block", "allow"):
             chat = AgentChat(self.make(colour_guard(tmp_path, failure={"uninspectable": rule})), call)
             chat.say([HumanMessage([text_block(), url_block()])], may_raise=rule == "block")
@@ -196,9 +196,9 @@ class MiddlewareContract(ABC):
         chat.say([HumanMessage("And now?")])
         assert len(chat.model.received) == 4, "two turns with a tool call each are four model calls"
         for number, received in enumerate(chat.model.received):
-            count = words_of(received).count(PREFIX)
+            count = text_of(received).count(PREFIX)
             assert count == 1, f"model call {number} was given the prefix {count} times"
-            assert words_of(received).count("Be brief.") == 1, "the agent's own instructions were lost or doubled"
+            assert text_of(received).count("Be brief.") == 1, "the agent's own instructions were lost or doubled"
 
     def test_agents_without_images_are_left_alone(self, guard: Guard, call: Call) -> None:
         """Most chats hold no image: no change, no encoder pass, no event."""
@@ -209,7 +209,7 @@ class MiddlewareContract(ABC):
         assert essence(answers[0]) == essence(answers[1]), "a chat without images ended another way"
         assert guarded.model.received == plain.model.received, "a chat without images was changed"
         assert len(_encoder(guard).calls) == before, "a chat without images went through the encoder"
-        assert listener.events == [], "a chat without images was announced"
+        assert listener.events == [], "a chat without images was reported"
 
     def test_an_image_seen_before_costs_no_encoder_pass(self, new_guard: Guard, call: Call) -> None:
         """Each model call brings the whole history again."""
@@ -300,7 +300,7 @@ class MiddlewareContract(ABC):
         chat = AgentChat([self.make(watching), self.make_second(acting)], call)
         chat.say(question(image))
         self._is_masked(images_of(chat.model.received[0]), image)
-        assert _encoder(watching).calls, "the first of two instances looked at nothing"
+        assert _encoder(watching).calls, "the first of two instances checked nothing"
 
     def test_two_that_agree_do_the_work_once(self, guard: Guard, call: Call) -> None:
         """One mask, one prefix."""
@@ -308,7 +308,7 @@ class MiddlewareContract(ABC):
         chat = AgentChat([self.make(guard), self.make_second(guard)], call)
         chat.say(question(image))
         self._is_masked(images_of(chat.model.received[0]), image)
-        count = words_of(chat.model.received[0]).count(PREFIX)
+        count = text_of(chat.model.received[0]).count(PREFIX)
         assert count == 1, f"two instances gave the prefix {count} times"
 
     def test_one_of_them_serves_several_threads_of_an_agent(self, guard: Guard, call: Call) -> None:
@@ -341,10 +341,10 @@ class MiddlewareContract(ABC):
         if mode == "custom":
             assert not leaks(said, image), "the stream 'custom' holds an image"
 
-    # What others are told.
+    # What is reported, logged and traced.
 
     @pytest.mark.parametrize("action", ["allow", *ACTION_COLOURS])
-    def test_no_pixel_is_told_to_anyone(
+    def test_no_pixel_is_reported_logged_or_traced(
         self, guard: Guard, call: Call, caplog: pytest.LogCaptureFixture, action: str
     ) -> None:
         """Logs, events, errors, representations and hook traces outlive the chat, and more people read them."""
@@ -354,15 +354,15 @@ class MiddlewareContract(ABC):
         image = canary(ACTION_COLOURS.get(action, "white"))
         chat = AgentChat(middleware, call)
         spans, error = chat.traced([HumanMessage([text_block(), image_block(image), url_block()])], listener)
-        self._tells_no_pixel("a log record", caplog.text, image)
-        self._tells_no_pixel("a custom event", repr(listener.events), image)
-        self._tells_no_pixel("an exception", error, image)
-        self._tells_no_pixel("repr", repr(middleware), image)
+        self._holds_no_pixel("a log record", caplog.text, image)
+        self._holds_no_pixel("a custom event", repr(listener.events), image)
+        self._holds_no_pixel("an exception", error, image)
+        self._holds_no_pixel("repr", repr(middleware), image)
         if self.traces_no_images:
             own = [span for span in spans if span["name"].startswith(middleware.name)]
-            assert own, "tracers were told of none of its hooks"
+            assert own, "tracers received none of its hooks"
             for span in own:
-                self._tells_no_pixel(f"the trace of {span['name']}", repr(span), image)
+                self._holds_no_pixel(f"the trace of {span['name']}", repr(span), image)
 
     def test_events_are_plain_data(self, guard: Guard, call: Call) -> None:
         """If it dispatches any: a listener may write them down."""
@@ -385,7 +385,7 @@ class MiddlewareContract(ABC):
         assert not found, f"the model was given a blocked image {whose}: {', '.join(found)}"
         assert not any(map(images_of, received)), f"the model was given some image in place of a blocked one {whose}"
 
-    def _tells_no_pixel(self, what: str, said: str, image: Image.Image) -> None:
+    def _holds_no_pixel(self, what: str, said: str, image: Image.Image) -> None:
         found = leaks(said, image)
         assert not found, f"{what} holds {', '.join(found)}"
 

@@ -36,7 +36,7 @@ class RecordingModel(BaseChatModel):
         return "recording"
 
     def bind_tools(self, tools: Sequence[Any], **kwargs: Any) -> Any:
-        """Itself: which tool it calls is told by ``tool``."""
+        """Itself: which tool it calls is reported by ``tool``."""
         return self
 
     def _generate(
@@ -78,7 +78,7 @@ class RecordingModel(BaseChatModel):
 
 @dataclass(frozen=True)
 class Run:
-    """What a tracer is told of one run.
+    """What a tracer receives of one run.
 
     Attributes:
         id: The run's own.
@@ -86,7 +86,7 @@ class Run:
         name: As traces show it.
         tags: Of the run.
         metadata: Of the run.
-        told: Its inputs, outputs and errors.
+        reported: Its inputs, outputs and errors.
     """
 
     id: UUID
@@ -94,11 +94,11 @@ class Run:
     name: str
     tags: tuple[str, ...]
     metadata: dict[str, Any]
-    told: list[Any] = field(default_factory=list, repr=False)
+    reported: list[Any] = field(default_factory=list, repr=False)
 
 
 class Listener(BaseCallbackHandler):
-    """Keeps what a tracer is told.
+    """Keeps what a tracer receives.
 
     Attributes:
         events: Name and data of each custom event.
@@ -152,7 +152,7 @@ class Listener(BaseCallbackHandler):
 
     def _start(
         self,
-        told: Any,
+        reported: Any,
         *,
         run_id: UUID,
         parent_run_id: UUID | None = None,
@@ -161,9 +161,9 @@ class Listener(BaseCallbackHandler):
         **kwargs: Any,
     ) -> None:
         name = str(kwargs.get("name") or "")
-        self.runs.append(Run(run_id, parent_run_id, name, tuple(tags or ()), dict(metadata or {}), [told]))
+        self.runs.append(Run(run_id, parent_run_id, name, tuple(tags or ()), dict(metadata or {}), [reported]))
 
-    def _add(self, told: Any, *, run_id: UUID, **kwargs: Any) -> None:
+    def _add(self, reported: Any, *, run_id: UUID, **kwargs: Any) -> None:
         for run in self.runs:
             if run.id == run_id:
-                run.told.append(told)
+                run.reported.append(reported)

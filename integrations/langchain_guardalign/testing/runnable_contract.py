@@ -56,7 +56,7 @@ from langchain_guardalign.testing.messages import (
     images_of,
     messages_of,
     question,
-    words_of,
+    text_of,
 )
 from langchain_guardalign.testing.recording import Listener
 
@@ -91,8 +91,8 @@ class RunnableContract(ABC):
     Attributes:
         output_is_input: Whether the output is the input without what the policy forbids, of the same type.
         batches_at_once: Whether all images of a batch are one encoder pass.
-        announces: Whether each checked input with an image dispatches one ``guardalign.verdict`` event.
-        traces: What tracers are told of its own run. ``no_images``: words in place of every image.
+        dispatches: Whether each checked input with an image dispatches one ``guardalign.verdict`` event.
+        traces: What tracers receive of its own run. ``no_images``: words in place of every image.
             ``nothing_removed``: what the model behind it is given. ``anything``: that is not its own to decide, as in a
             `RunnableSequence`.
         configurable: Declared fields with another value each, to be set per call through ``configurable_fields``; the
@@ -103,7 +103,7 @@ class RunnableContract(ABC):
 
     output_is_input: bool = True
     batches_at_once: bool = True
-    announces: bool = True
+    dispatches: bool = True
     traces: Literal["no_images", "nothing_removed", "anything"] = "no_images"
     configurable: Mapping[str, Any] = {}
     bad_input: Any = 5
@@ -161,7 +161,7 @@ class RunnableContract(ABC):
         assert without_first_square(images[0]) == without_first_square(image), "the mask changed other pixels too"
 
     @pytest.mark.parametrize("action", NOT_PASSED_ON)
-    def test_a_blocked_image_is_passed_on_to_nobody(self, guard: Guard, call: Call, action: str) -> None:
+    def test_a_blocked_image_is_not_passed_on(self, guard: Guard, call: Call, action: str) -> None:
         """Neither as an image nor as any text; raising `UnsafeContentError` is as good."""
         image = canary(ACTION_COLOURS[action])
         passed = self._passed(guard, call, question(image), may_raise=True)
@@ -170,7 +170,7 @@ class RunnableContract(ABC):
         assert not any(map(images_of, passed)), f"some image was passed on in place of one to {action}"
 
     @pytest.mark.parametrize("role", ["system", "user", "assistant", "tool"])
-    def test_images_of_every_message_are_looked_at(self, guard: Guard, call: Call, role: str) -> None:
+    def test_images_of_every_message_are_checked(self, guard: Guard, call: Call, role: str) -> None:
         """History, tool results and generated images reach the model like any other."""
         image = canary("blue")
         content: list[str | dict[Any, Any]] = [text_block("look"), image_block(image)]
@@ -183,17 +183,17 @@ class RunnableContract(ABC):
         passed = self._passed(guard, call, [kinds[role], AIMessage("Hm."), HumanMessage("And?")], may_raise=True)
         assert not leaks(repr(passed), image), f"a blocked image in an earlier {role} message was passed on"
 
-    def test_an_image_nested_in_a_block_is_looked_at(self, guard: Guard, call: Call) -> None:
+    def test_an_image_nested_in_a_block_is_checked(self, guard: Guard, call: Call) -> None:
         """Tool results of some providers are blocks in blocks."""
         image = canary("blue")
         nested = {"type": "tool_result", "tool_use_id": "t", "content": [text_block("shot"), image_block(image)]}
         passed = self._passed(guard, call, [HumanMessage([nested])], may_raise=True)
         assert not leaks(repr(passed), image), "a blocked image inside a tool_result block was passed on"
 
-    def test_an_image_that_cannot_be_looked_at_is_passed_on_only_if_the_policy_says_so(
+    def test_an_image_that_cannot_be_checked_is_passed_on_only_if_the_policy_says_so(
         self, tmp_path: Path, call: Call
     ) -> None:
-        """What nobody looked at is not the same as no image."""
+        """An image that was not checked is not the same as no image."""
         value = [HumanMessage([text_block(), url_block()])]
         passed = self._passed(colour_guard(tmp_path), call, value, may_raise=True)
         assert not leaks(repr(passed)), "an image behind a URL was passed on unseen although the policy blocks it"
@@ -210,10 +210,10 @@ class RunnableContract(ABC):
             came = [number_of(each) for messages in passed for each in images_of(messages)]
             assert came == ([0] if rule == "allow" else []), f"detection failed, the policy says {rule}: {came} passed"
 
-    def test_the_words_beside_an_image_are_passed_on(self, guard: Guard, call: Call) -> None:
+    def test_the_text_beside_an_image_is_passed_on(self, guard: Guard, call: Call) -> None:
         """A mask is for pixels."""
         (messages,) = self._passed(guard, call, question(canary("red"), words="What colour is the sky?"))
-        assert "What colour is the sky?" in words_of(messages), "the text of a message with a masked image was lost"
+        assert "What colour is the sky?" in text_of(messages), "the text of a message with a masked image was lost"
 
     def test_monitor_mode_changes_nothing_that_a_model_reads(self, tmp_path: Path, call: Call) -> None:
         """It reports only."""
@@ -224,7 +224,7 @@ class RunnableContract(ABC):
             "monitor mode changed what is passed on"
         )
 
-    def test_words_alone_are_passed_on_as_they_are_and_cost_no_encoder_pass(self, guard: Guard, call: Call) -> None:
+    def test_text_alone_is_passed_on_as_it_is_and_cost_no_encoder_pass(self, guard: Guard, call: Call) -> None:
         """Most chats hold no image."""
         before = len(_encoder(guard).calls)
         value = [SystemMessage("Be brief."), HumanMessage("hello"), AIMessage("hi"), HumanMessage("bye")]
@@ -241,14 +241,14 @@ class RunnableContract(ABC):
         """However many images ask for it, and if it is there already."""
         value = question(canary(colour), canary(colour, number=1))
         (messages,) = self._passed(guard, call, value)
-        assert words_of(messages).count(PREFIX) == 1, f"the prefix was given {words_of(messages).count(PREFIX)} times"
+        assert text_of(messages).count(PREFIX) == 1, f"the prefix was given {text_of(messages).count(PREFIX)} times"
         (again,) = self._passed(guard, call, [*messages, AIMessage("green"), *question(canary(colour, number=2))])
-        assert words_of(again).count(PREFIX) == 1, "the prefix was given again in the next turn"
+        assert text_of(again).count(PREFIX) == 1, "the prefix was given again in the next turn"
 
     def test_no_prefix_is_given_without_a_finding(self, guard: Guard, call: Call) -> None:
         """`prefix_when` is ``finding`` in this policy."""
         (messages,) = self._passed(guard, call, question(canary()))
-        assert PREFIX not in words_of(messages), "the prefix was given although nothing was found"
+        assert PREFIX not in text_of(messages), "the prefix was given although nothing was found"
 
     # Shape and identity of inputs and outputs.
 
@@ -474,35 +474,35 @@ class RunnableContract(ABC):
         again = load(data, allowed_objects=[type(runnable)], valid_namespaces=[data["id"][0]])
         assert again == runnable, "load does not give back what dumps was given"
 
-    # What others are told.
+    # What is reported, logged and traced.
 
-    def test_each_checked_input_with_an_image_is_announced_once(self, guard: Guard, call: Call) -> None:
-        """And none without: an event means that something was looked at."""
-        if not self.announces:
-            pytest.skip("announces is False")
+    def test_each_checked_input_with_an_image_is_reported_once(self, guard: Guard, call: Call) -> None:
+        """And none without an image: an event means that something was checked."""
+        if not self.dispatches:
+            pytest.skip("dispatches is False")
         for method in ("invoke", "batch", "stream", "transform"):
             for value, wanted in ((question(canary("red"), canary()), ["mask"]), ([HumanMessage("hello")], [])):
                 listener = Listener()
                 _ending(call, self.make(guard), method, value, {"callbacks": [listener]})
-                told = [data for name, data in listener.events if name == EVENT]
-                assert [data["action"] for data in told] == wanted, (
-                    f"{method} of an input with{'' if wanted else 'out'} images dispatched {len(told)} {EVENT} events"
+                reported = [data for name, data in listener.events if name == EVENT]
+                assert [data["action"] for data in reported] == wanted, (
+                    f"{method} of an input with{'' if wanted else 'out'} images: {len(reported)} {EVENT} events"
                 )
-                assert not told or len(told[0]["verdicts"]) == 2, "an event must hold one verdict per image"
-                json.dumps(told)
+                assert not reported or len(reported[0]["verdicts"]) == 2, "an event must hold one verdict per image"
+                json.dumps(reported)
 
-    def test_each_input_of_a_batch_is_announced_to_its_own_listeners(self, guard: Guard, call: Call) -> None:
-        """Not all to one, and not to nobody."""
-        if not self.announces:
-            pytest.skip("announces is False")
+    def test_each_input_of_a_batch_is_reported_to_its_own_listeners(self, guard: Guard, call: Call) -> None:
+        """Not all to one of them."""
+        if not self.dispatches:
+            pytest.skip("dispatches is False")
         listeners = [Listener(), Listener(), Listener()]
         values = [question(canary("red")), [HumanMessage("hello")], question(canary("green"))]
         call(self.make(guard), "batch", values, [{"callbacks": [listener]} for listener in listeners])
-        told = [[data["action"] for name, data in listener.events if name == EVENT] for listener in listeners]
-        assert told == [["mask"], [], ["prefix"]], f"the inputs of a batch were announced as {told}"
+        reported = [[data["action"] for name, data in listener.events if name == EVENT] for listener in listeners]
+        assert reported == [["mask"], [], ["prefix"]], f"the inputs of a batch were reported as {reported}"
 
     @pytest.mark.parametrize("action", ["allow", *ACTION_COLOURS])
-    def test_no_pixel_is_told_to_anyone(
+    def test_no_pixel_is_reported_logged_or_traced(
         self, guard: Guard, call: Call, caplog: pytest.LogCaptureFixture, action: str
     ) -> None:
         """Logs, events, errors, representations and traces outlive the chat, and more people read them."""
@@ -514,18 +514,18 @@ class RunnableContract(ABC):
             _error_of(call, runnable, method, value, {"callbacks": [listener]})
             for method in ("invoke", "batch", "stream")
         ]
-        self._tells_no_pixel("a log record", caplog.text, image)
-        self._tells_no_pixel("a custom event", repr(listener.events), image)
-        self._tells_no_pixel("an exception", "".join(errors), image)
-        self._tells_no_pixel("repr", repr(runnable), image)
-        self._tells_no_pixel("dumps", dumps(runnable), image)
-        told = [run.told for run in listener.outermost]
+        self._holds_no_pixel("a log record", caplog.text, image)
+        self._holds_no_pixel("a custom event", repr(listener.events), image)
+        self._holds_no_pixel("an exception", "".join(errors), image)
+        self._holds_no_pixel("repr", repr(runnable), image)
+        self._holds_no_pixel("dumps", dumps(runnable), image)
+        reported = [run.reported for run in listener.outermost]
         if self.traces == "no_images":
-            assert told, "tracers were told of no run"
-            self._tells_no_pixel("what tracers are told of its own run", repr(told), image)
+            assert reported, "tracers received no run"
+            self._holds_no_pixel("what tracers receive of its own run", repr(reported), image)
         elif self.traces == "nothing_removed":
-            found = leaks_of(repr(told), *([image] if action in REMOVED else []))
-            assert not found, f"what tracers are told of its own run holds {', '.join(found)}, which was removed"
+            found = leaks_of(repr(reported), *([image] if action in REMOVED else []))
+            assert not found, f"what tracers receive of its own run holds {', '.join(found)}, which was removed"
 
     def _needs_output_is_input(self) -> None:
         if not self.output_is_input:
@@ -562,7 +562,7 @@ class RunnableContract(ABC):
             "images were lost, doubled, or came out beside another chat's words"
         )
 
-    def _tells_no_pixel(self, what: str, said: str, image: Any) -> None:
+    def _holds_no_pixel(self, what: str, said: str, image: Any) -> None:
         found = leaks(said, image)
         assert not found, f"{what} holds {', '.join(found)}"
 
