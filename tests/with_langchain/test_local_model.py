@@ -489,6 +489,20 @@ class TestGuard:
         assert answer.usage_metadata["total_tokens"] == 0
         assert not hook.prompts
 
+    @pytest.mark.parametrize("way", ["invoke", "stream", "batch"])
+    def test_what_could_not_be_checked_is_refused_in_other_words(self, guarded, way):
+        model, hook = guarded()
+        chat = [HumanMessage([{"type": "image", "url": "https://example.org/a.png"}])]
+        ways = {
+            "invoke": model.invoke,
+            "stream": lambda x: total(model.stream(x)),
+            "batch": lambda x: model.batch([x, x])[0],
+        }
+        answer = ways[way](chat)
+        assert answer.content == colour_policy().refusal_unchecked != REFUSAL
+        assert answer.response_metadata["guardalign"][0]["finding"] == "unchecked"
+        assert not hook.prompts
+
     def test_it_can_be_an_error(self, guarded, call):
         model, hook = guarded(on_violation="raise")
         listener = Listener()

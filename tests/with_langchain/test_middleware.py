@@ -166,6 +166,21 @@ class TestViolations:
         (record,) = answer.response_metadata["guardalign"]
         assert (record["action"], record["category"], record["source"]) == ("block", "blue_things", "user")
 
+    @BOTH_WAYS
+    def test_what_could_not_be_checked_is_refused_in_other_words_than_what_is_unsafe(self, guard, call, persist):
+        chat = Chat(GuardAlignMiddleware(guard, persist=persist), call=call)
+        *_, answer = chat.say(HumanMessage([{"type": "image", "url": "https://example.org/a.png"}]))
+        assert answer.text == guard.policy.refusal_unchecked != REFUSAL
+        (record,) = answer.response_metadata["guardalign"]
+        assert (record["finding"], record["uninspectable"]) == ("unchecked", "remote_reference")
+
+    def test_what_could_not_be_checked_and_may_pass_is_on_record(self, cache_dir, call):
+        chat = Chat(GuardAlignMiddleware(colour_guard(cache_dir, failure={"uninspectable": "allow"})), call=call)
+        block = {"type": "image", "url": "https://example.org/a.png"}
+        message, _ = chat.say(HumanMessage([block], id="1"))
+        assert message.content == [block]
+        assert [record["finding"] for record in message.response_metadata["guardalign"]] == ["unchecked"]
+
     @pytest.mark.parametrize("durability", ["sync", "async", "exit"])
     def test_an_error_leaves_a_clean_state_and_a_thread_that_goes_on(self, guard, call, durability):
         chat = Chat(GuardAlignMiddleware(guard, on_violation="raise"), call=call)

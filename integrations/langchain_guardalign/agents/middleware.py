@@ -129,7 +129,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         """Sanitise the messages of the state, if they are to stay so."""
         if not self.persist:
             return None
-        found = self._review(self._screen([state[MESSAGES_KEY]])[0], is_first_look=True)
+        found = review(self._rules, self._screen([state[MESSAGES_KEY]])[0], is_first_look=True)
         _report(found.new_verdicts, runtime)
         return self._update(found)
 
@@ -138,7 +138,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         """`before_model` without blocking the event loop."""
         if not self.persist:
             return None
-        found = self._review((await self._ascreen([state[MESSAGES_KEY]]))[0], is_first_look=True)
+        found = review(self._rules, (await self._ascreen([state[MESSAGES_KEY]]))[0], is_first_look=True)
         await _areport(found.new_verdicts, runtime)
         return self._update(found)
 
@@ -148,7 +148,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         Raises:
             UnsafeContentError: The user's image was blocked and ``on_violation`` is ``raise``.
         """
-        found = self._review(self._screen([_all_messages(request)])[0], is_first_look=not self.persist)
+        found = review(self._rules, self._screen([_all_messages(request)])[0], is_first_look=not self.persist)
         _report(found.new_verdicts, request.runtime)
         answer = self._answer(found)
         return handler(self._prepared(request, found)) if answer is None else answer
@@ -157,7 +157,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         self, request: Request, handler: Callable[[Request], Awaitable[Response]]
     ) -> Response | AIMessage:
         """`wrap_model_call` without blocking the event loop."""
-        found = self._review((await self._ascreen([_all_messages(request)]))[0], is_first_look=not self.persist)
+        found = review(self._rules, (await self._ascreen([_all_messages(request)]))[0], is_first_look=not self.persist)
         await _areport(found.new_verdicts, request.runtime)
         answer = self._answer(found)
         return await handler(self._prepared(request, found)) if answer is None else answer
@@ -189,9 +189,6 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
     @property
     def _is_enforced(self) -> bool:
         return self._rules.policy.mode == "enforce"
-
-    def _review(self, screened: ModelInput, *, is_first_look: bool) -> Review:
-        return review(self._rules, screened, is_first_look=is_first_look)
 
     def _update(self, found: Review) -> dict[str, Any] | None:
         """What becomes of the state; None if nothing does."""
