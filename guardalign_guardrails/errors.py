@@ -33,7 +33,7 @@ class NotPicklable(GuardAlignError):
     def __init__(self, member: str, kind: str) -> None:
         super().__init__(
             f"The {member} ({kind}) cannot be pickled, so nothing that holds it can be sent to another process; give "
-            "it by name or path, or make the guard in the process that uses it."
+            "it by name or path, or make what holds it in the process that uses it."
         )
         self.member, self.kind = member, kind
 

@@ -265,6 +265,7 @@ class CalibratedLVLM:
 
     def count_tokens(self, chat: ChatInput, *, tools: Tools | None = None) -> int:
         """Tokens of a chat's prompt, image tokens and prefix included; nothing is checked or generated."""
+        mark_use()
         (admission,) = admit(None, [messages_of(chat)], "notice", self.limits)
         return self._generator.prompts([admission], tools)[0].lengths[0]
 

@@ -138,7 +138,7 @@ lvlm = CalibratedLVLM(
 )
 def answer():
     return {
-        "chat": lambda: lvlm.chat("Hi"), "stream": lambda: list(lvlm.stream("Hi")), "batch": lambda: lvlm.batch(["Hi"])
+        "chat": lambda: lvlm.chat("Hi"), "count": lambda: lvlm.count_tokens("Hi"), "stream": lambda: list(lvlm.stream("Hi")), "batch": lambda: lvlm.batch(["Hi"])
     }[sys.argv[2]]()
 if sys.argv[1] == "used":
     answer()
@@ -155,7 +155,7 @@ os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 @pytest.mark.parametrize(
     ("state", "way", "code"),
-    [("used", "chat", 11), ("used", "stream", 11), ("used", "batch", 11), ("fresh", "chat", 10)],
+    [("used", "chat", 11), ("used", "stream", 11), ("used", "batch", 11), ("used", "count", 11), ("fresh", "chat", 10)],
 )
 def test_after_a_fork_a_used_model_is_an_error_and_a_fresh_one_works(state, way, code):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
