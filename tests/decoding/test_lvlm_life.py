@@ -138,7 +138,10 @@ lvlm = CalibratedLVLM(
 )
 def answer():
     return {
-        "chat": lambda: lvlm.chat("Hi"), "count": lambda: lvlm.count_tokens("Hi"), "stream": lambda: list(lvlm.stream("Hi")), "batch": lambda: lvlm.batch(["Hi"])
+        "chat": lambda: lvlm.chat("Hi"),
+        "count": lambda: lvlm.count_tokens("Hi"),
+        "stream": lambda: list(lvlm.stream("Hi")),
+        "batch": lambda: lvlm.batch(["Hi"]),
     }[sys.argv[2]]()
 if sys.argv[1] == "used":
     answer()
