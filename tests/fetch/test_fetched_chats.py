@@ -10,7 +10,7 @@ from tls_server import HOST, raw, redirect, reply
 
 from guardalign_guardrails import Guard
 from guardalign_guardrails.content.payload import to_data_url
-from guardalign_guardrails.content.screen import NOTICE, Turn, ascreen, screen
+from guardalign_guardrails.content.screen import UNCHECKED_NOTICE, Turn, ascreen, screen
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, colour_policy, painted
 
@@ -88,7 +88,7 @@ def test_what_cannot_be_fetched_or_is_no_image_is_blocked_with_the_reason(guard_
     server.answers["/a.png"] = answer
     (result,) = screen(guard_of(), [Turn([WORDS, block()])])
     assert [(verdict.action, verdict.uninspectable) for verdict in result.verdicts] == [("block", reason)]
-    assert result.content == [WORDS, {"type": "text", "text": NOTICE}]
+    assert result.content == [WORDS, {"type": "text", "text": UNCHECKED_NOTICE}]
 
 
 @pytest.mark.parametrize("url", ["https://169.254.169.254/latest", "https://[::1]/a", "gs://bucket/a", "/etc/passwd"])
