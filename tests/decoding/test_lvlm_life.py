@@ -158,7 +158,12 @@ os._exit(os.waitstatus_to_exitcode(os.wait()[1]))
 @pytest.mark.skipif(sys.platform == "win32", reason="no fork")
 @pytest.mark.parametrize(
     ("state", "way", "code"),
-    [("used", "chat", 11), ("used", "stream", 11), ("used", "batch", 11), ("used", "count", 11), ("fresh", "chat", 10)],
+    [
+        ("used", "chat", 11),
+        ("fresh", "chat", 10),
+        # Each takes seconds to import PyTorch, and all ways begin at one place.
+        *(pytest.param("used", way, 11, marks=pytest.mark.slow) for way in ("stream", "batch", "count")),
+    ],
 )
 def test_after_a_fork_a_used_model_is_an_error_and_a_fresh_one_works(state, way, code):
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
