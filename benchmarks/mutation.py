@@ -369,7 +369,7 @@ def time_limit(workplace: Workplace, module: str) -> float:
 
 
 def run(modules: Sequence[str], wanted: Sequence[Mutant], deadline: float, workers: int) -> list[Tested]:
-    """Test mutants until all are done or, by the monotonic clock, time is up."""
+    """Test mutants until all are done, time is up by the monotonic clock, or the user ends it."""
     waiting, tested, lock = deque(wanted), list[Tested](), threading.Lock()
     with tempfile.TemporaryDirectory(prefix="guardalign-mutation-") as folder, ThreadPoolExecutor(workers) as pool:
         workplaces = [Workplace(Path(folder) / str(number)) for number in range(workers)]
@@ -393,6 +393,8 @@ def run(modules: Sequence[str], wanted: Sequence[Mutant], deadline: float, worke
             shares = [modules[number::workers] for number in range(workers)]
             limits = {name: limit for part in pool.map(limits_of, workplaces, shares) for name, limit in part.items()}
             list(pool.map(work, workplaces))
+        except KeyboardInterrupt:
+            print("ended early")
         finally:
             for workplace in workplaces:
                 workplace.stop()
@@ -467,8 +469,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=REPORT, help="the report (default: %(default)s)")
     options = parser.parse_args()
 
-    # So that no processes and no copies are left behind, however it is ended.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    # A run that is ended leaves no processes and no copies behind, and reports what it has tested.
+    for ending in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(ending, signal.default_int_handler)
     started = time.monotonic()
     modules = [name for name in TARGETS if not options.module or any(part in name for part in options.module)]
     mutants = {module: mutants_of(module) for module in modules}

@@ -131,10 +131,12 @@ CALLS = {
     "the second part without a mask": {"past": 7, "length": 5, "form": None},
     "the second part without a mask in a longer cache": {"past": 7, "length": 5, "keys": 15, "form": None},
     "the last token of a prompt": {"past": 11, "length": 1},
+    "the last token of a prompt without a mask": {"past": 11, "length": 1, "form": None},
     "a generated token": {"past": 14, "length": 1},
     "a generated token without a mask": {"past": 14, "length": 1, "form": None},
     "a generated token with an additive mask": {"past": 14, "length": 1, "form": "additive"},
     "two generated tokens": {"past": 14, "length": 2},
+    "two generated tokens without a mask": {"past": 14, "length": 2, "form": None},
 }
 WINDOWED = {
     "a prompt": {"past": 0, "length": 12, "window": 6},
