@@ -146,7 +146,8 @@ def freeze(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> bytes |
         ImageDecodeError: There is nothing to check.
     """
     try:
-        with _quiet():
+        # Only Pillow warns, and silencing it costs more than to freeze bytes.
+        with _quiet() if isinstance(source, Image.Image) else contextlib.nullcontext():
             return _frozen(source, limits)
     except ImageDecodeError:
         raise
