@@ -63,11 +63,13 @@ class View:
             most 4 megapixels, which is more than any encoder uses.
         frame: Index of the frame or page it comes from, from 0.
         backdrop: ``plain`` with alpha dropped, as a processor's ``convert("RGB")`` does; else what lies underneath.
+        orientation: EXIF orientation 1-8 that would turn ``pixels`` into the image as displayed; 1 if they are.
     """
 
     pixels: Image.Image = field(repr=False)
     frame: int = 0
     backdrop: Backdrop = "plain"
+    orientation: int = 1
 
     @property
     def name(self) -> str:
@@ -88,6 +90,8 @@ class DecodedImage:
         size: Width and height of the first frame in pixels, as displayed (EXIF orientation applied).
         format: ``PNG``, ``JPEG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``PIL`` or ``ARRAY``.
         frame_count: Frames or pages in the file, checked or not.
+        is_lossy: Whether the source's pixels were compressed with loss.
+        departures: Why readers may disagree on what the source shows, short codes; empty if it has one reading.
         digest: SHA-256 (hex) of the displayed pixels of all checked frames, alpha included, whatever the format.
     """
 
@@ -96,6 +100,13 @@ class DecodedImage:
     format: str
     frame_count: int
     digest: str
+    is_lossy: bool = False
+    departures: tuple[str, ...] = ()
+
+    @property
+    def frames_seen(self) -> tuple[int, ...]:
+        """Indices of the frames or pages that were looked at, ascending."""
+        return tuple(sorted({view.frame for view in self.views}))
 
     @property
     def flattened(self) -> Image.Image:

@@ -23,6 +23,9 @@ class Container:
         frame_count: Frames or pages, counted rather than believed.
         orientations: EXIF orientation 1-8; one for all frames, or one per page.
         is_composited: True if a frame can only be drawn on top of the earlier ones.
+        is_lossy: True if its pixels were compressed with loss.
+        departures: Why readers may disagree on what the file shows, short codes such as ``trailing_data``; empty if the
+            file holds only what is on its format's list of what has one reading.
     """
 
     format: str
@@ -31,6 +34,8 @@ class Container:
     frame_count: int = 1
     orientations: tuple[int, ...] = (1,)
     is_composited: bool = False
+    is_lossy: bool = False
+    departures: tuple[str, ...] = ()
 
     def orientation(self, frame: int) -> int:
         """EXIF orientation of one frame."""
