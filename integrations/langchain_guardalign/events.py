@@ -18,7 +18,12 @@ from langchain_core.callbacks import (
     CallbackManagerForLLMRun,
 )
 from langchain_core.runnables import RunnableConfig, ensure_config
-from langchain_core.runnables.config import get_async_callback_manager_for_config, get_callback_manager_for_config
+from langchain_core.runnables.config import (
+    get_async_callback_manager_for_config,
+    get_callback_manager_for_config,
+    patch_config,
+    set_config_context,
+)
 from langchain_core.runnables.schema import CustomStreamEvent, StreamEvent
 
 from guardalign_guardrails import Verdict
@@ -76,10 +81,21 @@ async def adispatch(verdicts: Sequence[Verdict], config: RunnableConfig | None =
 
 
 def write_to_stream(verdicts: Sequence[Verdict], runtime: Any) -> None:
-    """Write the event to the ``custom`` stream of a LangGraph runtime; nothing without verdicts."""
+    """Write the event to the ``custom`` stream of a LangGraph runtime; nothing without verdicts.
+
+    The writer of a runtime looks up in the context which graph it writes for. On Python 3.10, LangGraph gives async
+    code no context (its issue 5927); but the runtime of a node names the graph, so the writer gets that name from here.
+    """
     writer = getattr(runtime, "stream_writer", None)
-    if verdicts and writer is not None:
-        writer({"type": EVENT, **event_of(verdicts)})
+    if not verdicts or writer is None:
+        return
+    event = {"type": EVENT, **event_of(verdicts)}
+    node = getattr(runtime, "execution_info", None)
+    if node is None:
+        writer(event)
+        return
+    with set_config_context(patch_config(None, configurable={"checkpoint_ns": node.checkpoint_ns})) as context:
+        context.run(writer, event)
 
 
 def traced_input(read: ModelInput, config: RunnableConfig | None) -> Any:

@@ -12,11 +12,15 @@ from agent_chats import Chat, camera
 from chat_images import MASKED, ask, b64, image_of, v1
 from langchain.agents.middleware import AgentMiddleware
 from langchain_core.messages import AIMessage, AIMessageChunk, HumanMessage
+from langgraph.config import get_config
+from langgraph.graph import START, MessagesState, StateGraph
+from langgraph.runtime import ExecutionInfo, Runtime
 
 from guardalign_guardrails.testing.chats import leaks
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
 from langchain_guardalign.agents.middleware import GuardAlignMiddleware
-from langchain_guardalign.testing.messages import call_async, call_sync
+from langchain_guardalign.events import write_to_stream
+from langchain_guardalign.testing.messages import agents_know_their_run, call_async, call_sync
 from langchain_guardalign.testing.recording import Listener, RecordingModel
 
 MODES = ["values", "updates", "messages", "custom"]
@@ -35,15 +39,21 @@ def guard(cache_dir):
     return colour_guard(cache_dir)
 
 
-def told(chat: Chat, *messages: Any) -> list[list[tuple[str, str]]]:
-    """Source and action of each verdict of each event of a turn."""
+def streamed(chat: Chat, *messages: Any) -> list[dict[str, Any]]:
+    """What a turn writes to the stream ``custom``, which is what it tells callbacks in events."""
     listener = Listener()
-    parts = chat.stream(*messages, mode=["custom"], config={"callbacks": [listener]})
-    assert [name for name, _ in listener.events] == [EVENT] * len(parts)
-    assert [{"type": EVENT, **data} for _, data in listener.events] == [data for _, data in parts]
+    parts = chat.stream(*messages, mode="custom", config={"callbacks": [listener]})
+    events = [{"type": name, **data} for name, data in listener.events]
+    assert events == (parts if agents_know_their_run(chat.call) else [])
+    assert [part["type"] for part in parts] == [EVENT] * len(parts)
     assert json.dumps(parts)
     assert leaks(repr(parts), painted("red"), painted("blue")) == []
-    return [[(each["source"], each["action"]) for each in data["verdicts"]] for _, data in parts]
+    return parts
+
+
+def told(chat: Chat, *messages: Any) -> list[list[tuple[str, str]]]:
+    """Source and action of each verdict of each event of a turn."""
+    return [[(each["source"], each["action"]) for each in part["verdicts"]] for part in streamed(chat, *messages)]
 
 
 class TestEvents:
@@ -71,9 +81,7 @@ class TestEvents:
     def test_monitor_mode_tells_what_it_would_have_done(self, cache_dir, call, persist):
         guard = colour_guard(cache_dir, mode="monitor")
         chat = Chat(GuardAlignMiddleware(guard, persist=persist), call=call, tool=camera(painted("red")))
-        listener = Listener()
-        chat.stream(*ask(painted("blue")), mode="custom", config={"callbacks": [listener]})
-        verdicts = [verdict for _, data in listener.events for verdict in data["verdicts"]]
+        verdicts = [verdict for part in streamed(chat, *ask(painted("blue"))) for verdict in part["verdicts"]]
         assert [(each["action"], each["proposed"]) for each in verdicts] == [("allow", "block"), ("allow", "mask")]
 
     def test_an_old_history_is_told_of_when_it_is_first_looked_at(self, guard, call):
@@ -96,6 +104,29 @@ class TestEvents:
         update = GuardAlignMiddleware(guard).before_model({"messages": ask(painted("blue"))}, None)
         assert update["jump_to"] == "end"
 
+    def test_a_guard_within_another_graph_writes_to_the_stream_of_its_own_graph(self, guard, call):
+        agent = Chat(GuardAlignMiddleware(guard), call=call, tool=camera(painted("red", shade=1))).agent
+        graph: Any = StateGraph(MessagesState).add_node("agent", agent).add_edge(START, "agent").compile()
+        given = {"messages": ask(painted("red"))}
+        parts = call(graph, "stream", given, stream_mode=["custom", "updates"], subgraphs=True)
+        graphs = {mode: [path for path, each, _ in parts if each == mode] for mode in ("custom", "updates")}
+        (its_own,) = {path for path in graphs["updates"] if path}
+        assert its_own[0].startswith("agent:")
+        assert graphs["custom"] == [its_own, its_own]
+
+    def test_the_writer_gets_the_name_of_its_graph_where_the_context_has_none(self, guard):
+        written = []
+        node = ExecutionInfo(checkpoint_id="1", checkpoint_ns="agent:2|model:3", task_id="3")
+        runtime = Runtime(
+            execution_info=node,
+            stream_writer=lambda data: written.append((get_config()["configurable"]["checkpoint_ns"], data["type"])),
+        )
+        verdict = guard.check(painted("red")).verdict
+        write_to_stream([verdict], runtime)
+        assert written == [("agent:2|model:3", EVENT)]
+        with pytest.raises(RuntimeError, match="outside of a runnable context"):
+            get_config()
+
 
 class TestStreams:
     def test_the_refusal_is_streamed_once_under_the_id_it_has_in_the_state(self, guard, call):
@@ -108,7 +139,7 @@ class TestStreams:
 
     def test_a_masked_message_is_not_streamed_as_if_it_were_an_answer(self, guard, call):
         parts = Chat(GuardAlignMiddleware(guard), call=call).stream(*ask(painted("red")), mode="messages")
-        assert {type(message) for message, _ in parts} == {AIMessageChunk}
+        assert {type(message) for message, _ in parts} == {AIMessageChunk if agents_know_their_run(call) else AIMessage}
         assert "".join(message.text for message, _ in parts) == "one two three"
 
     def test_all_modes_at_once_show_the_masked_image_and_never_the_original(self, guard, call):
@@ -149,4 +180,5 @@ class TestStreams:
                 read(message)
         else:
             asyncio.run(read_all())
-        assert "".join(words) == "one two three"
+        expected = ["one ", "two ", "three"] if agents_know_their_run(call) else ["one two three"]
+        assert [each for each in words if each] == expected

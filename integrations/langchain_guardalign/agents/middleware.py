@@ -246,15 +246,13 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
 
 
 def _report(verdicts: Sequence[Verdict], runtime: Any) -> None:
-    """Report verdicts in the agent's stream and in an event; nothing if there are none.
-
-    On Python 3.10 async code does not know what it runs in, and only the stream gets them.
-    """
+    """Report verdicts in the agent's stream and in an event; nothing if there are none."""
     write_to_stream(verdicts, runtime)
     dispatch(verdicts)
 
 
 async def _areport(verdicts: Sequence[Verdict], runtime: Any) -> None:
+    """`_report` in async code. On Python 3.10 that does not know its run, so only the stream gets verdicts."""
     write_to_stream(verdicts, runtime)
     await adispatch(verdicts)
 

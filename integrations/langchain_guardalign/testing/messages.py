@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeAlias
 
@@ -62,6 +63,15 @@ def call_async(runnable: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         return [item async for item in result] if hasattr(result, "__aiter__") else await result
 
     return asyncio.run(run())
+
+
+def agents_know_their_run(call: Call) -> bool:
+    """Whether code in agents called so has its run's context.
+
+    On Python 3.10, LangGraph gives async code none: agents, guarded or not, stream no tokens, and an event that their
+    middleware dispatches belongs to no run.
+    """
+    return call is call_sync or sys.version_info >= (3, 11)
 
 
 async def _as_async(items: Iterator[Any]) -> Any:
