@@ -16,7 +16,7 @@ import struct
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any, Final, TypeAlias
 
@@ -25,7 +25,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from guardalign_guardrails.errors import ImageDecodeError
+from guardalign_guardrails.images.colour import is_srgb
 from guardalign_guardrails.images.containers import Container, inspect
+from guardalign_guardrails.images.containers.metadata import MAX_PROFILE_BYTES
 from guardalign_guardrails.images.files import check_bytes, read_file
 from guardalign_guardrails.images.limits import DEFAULT_LIMITS, ImageLimits, check_size, refusal
 from guardalign_guardrails.images.pixels import (
@@ -52,6 +54,7 @@ _SCORED_PIXELS: Final = 4_000_000
 _CANVAS_SHARE: Final = 4
 _CANVAS_FLOOR: Final = 10_000_000
 _MOST_CHANNELS: Final = 4
+_PLAIN_MODES: Final = ("L", "P", "RGB", "RGBA", "LA", "PA")
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,6 +96,7 @@ class DecodedImage:
         is_lossy: Whether the source's pixels were compressed with loss.
         departures: Why readers may disagree on what the source shows, short codes; empty if it has one reading.
         digest: SHA-256 (hex) of the displayed pixels of all checked frames, alpha included, whatever the format.
+        frames_seen: Indices of the frames or pages that were looked at, ascending.
     """
 
     views: tuple[View, ...] = field(repr=False)
@@ -102,11 +106,7 @@ class DecodedImage:
     digest: str
     is_lossy: bool = False
     departures: tuple[str, ...] = ()
-
-    @property
-    def frames_seen(self) -> tuple[int, ...]:
-        """Indices of the frames or pages that were looked at, ascending."""
-        return tuple(sorted({view.frame for view in self.views}))
+    frames_seen: tuple[int, ...] = (0,)
 
     @property
     def flattened(self) -> Image.Image:
@@ -202,7 +202,7 @@ def _decode(source: ImageSource, limits: ImageLimits) -> DecodedImage:
     if isinstance(source, np.ndarray):
         views = _Views(limits)
         views.add(0, *from_array(source, limits))
-        return views.finish("ARRAY", 1)
+        return views.finish("ARRAY", 1, departures={"bit_depth"} if source.dtype.itemsize > 1 else ())
     if isinstance(source, pathlib.Path):
         data = read_file(source, limits.max_bytes)
     elif isinstance(source, bytes | bytearray | memoryview):
@@ -225,13 +225,24 @@ def _decode_container(container: Container, limits: ImageLimits) -> DecodedImage
     if container.frame_count == 1:
         # The decoder and its buffers are gone before the views are made: that halves the peak.
         views.add(0, *_load_still(container, limits))
-        return views.finish(container.format, 1)
-    with _open(container) as image:
-        for index in _sampled(container.frame_count, area, limits):
-            if index:
-                image.seek(index)
-            views.add(index, *_load(image, container.orientation(index), limits))
-    return views.finish(container.format, container.frame_count)
+    else:
+        with _open(container) as image:
+            for index in _sampled(container.frame_count, area, limits):
+                if index:
+                    image.seek(index)
+                views.add(index, *_load(image, container.orientation(index), limits))
+    return views.finish(
+        container.format, container.frame_count, is_lossy=container.is_lossy, departures=_departures(container)
+    )
+
+
+def _departures(container: Container) -> Iterator[str]:
+    """Why readers may disagree on a file before its pixels are known."""
+    yield from container.departures
+    if any(value != 1 for value in (*container.orientations, *container.xmp_orientations)):
+        yield "orientation"
+    if container.profile and not is_srgb(container.profile):
+        yield "colour_profile"
 
 
 def _open(container: Container) -> Image.Image:
@@ -258,9 +269,17 @@ def _decode_pil(image: Image.Image, limits: ImageLimits) -> DecodedImage:
         orientation = image.getexif().get(0x0112, 1)
     except Exception:  # noqa: BLE001 - EXIF that cannot be read says nothing about the pixels
         orientation = 1
+    departures = set()
+    if orientation != 1:
+        departures.add("orientation")
+    if image.mode not in _PLAIN_MODES:
+        departures.add("colour_space")
+    profile = image.info.get("icc_profile")
+    if profile and not (isinstance(profile, bytes) and len(profile) <= MAX_PROFILE_BYTES and is_srgb(profile)):
+        departures.add("colour_profile")
     views = _Views(limits)
     views.add(0, *to_eight_bits(upright(image, orientation if isinstance(orientation, int) else 1)))
-    return views.finish("PIL", 1)
+    return views.finish("PIL", 1, departures=departures)
 
 
 class _Views:
@@ -272,12 +291,19 @@ class _Views:
         self._digest = hashlib.sha256()
         self._room = max(_HELD_FACTOR * limits.max_pixels, _HELD_FLOOR)
         self._size = (0, 0)
+        self._frames: list[int] = []
+        self._departures: set[str] = set()
 
     def add(self, frame: int, image: Image.Image, clipped: Image.Image | None = None) -> None:
         """Add one frame: RGB or RGBA, and a second rendering of a deep image if there is one."""
         needed = image.width * image.height * (_VIEWS_PER_FRAME if image.mode == "RGBA" else 1)
         if needed > self._room:
             raise refusal("too_many_pixels", "The frames are too large to hold; send a still or scale it down.")
+        self._frames.append(frame)
+        if image.mode == "RGBA":
+            self._departures.add("alpha")
+        if clipped is not None:
+            self._departures.add("bit_depth")
         self._digest.update(struct.pack(">I", frame))
         if not self._views:
             self._size = image.size
@@ -292,13 +318,20 @@ class _Views:
         if clipped is not None:
             self._digest.update(self._keep(frame, "plain", clipped, is_base=False))
 
-    def finish(self, name: str, frame_count: int) -> DecodedImage:
+    def finish(
+        self, name: str, frame_count: int, *, is_lossy: bool = False, departures: Iterable[str] = ()
+    ) -> DecodedImage:
+        if len(self._frames) < frame_count:
+            self._departures.add("frames_unseen")
         return DecodedImage(
             views=tuple(sorted(self._views, key=lambda view: (view.frame, _ORDER.index(view.backdrop)))),
             size=self._size,
             format=name,
             frame_count=frame_count,
             digest=self._digest.hexdigest(),
+            is_lossy=is_lossy,
+            departures=tuple(sorted(self._departures.union(departures))),
+            frames_seen=tuple(self._frames),
         )
 
     def _keep(self, frame: int, backdrop: Backdrop, image: Image.Image, *, is_base: bool) -> bytes:
