@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from guardalign_guardrails.images.decode import (
-    STILL_VIEW,
-    DecodedImage,
-    ImageSource,
-    View,
-    decode,
-    freeze,
-    still_digest,
-)
+from guardalign_guardrails.images.decode import ImageSource, decode, freeze, still_digest
 from guardalign_guardrails.images.files import Unread, first_bytes, keep_png, read_file, read_named_file
 from guardalign_guardrails.images.limits import ImageLimits
 from guardalign_guardrails.images.mask import Box, Fill, coverage, encode_png, mask_regions
 from guardalign_guardrails.images.overlay import OverlayRegion, draw_overlay
+from guardalign_guardrails.images.pixels import upright_box
+from guardalign_guardrails.images.views import STILL_VIEW, DecodedImage, View
 
 __all__ = [
     "STILL_VIEW",
@@ -37,4 +31,5 @@ __all__ = [
     "read_file",
     "read_named_file",
     "still_digest",
+    "upright_box",
 ]

@@ -7,12 +7,13 @@ images of one file. Profiles are judged by what littleCMS renders, never by thei
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms
+from PIL import Image, ImageChops, ImageCms
 
 # Tags of profiles made of one curve a channel and a matrix, and tags that describe. Any other tag (tables, newer curves
 # that overrule the old ones) makes readers differ, so it is no profile that is sRGB for all of them.
@@ -25,6 +26,11 @@ _HEADER_BYTES: Final = 128
 _MAX_TAGS: Final = 100
 _SAME_LEVELS: Final = 1
 _GRID: Final = 17
+_USUAL_GAMMA: Final = 1 / 2.2
+# Sums of three channels: rounding alone makes a level's sum fall by up to two.
+_BENT_LEVELS: Final = 3
+_CELLS: Final = 32
+_VISIBLE_LEVELS: Final = 4
 
 
 def is_srgb(profile: bytes) -> bool:
@@ -72,6 +78,54 @@ def render(image: Image.Image, profile: bytes) -> Image.Image | None:
         return ImageCms.applyTransform(image, transform)
     except (ImageCms.PyCMSError, OSError, ValueError):
         return None
+
+
+def render_gamma(image: Image.Image, gamma: float) -> Image.Image:
+    """What a reader that honours a PNG's gamma makes of an RGB or RGBA image.
+
+    Args:
+        image: Mode RGB or RGBA.
+        gamma: Encoding exponent, positive; 1/2.2 changes nothing.
+    """
+    levels = [round(255 * (level / 255) ** (_USUAL_GAMMA / gamma)) for level in range(256)]
+    return image.point(levels * 3 + (list(range(256)) if image.mode == "RGBA" else []))
+
+
+def is_bent(profile: bytes) -> bool:
+    """Whether a brighter gray or channel becomes darker by a profile, as in curves that hide one image in another."""
+    mode = profile_mode(profile)
+    if mode is None:
+        return False
+    channels = len(Image.new(mode, (1, 1)).getbands())
+    levels = np.arange(256, dtype=np.uint8)
+    for moving in [range(channels), *([channel] for channel in range(channels))]:
+        ramp = np.zeros((1, 256, channels), np.uint8)
+        ramp[..., list(moving)] = levels[:, np.newaxis]
+        rendered = render(Image.frombytes(mode, (256, 1), ramp.tobytes()), profile)
+        if rendered is None:
+            return False
+        # More ink is darker.
+        light = np.asarray(rendered, np.int16).sum(-1)[0] * (-1 if mode == "CMYK" else 1)
+        if np.diff(light).min() < -_BENT_LEVELS:
+            return True
+    return False
+
+
+def differs_visibly(one: Image.Image, other: Image.Image) -> bool:
+    """Whether a channel differs by more than 4 levels on average in some cell of a grid of 32 x 32.
+
+    Args:
+        one: Mode RGB or RGBA.
+        other: Of the same size; alpha is left out.
+    """
+    edges = sorted({row * one.height // _CELLS for row in range(_CELLS + 1)})
+    across = min(_CELLS, one.width)
+    for top, bottom in itertools.pairwise(edges):
+        strips = [image.crop((0, top, image.width, bottom)).convert("RGB") for image in (one, other)]
+        cells = ImageChops.difference(*strips).resize((across, 1), Image.Resampling.BOX)
+        if np.asarray(cells).max() > _VISIBLE_LEVELS:
+            return True
+    return False
 
 
 def _is_plain(profile: bytes) -> bool:

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import hmac
 import io
-import math
 import pathlib
+import secrets
 import struct
 import sys
 import threading
 import warnings
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -29,93 +30,24 @@ from guardalign_guardrails.images.colour import is_srgb
 from guardalign_guardrails.images.containers import Container, inspect
 from guardalign_guardrails.images.containers.metadata import MAX_PROFILE_BYTES
 from guardalign_guardrails.images.files import check_bytes, read_file
+from guardalign_guardrails.images.frames import choose, frame_budget, shuffled, thumbnail, view_budget
 from guardalign_guardrails.images.limits import DEFAULT_LIMITS, ImageLimits, check_size, refusal
-from guardalign_guardrails.images.pixels import (
-    Backdrop,
-    fingerprint,
-    from_array,
-    images,
-    to_eight_bits,
-    upright,
-)
+from guardalign_guardrails.images.pixels import fingerprint, from_array, images
+from guardalign_guardrails.images.readings import Pixels, Tags, read_frame, read_pixels
+from guardalign_guardrails.images.views import DecodedImage, Frame, View, ViewCollector, reduced
 
 ImageSource: TypeAlias = bytes | bytearray | memoryview | pathlib.Path | Image.Image | NDArray[Any]
 
-# Views of one frame: plain, over white, over black.
-_VIEWS_PER_FRAME: Final = 3
-# Pixels held at once, as a multiple of max_pixels: Pillow spends four bytes on each, and a decoder's own buffers come
-# on top. The floor lets small custom limits still hold the first and the last frame.
-_HELD_FACTOR: Final = 3
-_HELD_FLOOR: Final = 48_000_000
-_ORDER: Final = ("plain", "white", "black")
-# Views that are only scored need no more; an encoder uses less than one megapixel.
-_SCORED_PIXELS: Final = 4_000_000
 # A decoder of animations holds several canvases besides our views.
 _CANVAS_SHARE: Final = 4
 _CANVAS_FLOOR: Final = 10_000_000
+# Pages stand alone, so that their pixels have no common limit; as many as this are leafed through.
+_LEAFED_PIXELS: Final = 100_000_000
 _MOST_CHANNELS: Final = 4
 _PLAIN_MODES: Final = ("L", "P", "RGB", "RGBA", "LA", "PA")
 
 
-@dataclass(frozen=True, eq=False)
-class View:
-    """One image that a model might be shown.
-
-    Attributes:
-        pixels: The image, mode RGB. Whole if it is the base of masks (`DecodedImage.flattened`); else reduced to at
-            most 4 megapixels, which is more than any encoder uses.
-        frame: Index of the frame or page it comes from, from 0.
-        backdrop: ``plain`` with alpha dropped, as a processor's ``convert("RGB")`` does; else what lies underneath.
-        orientation: EXIF orientation 1-8 that would turn ``pixels`` into the image as displayed; 1 if they are.
-    """
-
-    pixels: Image.Image = field(repr=False)
-    frame: int = 0
-    backdrop: Backdrop = "plain"
-    orientation: int = 1
-
-    @property
-    def name(self) -> str:
-        """What a verdict calls this view."""
-        return f"frame {self.frame}, {self.backdrop}"
-
-
-STILL_VIEW: Final = "frame 0, plain"
-"""The name of an opaque still's only view."""
-
-
-@dataclass(frozen=True, eq=False)
-class DecodedImage:
-    """An image that was decoded within its limits.
-
-    Attributes:
-        views: The distinct images a model might be shown, first frame first; exactly one for an opaque 8-bit still.
-        size: Width and height of the first frame in pixels, as displayed (EXIF orientation applied).
-        format: ``PNG``, ``JPEG``, ``WEBP``, ``GIF``, ``BMP``, ``TIFF``, ``PIL`` or ``ARRAY``.
-        frame_count: Frames or pages in the file, checked or not.
-        is_lossy: Whether the source's pixels were compressed with loss.
-        departures: Why readers may disagree on what the source shows, short codes; empty if it has one reading.
-        digest: SHA-256 (hex) of the displayed pixels of all checked frames, alpha included, whatever the format.
-        frames_seen: Indices of the frames or pages that were looked at, ascending.
-    """
-
-    views: tuple[View, ...] = field(repr=False)
-    size: tuple[int, int]
-    format: str
-    frame_count: int
-    digest: str
-    is_lossy: bool = False
-    departures: tuple[str, ...] = ()
-    frames_seen: tuple[int, ...] = (0,)
-
-    @property
-    def flattened(self) -> Image.Image:
-        """The first frame as an opaque RGB still, over white where it is transparent; do not change it in place."""
-        white = (view.pixels for view in self.views if view.frame == 0 and view.backdrop == "white")
-        return next(white, self.views[0].pixels)
-
-
-def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> DecodedImage:
+def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS, *, secret: bytes | None = None) -> DecodedImage:
     """Decode an image within limits.
 
     Args:
@@ -123,6 +55,8 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded
             shape HxW, HxWx1, HxWx3 or HxWx4 of uint8, bool, uint16 or floats in [0, 1]. A ``str`` is refused: text
             from a message is never a local path.
         limits: What the image may cost.
+        secret: Decides together with the file which frames of an animation are looked at where not all are; None draws
+            a new one for this call. It must not be known to senders.
 
     Returns:
         The distinct images that a model might be shown.
@@ -133,7 +67,7 @@ def decode(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> Decoded
     try:
         # NumPy warns about the odder NaNs.
         with _quiet(), np.errstate(all="ignore"):
-            return _decode(source, limits)
+            return _decode(source, limits, secret)
     except ImageDecodeError:
         raise
     except Exception as error:  # noqa: BLE001 - a decoder can raise anything; all of it means "no image"
@@ -196,13 +130,14 @@ def _wrong_type(source: object) -> ImageDecodeError:
     return refusal("wrong_type", f"Pass bytes, a pathlib.Path, a PIL image or a numpy array.{hint}")
 
 
-def _decode(source: ImageSource, limits: ImageLimits) -> DecodedImage:
+def _decode(source: ImageSource, limits: ImageLimits, secret: bytes | None) -> DecodedImage:
     if isinstance(source, Image.Image):
         return _decode_pil(source, limits)
     if isinstance(source, np.ndarray):
-        views = _Views(limits)
-        views.add(0, *from_array(source, limits))
-        return views.finish("ARRAY", 1, departures={"bit_depth"} if source.dtype.itemsize > 1 else ())
+        image, clipped = from_array(source, limits)
+        views = ViewCollector()
+        views.add_still(Frame(image, () if clipped is None else (View(reduced(clipped), reading="clipped"),)))
+        return views.finish("ARRAY", departures={"bit_depth"} if source.dtype.itemsize > 1 else ())
     if isinstance(source, pathlib.Path):
         data = read_file(source, limits.max_bytes)
     elif isinstance(source, bytes | bytearray | memoryview):
@@ -214,52 +149,88 @@ def _decode(source: ImageSource, limits: ImageLimits) -> DecodedImage:
     container = inspect(data, limits)
     # The caller's copy aside, only the cleaned bytes are kept while decoding.
     del data, source
-    return _decode_container(container, limits)
+    return _decode_container(container, limits, secret)
 
 
-def _decode_container(container: Container, limits: ImageLimits) -> DecodedImage:
+def _decode_container(container: Container, limits: ImageLimits, secret: bytes | None) -> DecodedImage:
     area = container.size[0] * container.size[1]
     if container.is_composited and area > max(limits.max_pixels // _CANVAS_SHARE, _CANVAS_FLOOR):
         raise refusal("too_many_pixels", "The animation's frames are too large; send a still or scale it down.")
-    views = _Views(limits)
+    departures = set(container.departures)
+    if any(value != 1 for value in (*container.orientations, *container.xmp_orientations)):
+        departures.add("orientation")
+    # A profile that changes nothing needs no rendering.
+    profile = b"" if is_srgb(container.profile) else container.profile
+    tags = Tags(xmp_orientations=container.xmp_orientations, profile=profile, gamma=container.gamma)
+    views, digest = ViewCollector(), None
     if container.frame_count == 1:
         # The decoder and its buffers are gone before the views are made: that halves the peak.
-        views.add(0, *_load_still(container, limits))
+        tags = replace(tags, orientation=container.orientation(0))
+        views.add_still(read_frame(_load_still(container, tags, limits), tags))
     else:
-        with _open(container) as image:
-            for index in _sampled(container.frame_count, area, limits):
-                if index:
-                    image.seek(index)
-                views.add(index, *_load(image, container.orientation(index), limits))
+        digest = _digest(container)
+        key = hmac.digest(secret or secrets.token_bytes(32), bytes.fromhex(digest), "sha256")
+        _add_frames(views, container, tags, limits, key)
     return views.finish(
-        container.format, container.frame_count, is_lossy=container.is_lossy, departures=_departures(container)
+        container.format, container.frame_count, is_lossy=container.is_lossy, departures=departures, digest=digest
     )
 
 
-def _departures(container: Container) -> Iterator[str]:
-    """Why readers may disagree on a file before its pixels are known."""
-    yield from container.departures
-    if any(value != 1 for value in (*container.orientations, *container.xmp_orientations)):
-        yield "orientation"
-    if container.profile and not is_srgb(container.profile):
-        yield "colour_profile"
+def _add_frames(views: ViewCollector, container: Container, tags: Tags, limits: ImageLimits, key: bytes) -> None:
+    """Choose frames, and add the guard's own reading of each; other readings of the first while there is room."""
+    wanted = frame_budget(container.frame_count, container.size[0] * container.size[1], limits)
+    chosen = list(range(container.frame_count))
+    if wanted < container.frame_count:
+        order = shuffled(container.frame_count, key)
+        chosen = choose(_thumbnails(container, order, limits), order, wanted)
+    more: list[View] = []
+    with _open(container) as image:
+        for index in chosen:
+            own = replace(tags, orientation=container.orientation(index))
+            frame = read_frame(read_pixels(_load(image, index, limits), own), own)
+            views.add_frame(index, frame)
+            if index == 0:
+                more += frame.others
+                if frame.image.mode == "RGBA":
+                    more += [View(reduced(shown), 0, backdrop) for backdrop, shown in images(frame.image)]
+            del frame
+    views.add_more(more, view_budget(wanted))
+
+
+def _thumbnails(container: Container, order: list[int], limits: ImageLimits) -> dict[int, NDArray[np.uint8]]:
+    """Thumbnails of all frames; of pages, which are not bounded together, of as many as a budget allows."""
+    most = container.frame_count
+    if not container.is_composited:
+        most = max(1, _LEAFED_PIXELS // (container.size[0] * container.size[1]))
+    with _open(container) as image:
+        return {index: thumbnail(_load(image, index, limits)) for index in sorted([0, *order[: most - 1]])}
+
+
+def _digest(container: Container) -> str:
+    """SHA-256 of what a file with several frames shows, whichever of them are looked at."""
+    digest = hashlib.sha256(container.data)
+    readings = (container.orientations, container.xmp_orientations, container.profile, container.gamma)
+    digest.update(repr(readings).encode())
+    return digest.hexdigest()
 
 
 def _open(container: Container) -> Image.Image:
     return Image.open(io.BytesIO(container.data), formats=[container.format])
 
 
-def _load_still(container: Container, limits: ImageLimits) -> tuple[Image.Image, Image.Image | None]:
+def _load_still(container: Container, tags: Tags, limits: ImageLimits) -> Pixels:
     with _open(container) as image:
-        return _load(image, container.orientation(0), limits)
+        return read_pixels(_load(image, 0, limits), tags)
 
 
-def _load(image: Image.Image, orientation: int, limits: ImageLimits) -> tuple[Image.Image, Image.Image | None]:
+def _load(image: Image.Image, index: int, limits: ImageLimits) -> Image.Image:
+    if index != image.tell():
+        image.seek(index)
     # A page may be larger than the first one said, and loading may enlarge the canvas.
     check_size(image.width, image.height, limits)
     image.load()
     check_size(image.width, image.height, limits)
-    return to_eight_bits(upright(image, orientation))
+    return image
 
 
 def _decode_pil(image: Image.Image, limits: ImageLimits) -> DecodedImage:
@@ -274,90 +245,16 @@ def _decode_pil(image: Image.Image, limits: ImageLimits) -> DecodedImage:
         departures.add("orientation")
     if image.mode not in _PLAIN_MODES:
         departures.add("colour_space")
-    profile = image.info.get("icc_profile")
-    if profile and not (isinstance(profile, bytes) and len(profile) <= MAX_PROFILE_BYTES and is_srgb(profile)):
-        departures.add("colour_profile")
-    views = _Views(limits)
-    views.add(0, *to_eight_bits(upright(image, orientation if isinstance(orientation, int) else 1)))
-    return views.finish("PIL", 1, departures=departures)
-
-
-class _Views:
-    """Collects distinct views, the digest, and the memory they take."""
-
-    def __init__(self, limits: ImageLimits) -> None:
-        self._views: list[View] = []
-        self._places: dict[bytes, int] = {}
-        self._digest = hashlib.sha256()
-        self._room = max(_HELD_FACTOR * limits.max_pixels, _HELD_FLOOR)
-        self._size = (0, 0)
-        self._frames: list[int] = []
-        self._departures: set[str] = set()
-
-    def add(self, frame: int, image: Image.Image, clipped: Image.Image | None = None) -> None:
-        """Add one frame: RGB or RGBA, and a second rendering of a deep image if there is one."""
-        needed = image.width * image.height * (_VIEWS_PER_FRAME if image.mode == "RGBA" else 1)
-        if needed > self._room:
-            raise refusal("too_many_pixels", "The frames are too large to hold; send a still or scale it down.")
-        self._frames.append(frame)
-        if image.mode == "RGBA":
-            self._departures.add("alpha")
-        if clipped is not None:
-            self._departures.add("bit_depth")
-        self._digest.update(struct.pack(">I", frame))
-        if not self._views:
-            self._size = image.size
-        if image.mode == "RGBA":
-            self._digest.update(fingerprint(image))
-        for backdrop, pil_image in images(image):
-            is_base = frame == 0 and (image.mode == "RGB" or backdrop == "white")
-            key = self._keep(frame, backdrop, pil_image, is_base=is_base)
-            del pil_image
-            if image.mode == "RGB":
-                self._digest.update(key)
-        if clipped is not None:
-            self._digest.update(self._keep(frame, "plain", clipped, is_base=False))
-
-    def finish(
-        self, name: str, frame_count: int, *, is_lossy: bool = False, departures: Iterable[str] = ()
-    ) -> DecodedImage:
-        if len(self._frames) < frame_count:
-            self._departures.add("frames_unseen")
-        return DecodedImage(
-            views=tuple(sorted(self._views, key=lambda view: (view.frame, _ORDER.index(view.backdrop)))),
-            size=self._size,
-            format=name,
-            frame_count=frame_count,
-            digest=self._digest.hexdigest(),
-            is_lossy=is_lossy,
-            departures=tuple(sorted(self._departures.union(departures))),
-            frames_seen=tuple(self._frames),
-        )
-
-    def _keep(self, frame: int, backdrop: Backdrop, image: Image.Image, *, is_base: bool) -> bytes:
-        key = fingerprint(image)
-        place = self._places.setdefault(key, len(self._views))
-        if place < len(self._views) and not is_base:
-            return key
-        factor = math.ceil((image.width * image.height / _SCORED_PIXELS) ** 0.5)
-        if factor > 1 and not is_base:
-            image = image.reduce(factor)
-        self._room -= image.width * image.height
-        if place < len(self._views):
-            # Seen before, but masks need it whole.
-            self._views[place] = View(image, frame, self._views[place].backdrop)
-        else:
-            self._views.append(View(image, frame, backdrop))
-        return key
-
-
-def _sampled(count: int, pixels: int, limits: ImageLimits) -> list[int]:
-    """Frame indices to check: first, last and evenly between, fewer if the frames are large."""
-    fitting = max(_HELD_FACTOR * limits.max_pixels, _HELD_FLOOR) // (_VIEWS_PER_FRAME * pixels)
-    wanted = min(limits.max_frames, max(fitting, 2), count)
-    if wanted == 1:
-        return [0]
-    return sorted({round(step * (count - 1) / (wanted - 1)) for step in range(wanted)})
+    profile = image.info.get("icc_profile") or b""
+    if not isinstance(profile, bytes) or len(profile) > MAX_PROFILE_BYTES:
+        departures.add("broken_profile")
+        profile = b""
+    elif is_srgb(profile):
+        profile = b""
+    views = ViewCollector()
+    tags = Tags(orientation=orientation if isinstance(orientation, int) else 1, profile=profile)
+    views.add_still(read_frame(read_pixels(image, tags), tags))
+    return views.finish("PIL", departures=departures)
 
 
 def _as_refusal(error: Exception) -> ImageDecodeError:

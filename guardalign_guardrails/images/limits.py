@@ -40,7 +40,7 @@ class ImageLimits(BaseModel):
     Attributes:
         max_bytes: Encoded size in bytes.
         max_pixels: Width x height of any frame or page.
-        max_frames: How many frames of an animation are checked: the first, the last, and some evenly between.
+        max_frames: Most frames of an animation that are checked: the first, those that differ most, and some at random.
         max_frame_pixels_total: Frames x pixels of an animation above which it is refused, because reaching a late
             frame means drawing every earlier one. Pages of a TIFF stand alone, so only their number counts.
     """

@@ -36,6 +36,28 @@ def upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
+def turn_between(one: int, other: int) -> int:
+    """The EXIF orientation 1-8 that turns what `upright` makes for ``one`` into what it makes for ``other``."""
+    probe = Image.frombytes("L", (3, 2), bytes(range(6)))
+    start, goal = upright(probe, one), upright(probe, other)
+    return next(turn for turn in range(1, 9) if _is_same(upright(start, turn), goal))
+
+
+def upright_box(box: tuple[float, float, float, float], orientation: int) -> tuple[float, float, float, float]:
+    """Where a box of a view lies after the view is turned as EXIF orientation 1-8 asks.
+
+    Args:
+        box: Left, top, right, bottom as shares of the view's sides, in [0, 1].
+        orientation: `View.orientation`.
+    """
+    left, top, right, bottom = box
+    if orientation in (2, 3, 7, 8):
+        left, right = 1 - right, 1 - left
+    if orientation in (3, 4, 6, 7):
+        top, bottom = 1 - bottom, 1 - top
+    return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
+
+
 def to_eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Convert any Pillow mode to RGB, or RGBA if some pixel is not opaque; always a copy, so a decoder can be let go.
 
@@ -112,6 +134,10 @@ def from_array(array: NDArray[Any], limits: ImageLimits) -> tuple[Image.Image, I
     else:
         raise refusal("wrong_type", "Pass an array of uint8, bool, uint16, or floats in [0, 1].")
     return to_eight_bits(Image.fromarray(np.ascontiguousarray(eight)))[0], clipped
+
+
+def _is_same(left: Image.Image, right: Image.Image) -> bool:
+    return left.size == right.size and left.tobytes() == right.tobytes()
 
 
 def _over(image: Image.Image, colour: tuple[int, int, int]) -> Image.Image:

@@ -215,22 +215,6 @@ def test_nan_and_infinity_in_a_float_image_do_no_harm():
     assert decode(Image.fromarray(np.full((3, 3), np.nan, np.float32))).size == (3, 3)
 
 
-@pytest.mark.parametrize("name", ["GIF", "PNG", "WEBP", "TIFF"])
-def test_the_first_the_last_and_evenly_sampled_frames_are_seen(name):
-    options = {"lossless": True} if name == "WEBP" else {}
-    result = decode(animation(name, 21, **options), ImageLimits(max_frames=5))
-    assert result.frame_count == 21
-    assert [view.frame for view in result.views] == [0, 5, 10, 15, 20]
-
-
-def test_transparent_frames_get_all_three_views():
-    frames = [Image.new("RGBA", (6, 4), (200, shade, 0, 100)) for shade in (10, 90)]
-    result = decode(saved(frames[0], "PNG", save_all=True, append_images=frames[1:], disposal=1, blend=0))
-    assert [(view.frame, view.backdrop) for view in result.views] == [
-        (frame, backdrop) for frame in (0, 1) for backdrop in ("plain", "white", "black")
-    ]
-
-
 def test_a_tiff_page_larger_than_the_first_is_checked_too():
     small, large = Image.new("L", (8, 8)), Image.new("L", (50, 50))
     data = saved(small, "TIFF", save_all=True, append_images=[large])
@@ -282,12 +266,6 @@ def test_a_tiff_whose_pages_form_a_loop_is_corrupt():
     (count,) = struct.unpack_from("<H", data, first)
     struct.pack_into("<I", data, first + 2 + 12 * count, first)
     assert reason(bytes(data)) == "corrupt"
-
-
-def test_large_frames_are_sampled_less_but_first_and_last_stay():
-    data = animation("TIFF", 9, size=(3000, 3000), compression="tiff_lzw")
-    limits = ImageLimits(max_pixels=9_000_000)
-    assert [view.frame for view in decode(data, limits).views] == [0, 8]
 
 
 def test_mpo_is_read_as_one_jpeg():
