@@ -1,0 +1,107 @@
+"""Scaling detector: does any consumer's resize show another image than the average? No encoder is needed.
+
+For each sampler and size of the consumers, cell means of what it would show are compared with cell means of the image.
+They differ by a level or two in photos and documents, by dozens where something is hidden. A regular pattern as fine as
+the samples (a checkerboard, a dither, a fabric) differs too, and rightly: consumers do see something else there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from PIL import Image
+
+from guardalign_guardrails.consumers import Consumer, Sampler
+from guardalign_guardrails.images.scaling.combs import cell_means, planes
+
+MIN_SHRINK: Final = 1.5
+"""Renderings with at least this share of the image's pixels read most of them and hide nothing."""
+
+MEAN_LIMIT: Final = 6.0
+TOP_LIMIT: Final = 24.0
+"""Levels (0-255) that are suspicious: on average over all cells, and over the few cells that differ most."""
+
+_TOP_SHARE: Final = 0.02
+_FEWEST_TOP: Final = 4
+_SMALL: Final = 640
+_CELLS: Final = (16, 24)
+
+
+@dataclass(frozen=True)
+class ScaledPair:
+    """One sampler and size whose rendering differs.
+
+    Attributes:
+        sampler: The sampler.
+        size: (width, height) that it makes.
+        score: How much it differs; 1 is the limit.
+    """
+
+    sampler: Sampler
+    size: tuple[int, int]
+    score: float
+
+
+@dataclass(frozen=True)
+class ScalingFinding:
+    """What the detector found in one image.
+
+    Attributes:
+        score: How much the worst rendering differs; from 1 on the image is suspicious.
+        pairs: The samplers and sizes that reach 1, the worst first.
+    """
+
+    score: float
+    pairs: tuple[ScaledPair, ...] = ()
+
+    @property
+    def is_suspicious(self) -> bool:
+        """Whether a consumer may see another image than the one that was scored."""
+        return self.score >= 1
+
+
+def find_scaling(image: Image.Image, consumers: Sequence[Consumer]) -> ScalingFinding:
+    """Look for anything that a consumer's resize would show and the image does not.
+
+    Args:
+        image: RGB image as it would be delivered.
+        consumers: Whose samplers and sizes to look at; those that average are harmless and left out.
+
+    Returns:
+        The finding; score 0 if no consumer shrinks the image without averaging.
+    """
+    cells = _CELLS[max(image.size) >= _SMALL]
+    made = _sparse_renderings(image.size, consumers, cells)
+    if not made:
+        return ScalingFinding(0.0)
+    keys = [((sampler, size[0]), (sampler, size[1])) for sampler, size in made]
+    differences = cell_means(planes(image), keys, cells)
+    levels = np.abs(differences).mean(axis=2).reshape(len(made), -1)
+    few = max(_FEWEST_TOP, round(levels.shape[1] * _TOP_SHARE))
+    top = np.partition(levels, -few, axis=1)[:, -few:].mean(axis=1)
+    scores = np.maximum(levels.mean(axis=1) / MEAN_LIMIT, top / TOP_LIMIT)
+    order = np.argsort(-scores, kind="stable")
+    pairs = tuple(
+        ScaledPair(made[index][0], made[index][1], float(scores[index])) for index in order if scores[index] >= 1
+    )
+    return ScalingFinding(float(scores.max()), pairs)
+
+
+def _sparse_renderings(
+    size: tuple[int, int], consumers: Sequence[Consumer], cells: int
+) -> list[tuple[Sampler, tuple[int, int]]]:
+    """Samplers and sizes to look at, each once: sparse, smaller than the image, and not too small for the cells."""
+    if min(size) < cells:
+        return []
+    pixels = size[0] * size[1]
+    found = (
+        (consumer.sampler, made)
+        for consumer in consumers
+        if not consumer.averages
+        for made in consumer.sizes(size)
+        if made[0] * made[1] * MIN_SHRINK <= pixels and min(made) >= cells
+    )
+    return list(dict.fromkeys(found))
