@@ -30,6 +30,7 @@ from guardalign_guardrails.detection.regions import cut
 from guardalign_guardrails.detection.scoring import ScoreMap, Scorer, TransportScorer
 from guardalign_guardrails.evaluation.baselines import CosineScorer
 from guardalign_guardrails.guarding.guard import Guard
+from guardalign_guardrails.guarding.views import reference_tiles
 from guardalign_guardrails.images import decode
 from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
@@ -68,6 +69,7 @@ class Result:
     encode_ms: list[float] = field(default_factory=list)
     score_ms: list[float] = field(default_factory=list)
     reference: list[float] = field(default_factory=list)
+    tiled: list[float] = field(default_factory=list)
 
 
 def main() -> None:
@@ -85,8 +87,12 @@ def main() -> None:
         for name, scorer, regions in wanted
     }
     results: dict[str, Result] = {}
+    # Four more looks at each reference image, which only a profile needs.
+    with_tiles = arguments.write_profiles is not None
     for regions in {detector.regions: None for detector in detectors.values()}:
-        measured = measure({n: d for n, d in detectors.items() if d.regions == regions}, reference, samples)
+        measured = measure(
+            {n: d for n, d in detectors.items() if d.regions == regions}, reference, samples, with_tiles=with_tiles
+        )
         print(f"measured: {', '.join(measured)}", file=sys.stderr, flush=True)
         results |= measured
     print("\n" + "\n".join([_HEADER, *(row(name, results[name]) for name in detectors)]))
@@ -98,6 +104,7 @@ def main() -> None:
             name=f"{encoder.name}-{policy.name}-{scorer.key.method}",
             encoder_name=encoder.name,
             note="Scores of benign photos and documents; the images are research-only and not shipped.",
+            tiled=results[name].tiled,
         )
         print(f"\n{name}")
         print_rates(profile, results[name])
@@ -149,7 +156,11 @@ def paste(
 
 
 def measure(
-    detectors: dict[str, Detector], reference: Sequence[Image.Image], samples: Sequence[Sample]
+    detectors: dict[str, Detector],
+    reference: Sequence[Image.Image],
+    samples: Sequence[Sample],
+    *,
+    with_tiles: bool,
 ) -> dict[str, Result]:
     """Score everything under settings that cut images the same way; each image is encoded once for all."""
     results = {name: Result() for name in detectors}
@@ -160,6 +171,11 @@ def measure(
         for name, detector in detectors.items():
             score_map = detector.scorer.score(regions, detector.bank, encoder.logit_scale)
             results[name].reference.append(float(score_map.image_scores.max()))
+        tiles = cut(encoder, reference_tiles(image), config) if with_tiles else []
+        for name, detector in detectors.items() if with_tiles else ():
+            maps = [detector.scorer.score(regions, detector.bank, encoder.logit_scale) for regions in tiles]
+            scores = [float(score_map.image_scores.max()) for score_map in maps]
+            results[name].tiled.append(max(*scores, results[name].reference[-1]))
     for sample in samples:
         started = time.perf_counter()
         (regions,) = cut(encoder, [sample.image], config)

@@ -8,6 +8,8 @@ Action = Literal["allow", "flag", "prefix", "mask", "route", "block"]
 Source = Literal["user", "history", "tool", "retrieved", "generated"]
 FailureAction = Literal["block", "mask", "allow"]
 Mode = Literal["enforce", "monitor"]
+Delivery = Literal["original", "canonical", "masked", "none"]
+DeliveryRule = Literal["auto", "canonical", "original"]
 
 LADDER: Final[tuple[Action, ...]] = get_args(Action)
 """Actions from mildest to most severe."""

@@ -98,8 +98,11 @@ def explanation(guard: Guard, image: ImageSource, source: Source = "user", *, co
 
 
 def scored_view(decoded: DecodedImage, verdict: Verdict) -> Image.Image:
-    """The image that a verdict's regions belong to: the worst frame and backdrop, in the size its boxes are in."""
-    views = (view.pixels for view in decoded.views if view.name == verdict.view)
+    """The image that a verdict's regions belong to: the worst frame and backdrop, in the size its boxes are in.
+
+    Tiles lie in the image as displayed, and so do the boxes of a reading that is turned otherwise.
+    """
+    views = (view.pixels for view in decoded.views if view.name == verdict.view and view.orientation == 1)
     image = next(views, decoded.flattened)
     return image if image.size == decoded.size else image.resize(decoded.size, Image.Resampling.LANCZOS)
 

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, computed_field, model_validator
 
-from guardalign_guardrails.actions import Action, Source, severest
+from guardalign_guardrails.actions import Action, Delivery, Source, severest
 
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom in pixels of the image as displayed (EXIF orientation applied)."""
@@ -93,7 +93,15 @@ class Verdict(_Record):
             found it (such as ``remote_reference``); None if it could.
         failure: Why detection failed, an error's class name or ``timeout``; None if it did not.
         reasons: Short sentences on how the action came about.
-        view: Which of the images a viewer may see was the worst: frame number and backdrop.
+        delivery: Which pixels go on: ``original``, the image as it came; ``canonical``, the guard's own reading of it;
+            ``masked``; or ``none``.
+        delivery_proposed: What enforcing the policy would have delivered; equals ``delivery`` unless the mode is
+            ``monitor``.
+        delivery_reasons: Short codes of why it is not the original, such as ``orientation`` or ``larger_than_checked``.
+        looked_at: Longest side in pixels at which all of the image was scored; None if it was not scored.
+        frame_count: Frames or pages of the file; None if it could not be opened.
+        frames_seen: Indices of those that were scored, ascending.
+        view: Which of the images a viewer may see was the worst: frame number, backdrop, tile.
         timings: Milliseconds by stage.
         is_cached: Whether the scores came from the verdict cache.
         encoder: Encoder name.
@@ -115,6 +123,12 @@ class Verdict(_Record):
     uninspectable: str | None = None
     failure: str | None = None
     reasons: tuple[str, ...] = ()
+    delivery: Delivery = "none"
+    delivery_proposed: Delivery = "none"
+    delivery_reasons: tuple[str, ...] = ()
+    looked_at: int | None = None
+    frame_count: int | None = None
+    frames_seen: tuple[int, ...] = ()
     view: str | None = None
     timings: dict[str, float] = Field(default_factory=dict)
     is_cached: bool = False

@@ -34,7 +34,10 @@ from guardalign_guardrails.verdict import Verdict
 
 ROOT = Path(__file__).parent.parent
 DOCS = (ROOT / "docs/cli.md").read_text(encoding="utf-8")
-KEYS = {"path", "digest", "score", "p_value", "action", "categories", "regions", "error"}
+KEYS = {
+    *("path", "digest", "score", "p_value", "action", "categories", "regions"),
+    *("delivery", "delivery_reasons", "delivered", "error"),
+}
 SMALL = """
 name: small
 templates: ["{}"]
@@ -267,16 +270,42 @@ def test_names_that_would_trick_a_terminal_are_written_out():
 # scan --out
 
 
+@pytest.mark.parametrize(
+    ("name", "mode", "rules", "delivery", "delivered"),
+    [
+        ("a.png", "RGB", "", "original", "a.png"),
+        ("a.png", "RGBA", "", "canonical", "out/a.png.delivered.png"),
+        ("a.png", "RGB", ALL_MASKED, "masked", "out/a.png.delivered.png"),
+        ("a.jpg", "CMYK", "", "canonical", "out/a.jpg.delivered.jpg"),
+        ("cut.png", None, "", "none", None),
+    ],
+)
+def test_a_row_says_what_goes_on_and_where_it_lies(name, mode, rules, delivery, delivered):
+    if mode is None:
+        Path(name).write_bytes(image(Path("whole.png")).read_bytes()[:300])
+    else:
+        with Image.open(image(Path("plain.png"))) as plain:
+            other = plain.convert(mode)
+        if mode == "RGBA":
+            other.putalpha(128)
+        other.save(name)
+    (row,) = rows(run("scan", name, "--json", "--out", "out", "--policy", policy(rules) if rules else policy()))
+    assert (row["delivery"], row["delivered"]) == (delivery, delivered)
+    assert bool(row["delivery_reasons"]) == (delivery == "canonical")
+    if delivered is not None:
+        with Image.open(delivered) as written:
+            assert written.mode == "RGB"
+    (row,) = rows(run("scan", name, "--json", "--policy", policy(rules) if rules else policy()))
+    assert row["delivered"] == (name if delivery == "original" else None), "without --out nothing is written"
+
+
 def test_out_mirrors_folders_and_writes_heat_maps_and_masked_images():
     image(Path("in/sub/a.png"))
     image(Path("in/a.png"), 1)
     assert run("scan", "in", "--out", "out", "--policy", policy(ALL_MASKED)).exit_code == 1
     written = sorted(str(path) for path in Path("out").rglob("*.png"))
     assert written == [
-        "out/in/a.png.heat.png",
-        "out/in/a.png.masked.png",
-        "out/in/sub/a.png.heat.png",
-        "out/in/sub/a.png.masked.png",
+        f"out/in/{name}.png.{what}.png" for name in ("a", "sub/a") for what in ("delivered", "heat", "masked")
     ]
     assert Image.open("out/in/a.png.masked.png").size == (120, 80)
 

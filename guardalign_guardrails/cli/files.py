@@ -28,6 +28,7 @@ tga tif tiff webp
 SUFFIXES: Final = frozenset(f".{name}" for name in _NAMES.split())
 _BMP_HEADERS: Final = (12, 16, 40, 52, 56, 64, 108, 124)
 _LONGEST_NAME: Final = 180
+_ENDINGS: Final = {"JPEG": "jpg", "PNG": "png", "TIFF": "tiff"}
 
 
 @dataclass(frozen=True)
@@ -140,8 +141,20 @@ class OutputFolder:
         Raises:
             CommandError: It cannot be written.
         """
-        target = self._free(place, what)
+        target = self._free(place, f"{what}.png")
         write_png(image, target)
+        return target
+
+    def save_encoded(self, data: bytes, place: PurePath, what: str) -> Path:
+        """The same for an encoded image, whose name ends as its format asks.
+
+        Raises:
+            CommandError: It cannot be written.
+        """
+        from guardalign_guardrails.images.containers import sniff
+
+        target = self._free(place, f"{what}.{_ENDINGS.get(sniff(data) or '', 'bin')}")
+        _write(data, target)
         return target
 
     def _free(self, place: PurePath, what: str) -> Path:
@@ -151,7 +164,7 @@ class OutputFolder:
         number = 1
         while True:
             mark = f"~{number}" if number > 1 else ""
-            target = self._folder / place.parent / f"{name}{mark}.{what}.png"
+            target = self._folder / place.parent / f"{name}{mark}.{what}"
             key = str(target).casefold()
             if key not in self._taken and _identity(str(target)) not in self._inputs:
                 self._taken.add(key)
@@ -167,11 +180,15 @@ def write_png(image: Image, target: Path) -> None:
     """
     from guardalign_guardrails.images import encode_png
 
+    _write(encode_png(image), target)
+
+
+def _write(data: bytes, target: Path) -> None:
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, prefix=".guardalign-", delete=False) as file:
             try:
-                file.write(encode_png(image))
+                file.write(data)
                 file.close()
                 # Temporary files are private; outputs are as readable as the user's other files.
                 Path(file.name).chmod(0o666 & ~_umask())

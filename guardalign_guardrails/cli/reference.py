@@ -44,10 +44,12 @@ class Scored:
 
     Attributes:
         scores: Image-level score of the best category and worst view, one for each distinct image.
+        tiled: The same with the image's tiles among the views; empty if tiles were not looked at.
         skipped: How many files were left out, by reason.
     """
 
     scores: list[float] = field(default_factory=list)
+    tiled: list[float] = field(default_factory=list)
     skipped: Counter[str] = field(default_factory=Counter)
 
     def summary(self, kind: str) -> str:
@@ -67,6 +69,13 @@ def reference(
     ] = None,
     name: Annotated[str | None, typer.Option("--name", help="Name for reports; the folder's if not given.")] = None,
     note: Annotated[str, typer.Option("--note", help="Where the images came from.")] = "",
+    tiles: Annotated[
+        bool,
+        typer.Option(
+            "--tiles/--no-tiles",
+            help="Look at four tiles of each image too, which large images are compared with; takes five times as long.",
+        ),
+    ] = True,
     encoder: EncoderOption = "offline",
     policy: PolicyOption = None,
     scoring: ScoringOption = None,
@@ -84,9 +93,16 @@ def reference(
 
     detector = Detector(chosen, ready, platformdirs.user_cache_path("guardalign"), chosen_scorer(scoring))
     key = detector.profile_key
-    scored = _score(detector, images, "benign")
+    scored = _score(detector, images, "benign", tiles=tiles)
     print(scored.summary("benign"))
-    profile = make_profile(scored.scores, key, name=name or benign.resolve().name, encoder_name=ready.name, note=note)
+    profile = make_profile(
+        scored.scores,
+        key,
+        name=name or benign.resolve().name,
+        encoder_name=ready.name,
+        note=note,
+        tiled=scored.tiled,
+    )
     target = out or user_profiles() / profile_file_name(key)
     try:
         profile.save(target)
@@ -104,7 +120,7 @@ def reference(
         )
     unsafe_scores: list[float] | None = None
     if unsafe:
-        found = _score(detector, others, "unsafe")
+        found = _score(detector, others, "unsafe", tiles=False)
         print(found.summary("unsafe"))
         unsafe_scores = found.scores
     _print_rates(profile, unsafe_scores)
@@ -119,7 +135,7 @@ def _found(folder: Path, what: str) -> list[Found]:
     return images
 
 
-def _score(detector: Detector, pil_images: Sequence[Found], what: str) -> Scored:
+def _score(detector: Detector, pil_images: Sequence[Found], what: str, *, tiles: bool) -> Scored:
     from guardalign_guardrails.images import decode
 
     result = Scored()
@@ -140,17 +156,21 @@ def _score(detector: Detector, pil_images: Sequence[Found], what: str) -> Scored
                     continue
                 seen.add(image.digest)
                 images.append(image)
-            _add(detector, images, result)
+            _add(detector, images, result, tiles=tiles)
             advance(len(chunk))
     return result
 
 
-def _add(detector: Detector, images: Sequence[DecodedImage], result: Scored) -> None:
+def _add(detector: Detector, images: Sequence[DecodedImage], result: Scored, *, tiles: bool) -> None:
     """Score images together, and one by one if that fails, so that one that cannot be scored is left out alone."""
+    from guardalign_guardrails.guarding.views import reference_tiles
+
     if not images:
         return
     try:
         maps, _ = detector.detect([view.pixels for image in images for view in image.views])
+        parts = [tile for image in images for tile in reference_tiles(image.flattened)] if tiles else []
+        tile_maps, _ = detector.detect(parts)
     except GuardAlignError:
         raise
     except Exception as error:  # noqa: BLE001  whatever an encoder raises, this image cannot be scored
@@ -158,11 +178,16 @@ def _add(detector: Detector, images: Sequence[DecodedImage], result: Scored) -> 
             result.skipped[f"failed ({type(error).__name__})"] += 1
         else:
             for image in images:
-                _add(detector, [image], result)
+                _add(detector, [image], result, tiles=tiles)
         return
     scores = iter([float(score_map.image_scores.max()) for score_map in maps])
     for image in images:
         result.scores.append(max(next(scores) for _ in image.views))
+    if tiles:
+        highest = [float(score_map.image_scores.max()) for score_map in tile_maps]
+        each = len(highest) // len(images)
+        for place, score in enumerate(result.scores[-len(images) :]):
+            result.tiled.append(max(score, *highest[place * each : (place + 1) * each]))
 
 
 def _print_rates(profile: Profile, unsafe: Sequence[float] | None) -> None:

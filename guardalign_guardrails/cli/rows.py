@@ -24,16 +24,16 @@ _SCORE_DIGITS = 7
 _PIXEL_DIGITS = 2
 
 
-def row(path: str, verdict: Verdict) -> Row:
+def row(path: str, verdict: Verdict, delivered: str | None = None) -> Row:
     """One image's row, with only what JSON can hold.
 
     Args:
         path: As the user gave it, joined with what was found below a folder.
         verdict: The finding.
+        delivered: Where what goes on was written; None if it was not.
     """
     return {
-        # Names that are not UTF-8 cannot be written as JSON text; their odd bytes are written out.
-        "path": path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"),
+        "path": _text(path),
         "digest": verdict.digest or None,
         "score": _number(verdict.score),
         "p_value": _number(verdict.p_value),
@@ -50,6 +50,9 @@ def row(path: str, verdict: Verdict) -> Row:
             }
             for region in verdict.regions
         ],
+        "delivery": verdict.delivery,
+        "delivery_reasons": list(verdict.delivery_reasons),
+        "delivered": _text(path if verdict.delivery == "original" else delivered),
         "error": verdict.uninspectable or verdict.failure,
     }
 
@@ -91,6 +94,11 @@ def _taken_output() -> Iterator[TextIO]:
     finally:
         with contextlib.suppress(BrokenPipeError):
             stream.close()
+
+
+def _text(path: str | None) -> str | None:
+    # Names that are not UTF-8 cannot be written as JSON text; their odd bytes are written out.
+    return None if path is None else path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _number(value: float | None) -> float | None:

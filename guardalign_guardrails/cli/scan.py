@@ -6,7 +6,6 @@ Memory holds one chunk of images, however many there are.
 from __future__ import annotations
 
 import contextlib
-import io
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -15,7 +14,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final, cast
 
 import typer
-from PIL import Image
 
 from guardalign_guardrails.actions import Source
 from guardalign_guardrails.cli.console import printable, progress, report
@@ -36,7 +34,7 @@ from guardalign_guardrails.verdict import Verdict
 if TYPE_CHECKING:
     from guardalign_guardrails import CheckResult, Guard
 
-Show = Callable[[str, Verdict], None]
+Show = Callable[[str, Verdict, str | None], None]
 
 ACTED: Final = 1
 _AT_ONCE: Final = 8
@@ -54,7 +52,10 @@ def scan(
     paths: Annotated[list[str], typer.Argument(metavar="PATH...", help="Image files and folders.")],
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object a line on standard output.")] = False,
     out: Annotated[
-        Path | None, typer.Option("--out", metavar="DIR", help="Write heat maps and masked images below this folder.")
+        Path | None,
+        typer.Option(
+            "--out", metavar="DIR", help="Write heat maps and what goes on in an image's place below this folder."
+        ),
     ] = None,
     encoder: EncoderOption = "offline",
     policy: PolicyOption = None,
@@ -77,9 +78,8 @@ def scan(
             for item, checked in _checked(guard, found, source, advance):
                 actions[checked.verdict.action] += 1
                 unread += checked.verdict.score is None
-                if output:
-                    _save(guard, output, item, checked, source)
-                show(item.path, checked.verdict)
+                delivered = _save(guard, output, item, checked, source) if output else None
+                show(item.path, checked.verdict, delivered)
     if not as_json:
         counts = ", ".join(f"{count} {action}" for action, count in sorted(actions.items()))
         report(
@@ -102,28 +102,33 @@ def _checked(
             advance(1)
 
 
-def _save(guard: Guard, output: OutputFolder, item: Found, checked: CheckResult, source: Source) -> None:
-    """The heat map of an image that was scored, and the image that takes its place if there is one."""
+def _save(guard: Guard, output: OutputFolder, item: Found, checked: CheckResult, source: Source) -> str | None:
+    """Write the heat map of an image that was scored, and what goes on in its place; say where the latter is."""
     from guardalign_guardrails.explain import heat_map, heat_scale, scored_view
     from guardalign_guardrails.images import decode
 
     verdict = checked.verdict
-    if verdict.action == "mask":
-        output.save(Image.open(io.BytesIO(cast("bytes", checked.output))), item.place, "masked")
+    delivered = None
+    if verdict.delivery in ("canonical", "masked"):
+        data = cast("bytes", checked.output)
+        delivered = str(output.save_encoded(data, item.place, "delivered"))
+        if verdict.delivery == "masked":
+            output.save_encoded(data, item.place, "masked")
     if verdict.score is None:
-        return
+        return delivered
     try:
         # The guard keeps no pixels, so they are read again.
         image = scored_view(decode(Path(item.path), guard.limits), verdict)
     except ImageDecodeError:
         report(f"{item.path}: changed or gone since it was scored; no heat map.")
-        return
+        return delivered
     scale = heat_scale(guard.policy, guard.profile, source, guard.detector.scorer)
     output.save(heat_map(image, verdict, scale), item.place, "heat")
+    return delivered
 
 
 def _json(write: Callable[[dict[str, object]], None]) -> Show:
-    return lambda path, verdict: write(row(path, verdict))
+    return lambda path, verdict, delivered: write(row(path, verdict, delivered))
 
 
 @contextlib.contextmanager
@@ -139,7 +144,7 @@ def _lines() -> Iterator[Show]:
         return
     table = Table("action", "score", "p-value", "category", "image", box=None, pad_edge=False)
 
-    def add(path: str, verdict: Verdict) -> None:
+    def add(path: str, verdict: Verdict, _: str | None) -> None:
         action, *others, name = _cells(path, verdict)
         table.add_row(Text(action, style=_COLOURS[verdict.action]), *map(Text, others), Text(name, overflow="fold"))
 
@@ -151,7 +156,7 @@ def _lines() -> Iterator[Show]:
             console.print(table)
 
 
-def _print_line(path: str, verdict: Verdict) -> None:
+def _print_line(path: str, verdict: Verdict, _: str | None) -> None:
     sys.stdout.write("\t".join(_cells(path, verdict)) + "\n")
     sys.stdout.flush()
 

@@ -119,9 +119,9 @@ class _OpenedBlock:
 def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     """Check turns; all images of all of them make one batch.
 
-    An image is masked in its own dialect, replaced by a notice or, where only an image may stand, by a black one
-    (``route``, ``block``), or stays. One that stays is inlined if it was fetched, and re-encoded if its base64 is
-    ambiguous, so that a model sees the very bytes that were checked.
+    An image is replaced in its own dialect by the masked or canonical one, by a notice or, where only an image may
+    stand, by a black one (``route``, ``block``), or stays. One that stays is inlined if it was fetched, and re-encoded
+    if its base64 is ambiguous, so that a model sees the very bytes that were checked.
 
     Args:
         guard: Checks, and fetches if its policy says so.
@@ -147,7 +147,7 @@ async def ascreen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
 
 def notice_for(verdict: Verdict) -> str:
     """What a model reads in the place of what is withheld."""
-    return UNCHECKED_NOTICE if verdict.finding == "unchecked" else NOTICE
+    return NOTICE if verdict.finding == "unsafe" else UNCHECKED_NOTICE
 
 
 def _screened(guard: Guard, turns: Sequence[Turn], found: Sequence[Sequence[MediaBlock]]) -> list[Screened]:
@@ -220,7 +220,7 @@ def _replacement(old: Any, opened: _OpenedBlock, result: CheckResult, *, is_enfo
         return text_in_place_of(old, notice_for(result.verdict))
     if reading.write is None:
         return None
-    if result.verdict.action == "mask":
+    if result.verdict.delivery in ("masked", "canonical"):
         return reading.write(_encoded(result), result.mime_type)
     if opened.is_open and isinstance(opened.payload, bytes) and is_enforced and sniff(opened.payload) is not None:
         return reading.write(_encoded(result), result.mime_type)
@@ -228,8 +228,9 @@ def _replacement(old: Any, opened: _OpenedBlock, result: CheckResult, *, is_enfo
 
 
 def _is_withheld(opened: _OpenedBlock, result: CheckResult) -> bool:
-    """Whether nothing of an image is passed on: it is blocked, or cannot be masked where it stands."""
-    return result.is_blocked or (result.verdict.action == "mask" and opened.block.reading.write is None)
+    """Whether nothing of an image is passed on: it is blocked, or nothing else can be written where it stands."""
+    is_replaced = result.verdict.delivery in ("masked", "canonical")
+    return result.is_blocked or (is_replaced and opened.block.reading.write is None)
 
 
 def _encoded(result: CheckResult) -> bytes:

@@ -17,7 +17,7 @@ from PIL import Image
 from guardalign_guardrails.detection.anchors import AnchorBank, build_bank
 from guardalign_guardrails.detection.encoders.base import Encoder
 from guardalign_guardrails.detection.reference import ProfileKey
-from guardalign_guardrails.detection.regions import cut
+from guardalign_guardrails.detection.regions import cut, reach
 from guardalign_guardrails.detection.scoring import Pair, ScoreMap, Scorer, TransportScorer
 from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.policy.detection import RegionConfig
@@ -71,6 +71,11 @@ class Detector:
     def regions(self) -> RegionConfig:
         """How images are cut."""
         return self.scorer.regions_for(self.encoder, self.policy.regions)
+
+    @property
+    def reach(self) -> int:
+        """Longest side in pixels up to which one look at an image sees it in full detail; may load the encoder."""
+        return reach(self.encoder, self.regions)
 
     @property
     def profile_key(self) -> ProfileKey:

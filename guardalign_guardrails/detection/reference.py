@@ -11,12 +11,14 @@ import bisect
 import hashlib
 import itertools
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import platformdirs
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -76,6 +78,26 @@ class ProfileKey(BaseModel):
         return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()
 
 
+@dataclass(frozen=True)
+class Looks:
+    """How often an image was looked at: each look is another chance for a benign image to score high.
+
+    Attributes:
+        readings: How many different images readers may make of it, frames included, at least 1.
+        tiles: In how many tiles one of them was looked at in detail, beside the whole.
+    """
+
+    readings: int = 1
+    tiles: int = 0
+
+
+ONE_LOOK: Final = Looks()
+"""The whole image, which has one reading."""
+
+TILES: Final = 4
+"""How many tiles the reference images were looked at in."""
+
+
 class Profile(BaseModel):
     """Scores of benign images under one encoder, policy and scoring.
 
@@ -85,6 +107,8 @@ class Profile(BaseModel):
         key: What the profile is valid for.
         note: Where the images came from.
         scores: Image-level score of the best category of each benign image, ascending.
+        tiled: The same where each image was looked at as a whole and in four tiles, and the highest score counts; empty
+            if that was not done.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -94,8 +118,9 @@ class Profile(BaseModel):
     key: ProfileKey
     note: str = ""
     scores: tuple[float, ...] = Field(min_length=1)
+    tiled: tuple[float, ...] = ()
 
-    @field_validator("scores")
+    @field_validator("scores", "tiled")
     @classmethod
     def _scores_ascend(cls, scores: tuple[float, ...]) -> tuple[float, ...]:
         if any(not (a <= b) for a, b in itertools.pairwise(scores)):
@@ -107,19 +132,40 @@ class Profile(BaseModel):
         """Smallest p-value the profile can give, 1 / (n + 1); rates below it can never be met."""
         return 1.0 / (len(self.scores) + 1)
 
-    def p_value(self, score: float) -> float:
-        """Share of benign images that score at least as high, the image itself counted among them, in (0, 1]."""
-        at_least = len(self.scores) - bisect.bisect_left(self.scores, round(score, _DIGITS))
-        return (1 + at_least) / (len(self.scores) + 1)
+    def p_value(self, score: float, looks: Looks = ONE_LOOK) -> float:
+        """Probability that a benign image scores at least as high when it is looked at as often, in (0, 1].
 
-    def threshold(self, rate: float) -> float:
+        It is the share of benign images that score at least as high, the image itself counted among them, times the
+        number of looks that the reference does not have (Bonferroni): of several readings the highest score counts.
+
+        Args:
+            score: Image-level score, the highest over all looks.
+            looks: How often the image was looked at.
+        """
+        scores, factor = self._reference(looks)
+        at_least = len(scores) - bisect.bisect_left(scores, round(score, _DIGITS))
+        return min(1.0, factor * (1 + at_least) / (len(scores) + 1))
+
+    def threshold(self, rate: float, looks: Looks = ONE_LOOK) -> float:
         """The score from which the p-value is at most ``rate``; infinity if the profile cannot resolve the rate."""
-        allowed = int(rate * (len(self.scores) + 1) + 1e-9) - 1
+        scores, factor = self._reference(looks)
+        allowed = int(rate / factor * (len(scores) + 1) + 1e-9) - 1
         if allowed < 0:
             return float("inf")
-        if allowed >= len(self.scores):
+        if allowed >= len(scores):
             return float("-inf")
-        return round(self.scores[len(self.scores) - 1 - allowed] + 0.1**_DIGITS, _DIGITS)
+        return round(scores[len(scores) - 1 - allowed] + 0.1**_DIGITS, _DIGITS)
+
+    def most_readings(self, rate: float, tiles: int = 0) -> int:
+        """The most readings of an image with which a p-value can still be as small as ``rate``; 0 for none."""
+        scores, factor = self._reference(Looks(1, tiles))
+        return int(rate * (len(scores) + 1) / factor + 1e-9)
+
+    def _reference(self, looks: Looks) -> tuple[tuple[float, ...], int]:
+        """The benign scores to compare with, and how many times as many looks the image had."""
+        if looks.tiles and self.tiled:
+            return self.tiled, looks.readings * math.ceil(looks.tiles / TILES)
+        return self.scores, looks.readings * (1 + looks.tiles)
 
     def save(self, path: Path) -> None:
         """Write the profile as JSON; parent folders are made."""
@@ -147,8 +193,16 @@ class Profile(BaseModel):
             raise ProfileError(f"{path} is not a reference profile; make one with 'guardalign reference'.") from error
 
 
-def make_profile(scores: Iterable[float], key: ProfileKey, *, name: str, encoder_name: str, note: str = "") -> Profile:
-    """A profile from the image-level scores of benign images.
+def make_profile(
+    scores: Iterable[float],
+    key: ProfileKey,
+    *,
+    name: str,
+    encoder_name: str,
+    note: str = "",
+    tiled: Iterable[float] = (),
+) -> Profile:
+    """A profile from the image-level scores of benign images; ``tiled`` as in `Profile`.
 
     Raises:
         ProfileError: There are no scores.
@@ -156,7 +210,8 @@ def make_profile(scores: Iterable[float], key: ProfileKey, *, name: str, encoder
     ascending: Sequence[float] = sorted(round(score, _DIGITS) for score in scores)
     if not ascending:
         raise ProfileError("No benign image could be scored; give a folder with readable images.")
-    return Profile(name=name, encoder_name=encoder_name, key=key, note=note, scores=tuple(ascending))
+    both = tuple(sorted(round(score, _DIGITS) for score in tiled))
+    return Profile(name=name, encoder_name=encoder_name, key=key, note=note, scores=tuple(ascending), tiled=both)
 
 
 def user_profiles() -> Path:

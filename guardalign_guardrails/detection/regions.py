@@ -57,6 +57,13 @@ class Regions:
     layout: Layout
 
 
+def reach(encoder: Encoder, config: RegionConfig) -> int:
+    """Longest side in pixels up to which an image cut this way is seen in full detail."""
+    if config.method == "grid":
+        return max(config.scales) * encoder.side
+    return max(scale or encoder.side for scale in config.scales)
+
+
 def cut(encoder: Encoder, images: Sequence[Image.Image], config: RegionConfig) -> list[Regions]:
     """Cut images into regions and encode them.
 

@@ -1,4 +1,4 @@
-"""From decoded images to outcomes: detect, decide, mask, score again, escalate.
+"""From delivery plans to outcomes: detect, decide, mask, score again, escalate.
 
 Keeps nothing and catches nothing: the guard owns caches and failure rules.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from typing import Final
 
 from PIL import Image
@@ -15,81 +15,120 @@ from PIL import Image
 from guardalign_guardrails.actions import Source, is_at_least_mask
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.extent import outermost, unsafe_boxes
-from guardalign_guardrails.detection.reference import Profile
+from guardalign_guardrails.detection.reference import Looks, Profile
 from guardalign_guardrails.detection.scoring import ScoreMap
 from guardalign_guardrails.guarding.decide import ImageDecision, decide, mask_thresholds
+from guardalign_guardrails.guarding.delivery import DeliveryPlan, DeliveryRecord, Sight, views_of
 from guardalign_guardrails.guarding.outcome import Outcome, in_pixels
-from guardalign_guardrails.images import STILL_VIEW, DecodedImage, coverage, mask_regions, still_digest
+from guardalign_guardrails.guarding.views import ScoredView, highest
+from guardalign_guardrails.images import STILL_VIEW, coverage, mask_regions, still_digest
 from guardalign_guardrails.policy import Masking, Policy
 from guardalign_guardrails.verdict import AfterMasking, Box
 
 _MASK_ROUNDS: Final = 3
 
 
+@dataclass(frozen=True, eq=False)
+class _Scored:
+    """Views of one image with their scores, placed in the image as displayed."""
+
+    views: Sequence[ScoredView]
+    maps: Sequence[ScoreMap] = field(repr=False)
+    looks: Looks
+
+    @property
+    def worst(self) -> int:
+        """Index of the view with the highest score."""
+        return max(range(len(self.maps)), key=lambda place: float(self.maps[place].image_scores.max()))
+
+
 def assess(
-    images: Sequence[tuple[DecodedImage, Source]], detector: Detector, policy: Policy, profile: Profile | None
+    plans: Sequence[tuple[DeliveryPlan, Source]],
+    detector: Detector,
+    policy: Policy,
+    profile: Profile | None,
+    sight: Sight,
 ) -> list[Outcome]:
     """Detect and decide; all views of all images are scored in one batch.
 
     Args:
-        images: Images with their sources, at least one.
+        plans: What goes on of each image, with its source, at least one.
         detector: Scores them.
         policy: Decides.
         profile: Reference profile; required by thresholds of kind ``false_positive_rate``.
+        sight: How closely masked images are looked at.
 
     Returns:
-        One outcome per image, in order; that of its worst view.
+        One outcome per image, in order. Of each category the highest score of all views counts.
 
     Raises:
         ArithmeticError: A score is not finite.
     """
-    views = [view for image, _ in images for view in image.views]
-    maps, timings = detector.detect([view.pixels for view in views])
-    stages = (("encode", timings.encode / len(images)), ("score", timings.score / len(images)))
-    remaining = iter(zip(views, maps, strict=True))
+    maps, timings = detector.detect([view.pixels for plan, _ in plans for view in plan.views])
+    stages = (("encode", timings.encode / len(plans)), ("score", timings.score / len(plans)))
+    remaining = iter(maps)
     outcomes = []
-    for image, source in images:
-        own = [next(remaining) for _ in image.views]
-        view, worst = max(own, key=lambda pair: float(pair[1].image_scores.max()))
-        decision = decide(worst.image_scores.tolist(), policy, profile, source)
-        outcome = Outcome(worst, view.name, decision, decision.action, reasons=decision.reasons, timings=stages)
-        if decision.action == "mask":
+    for plan, source in plans:
+        own = [view.placed(next(remaining)) for view in plan.views]
+        scored = _Scored(plan.views, own, Looks(plan.readings, plan.tiles))
+        outcome = replace(_outcome(scored, policy, profile, source), timings=stages, delivery=plan.record)
+        if outcome.proposed == "mask":
             started = time.perf_counter()
-            outcome = _masked(outcome, image, [m for _, m in own], source, detector, policy, profile)
+            outcome = _masked(outcome, plan, scored, source, detector, policy, profile, sight)
             took = (time.perf_counter() - started) * 1e3
             outcome = replace(outcome, timings=(*stages, ("mask", took)))
+        elif plan.digest is not None:
+            known = _outcome(_delivered(scored), policy, profile, source)
+            back = replace(known, delivery=DeliveryRecord(looked_at=plan.record.looked_at))
+            outcome = replace(outcome, follow_up=(plan.digest, back))
         outcomes.append(outcome)
     return outcomes
 
 
-def draw_mask(image: DecodedImage, boxes: Sequence[Box], rules: Masking) -> Image.Image:
-    """The image as an opaque still with boxes covered."""
-    return mask_regions(image.flattened, boxes, fill=rules.fill, colour=rules.colour, feather=rules.feather)
+def draw_mask(plan: DeliveryPlan, boxes: Sequence[Box], rules: Masking) -> Image.Image:
+    """What goes on of an image, as a still with boxes covered; boxes are in pixels of the image as displayed."""
+    across, down = plan.still.width / plan.size[0], plan.still.height / plan.size[1]
+    scaled = [(left * across, top * down, right * across, bottom * down) for left, top, right, bottom in boxes]
+    return mask_regions(plan.still, scaled, fill=rules.fill, colour=rules.colour, feather=rules.feather)
+
+
+def _outcome(scored: _Scored, policy: Policy, profile: Profile | None, source: Source) -> Outcome:
+    decision = decide(highest(scored.maps), policy, profile, source, scored.looks)
+    worst = scored.worst
+    return Outcome(scored.maps[worst], scored.views[worst].name, decision, decision.action, reasons=decision.reasons)
+
+
+def _delivered(scored: _Scored) -> _Scored:
+    """The views of what goes on, without the image's other readings."""
+    own = [(view, m) for view, m in zip(scored.views, scored.maps, strict=True) if view.is_delivered]
+    tiles = scored.looks.tiles
+    return _Scored([view for view, _ in own], [m for _, m in own], Looks(len(own) - tiles, tiles))
 
 
 def _masked(
     outcome: Outcome,
-    image: DecodedImage,
-    maps: Sequence[ScoreMap],
+    plan: DeliveryPlan,
+    scored: _Scored,
     source: Source,
     detector: Detector,
     policy: Policy,
     profile: Profile | None,
+    sight: Sight,
 ) -> Outcome:
     """Cover what is unsafe, score again, cover what is left, and escalate if something is still unsafe."""
     rules = policy.masking
-    thresholds = mask_thresholds(policy, profile, source)
     boxes: list[Box] = []
     for rounds in range(1, _MASK_ROUNDS + 1):  # noqa: B007  counted for the report
-        for score_map in maps:
-            boxes += [in_pixels(box, image.size) for box in unsafe_boxes(score_map, thresholds, rules.extent)]
+        thresholds = mask_thresholds(policy, profile, source, scored.looks)
+        for score_map in scored.maps:
+            boxes += [in_pixels(box, plan.size) for box in unsafe_boxes(score_map, thresholds, rules.extent)]
         boxes = outermost(boxes)
-        covered = coverage(boxes, image.size)
+        covered = coverage(boxes, plan.size)
         again: ImageDecision | None = None
         if rules.rescore and covered <= rules.max_coverage:
-            drawn = draw_mask(image, boxes, rules)
-            maps, _ = detector.detect([drawn])
-            again = decide(maps[0].image_scores.tolist(), policy, profile, source)
+            drawn = draw_mask(plan, boxes, rules)
+            scored = _scored_still(drawn, detector, sight)
+            again = decide(highest(scored.maps), policy, profile, source, scored.looks)
         is_clean = covered <= rules.max_coverage and (again is None or not is_at_least_mask(again.action))
         if is_clean or covered > rules.max_coverage:
             break
@@ -101,7 +140,10 @@ def _masked(
         is_clean=is_clean,
     )
     if is_clean:
-        known = None if again is None else (still_digest(drawn), _known(maps[0], again))
+        known = None
+        if again is not None:
+            back = _outcome(scored, policy, profile, source)
+            known = (still_digest(drawn), replace(back, delivery=DeliveryRecord(looked_at=max(drawn.size))))
         return replace(
             outcome, masks=tuple(boxes), after=after, drawn=None if again is None else drawn, follow_up=known
         )
@@ -111,6 +153,7 @@ def _masked(
     return replace(outcome, proposed=rules.escalate_to, masks=tuple(boxes), after=after, reasons=reasons)
 
 
-def _known(score_map: ScoreMap, decision: ImageDecision) -> Outcome:
-    """Outcome of a masked image, which is an opaque still."""
-    return Outcome(score_map, STILL_VIEW, decision, decision.action, reasons=decision.reasons)
+def _scored_still(still: Image.Image, detector: Detector, sight: Sight) -> _Scored:
+    views = views_of(still, STILL_VIEW, sight)
+    maps, _ = detector.detect([view.pixels for view in views])
+    return _Scored(views, [view.placed(m) for view, m in zip(views, maps, strict=True)], Looks(1, len(views) - 1))

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,6 +22,7 @@ import platformdirs
 from typing_extensions import Self
 
 from guardalign_guardrails.actions import SOURCES, Source
+from guardalign_guardrails.consumers import load_consumers
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import Encoder, load_encoder
 from guardalign_guardrails.detection.reference import Profile
@@ -30,6 +31,7 @@ from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError
 from guardalign_guardrails.fetch import Fetcher
 from guardalign_guardrails.guarding.assess import assess
 from guardalign_guardrails.guarding.cache import VerdictCache
+from guardalign_guardrails.guarding.delivery import DeliveryPlan, Sight, image_key, plan_delivery
 from guardalign_guardrails.guarding.forks import mark_use
 from guardalign_guardrails.guarding.outcome import Failure, Outcome
 from guardalign_guardrails.guarding.pickles import check_pickles
@@ -38,7 +40,7 @@ from guardalign_guardrails.guarding.reading import ReadImage, read_all
 from guardalign_guardrails.guarding.report import Reporter
 from guardalign_guardrails.guarding.result import CheckResult, ImageOutput
 from guardalign_guardrails.guarding.workers import Workers
-from guardalign_guardrails.images import DecodedImage, ImageLimits, ImageSource, decode
+from guardalign_guardrails.images import ImageLimits, ImageSource, decode
 from guardalign_guardrails.policy import Policy, SourceRule
 
 logger = logging.getLogger(__name__)
@@ -46,6 +48,40 @@ logger = logging.getLogger(__name__)
 _IMAGES_AT_ONCE = 16
 
 _Key = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What some bytes were decoded to before.
+
+    Attributes:
+        key: Names the image and its delivery.
+        digest: Of its pixels.
+        size: Width and height in pixels as displayed.
+    """
+
+    key: str
+    digest: str
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class _Opened:
+    """An image that was decoded.
+
+    Attributes:
+        key: Its key in the verdict cache.
+        digest: Of its pixels.
+        plan: What goes on of it.
+        known: Its outcome, if it was scored before.
+        took_ms: How long reading, decoding and planning took, in milliseconds.
+    """
+
+    key: _Key
+    digest: str
+    plan: DeliveryPlan = field(repr=False)
+    known: Outcome | None
+    took_ms: float
 
 
 class Guard:
@@ -86,8 +122,8 @@ class Guard:
         self.policy = Policy.load(policy) if isinstance(policy, Path | str) else policy or Policy.default()
         self.limits = limits or ImageLimits()
         self.cache: VerdictCache[Outcome] = VerdictCache() if cache is None else cache
-        # Digest and size of the image that some bytes stand for.
-        self._seen: VerdictCache[tuple[str, tuple[int, int]]] = VerdictCache()
+        # The image that some bytes stand for.
+        self._seen: VerdictCache[_Known] = VerdictCache()
         self.detector = Detector(
             self.policy,
             load_encoder(encoder) if isinstance(encoder, str) else encoder,
@@ -114,6 +150,7 @@ class Guard:
             for source in SOURCES
         }
         self._identity = ""
+        self._sight: Sight | None = None
         self._preparing = threading.Lock()
         timeout_s = self.policy.failure.timeout_s
         self._workers: Workers[_Key, Outcome | Failure] | None = None if timeout_s is None else Workers(timeout_s)
@@ -178,7 +215,9 @@ class Guard:
             key = self.detector.profile_key
             self._profile = fitting_profile(self.policy, key, self._given_profile, self.detector.encoder.name)
             _ = self.detector.bank
-            parts = (self._policy_fingerprint, key.digest, str(self._profile and self._profile.scores))
+            self._sight = Sight(self.detector.reach, self.policy.max_tiles, load_consumers(self.policy.consumers))
+            benign = self._profile and (self._profile.scores, self._profile.tiled)
+            parts = (self._policy_fingerprint, key.digest, str(benign))
             self._identity = hashlib.sha256("|".join(parts).encode()).hexdigest()
 
     def redact(self, image: ImageSource, *, source: Source = "user") -> ImageOutput:
@@ -270,85 +309,100 @@ class Guard:
         return [results[place] for place in range(len(images))]
 
     def _recall(self, read: ReadImage) -> CheckResult | None:
-        """The result for bytes seen before, without decoding them; None if it is not known or a mask must be drawn.
+        """The result for bytes seen before, without decoding them; None if it is not known or other pixels go on.
 
         An agent sends its whole history with every call to its model, and decoding a photo can take longer than all
         else.
         """
         seen = self._seen.get((read.digest,)) if read.digest else None
-        outcome = None if seen is None else self.cache.get(self._key(seen[0], read.source))
-        if seen is None or outcome is None or outcome.proposed == "mask":
+        outcome = None if seen is None else self.cache.get(self._key(seen.key, read.source))
+        if seen is None or outcome is None:
             return None
-        return self.reporter.recalled(read, *seen, outcome)
+        is_blocked = outcome.proposed in ("route", "block")
+        if outcome.proposed == "mask" or (outcome.delivery.kind == "canonical" and not is_blocked):
+            return None
+        return self.reporter.recalled(read, seen.digest, seen.size, outcome)
 
     def _check_new(self, reads: Sequence[ReadImage], *, keep_pixels: bool) -> dict[int, CheckResult]:
         """Results by place, of images that all have to be decoded."""
-        decoded = [self._decode(read) for read in reads]
-        keys = [self._key(image.digest, read.source) for (image, _), read in zip(decoded, reads, strict=True)]
-        known: dict[_Key, Outcome | Failure] = {}
-        new: dict[_Key, tuple[DecodedImage, Source]] = {}
-        for (image, _), read, key in zip(decoded, reads, keys, strict=True):
-            if isinstance(image, Failure) or key in known or key in new:
-                continue
-            if (hit := self.cache.get(key)) is None:
-                new[key] = (image, read.source)
-            else:
-                known[key] = hit
+        opened = [self._open(read) for read in reads]
+        new = {
+            each.key: (each.plan, read.source)
+            for each, read in zip(opened, reads, strict=True)
+            if isinstance(each, _Opened) and each.known is None
+        }
         fresh = self._outcomes(new)
         results = {}
-        for (image, took_ms), read, key in zip(decoded, reads, keys, strict=True):
-            if isinstance(image, Failure):
-                result = self.reporter.failed(image, read, took_ms=took_ms)
-            elif isinstance(outcome := fresh.get(key) or known[key], Failure):
-                result = self.reporter.failed(outcome, read, image.size, took_ms=took_ms)
-            else:
-                result = self.reporter.scored(read, image, outcome, took_ms=took_ms, is_cached=key in known)
-            results[read.place] = (
-                replace(result, _decoded=image.flattened) if keep_pixels and isinstance(image, DecodedImage) else result
+        for each, read in zip(opened, reads, strict=True):
+            if isinstance(each, Failure):
+                results[read.place] = self.reporter.failed(each, read)
+                continue
+            outcome = each.known or fresh[each.key]
+            if isinstance(outcome, Failure):
+                failure = replace(outcome, digest=each.digest)
+                results[read.place] = self.reporter.failed(failure, read, each.plan.size, took_ms=each.took_ms)
+                continue
+            results[read.place] = self.reporter.scored(
+                read,
+                each.digest,
+                each.plan,
+                outcome,
+                took_ms=each.took_ms,
+                is_cached=each.known is not None,
+                keep_pixels=keep_pixels,
             )
         return results
 
-    def _decode(self, read: ReadImage) -> tuple[DecodedImage | Failure, float]:
+    def _open(self, read: ReadImage) -> _Opened | Failure:
+        """Decode an image and plan what goes on of it; its full-size pixels are let go unless they do."""
         if read.failure is not None or read.scored is None:
-            return read.failure or Failure("", self.policy.failure.uninspectable, uninspectable="unreadable"), 0.0
+            return read.failure or Failure("", self.policy.failure.uninspectable, uninspectable="unreadable")
         started = time.perf_counter()
-        result: DecodedImage | Failure
         try:
-            result = decode(read.scored, self.limits)
+            image = decode(read.scored, self.limits)
         except ImageDecodeError as error:
-            result = Failure(read.digest, self.policy.failure.uninspectable, uninspectable=error.reason)
-        else:
-            if read.digest:
-                self._seen.put((read.digest,), (result.digest, result.size))
-        return result, read.took_ms + (time.perf_counter() - started) * 1e3
+            return Failure(read.digest, self.policy.failure.uninspectable, uninspectable=error.reason)
+        name = image_key(image)
+        if read.digest:
+            self._seen.put((read.digest,), _Known(name, image.digest, image.size))
+        key = self._key(name, read.source)
+        known = self.cache.get(key)
+        is_quiet = None if known is None else not known.delivery.is_quieted
+        plan = plan_delivery(image, self.policy.delivery_for(read.source), self._prepared_sight, is_quiet=is_quiet)
+        took_ms = read.took_ms + (time.perf_counter() - started) * 1e3
+        return _Opened(key, image.digest, plan, known, took_ms)
+
+    @property
+    def _prepared_sight(self) -> Sight:
+        if self._sight is None:
+            raise GuardAlignError("The guard is not prepared.")
+        return self._sight
 
     def _key(self, digest: str, source: Source) -> _Key:
         return digest, self._rules[source], self._identity
 
-    def _outcomes(self, images: dict[_Key, tuple[DecodedImage, Source]]) -> dict[_Key, Outcome | Failure]:
+    def _outcomes(self, images: dict[_Key, tuple[DeliveryPlan, Source]]) -> dict[_Key, Outcome | Failure]:
         """Outcomes of new images by key, within the time limit if there is one."""
         if self._workers is None:
             return self._assess(images)
         ready = self._workers.run(list(images), lambda keys: self._assess({key: images[key] for key in keys}))
         rule = self.policy.failure.on_timeout
-        return {
-            key: ready.get(key) or Failure(image.digest, rule, failure="timeout") for key, (image, _) in images.items()
-        }
+        return {key: ready.get(key) or Failure("", rule, failure="timeout") for key in images}
 
-    def _assess(self, images: dict[_Key, tuple[DecodedImage, Source]]) -> dict[_Key, Outcome | Failure]:
+    def _assess(self, images: dict[_Key, tuple[DeliveryPlan, Source]]) -> dict[_Key, Outcome | Failure]:
         """Outcomes by key, which are kept; if the batch fails, each image is tried again alone."""
         if not images:
             return {}
         try:
-            outcomes = assess(list(images.values()), self.detector, self.policy, self._profile)
+            outcomes = assess(list(images.values()), self.detector, self.policy, self._profile, self._prepared_sight)
         except GuardAlignError:
             raise
         except Exception as error:  # noqa: BLE001  whatever fails in detection, the policy's failure rule decides
             if len(images) > 1:
                 return {key: outcome for one in images.items() for key, outcome in self._assess(dict([one])).items()}
-            ((key, (image, _)),) = images.items()
-            logger.error("Detection failed on image %s: %s", image.digest[:12], type(error).__name__)
-            return {key: Failure(image.digest, self.policy.failure.on_error, failure=type(error).__name__)}
+            (key,) = images
+            logger.error("Detection failed on image %s: %s", key[0][:12], type(error).__name__)
+            return {key: Failure("", self.policy.failure.on_error, failure=type(error).__name__)}
         for (key, (_, source)), outcome in zip(images.items(), outcomes, strict=True):
             # The next turn of a chat contains the masked image, which has been scored here.
             if outcome.follow_up is not None:

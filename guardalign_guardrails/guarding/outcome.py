@@ -6,12 +6,14 @@ The guard works with outcomes, which hold tensors and are kept in the verdict ca
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from PIL import Image
 
-from guardalign_guardrails.actions import Action, FailureAction, Mode
+from guardalign_guardrails.actions import Action, Delivery, FailureAction, Mode
 from guardalign_guardrails.detection.scoring import ScoreMap
 from guardalign_guardrails.guarding.decide import ImageDecision
+from guardalign_guardrails.guarding.delivery import DeliveryRecord
 from guardalign_guardrails.verdict import AfterMasking, Box, RegionFinding, Verdict
 
 
@@ -28,6 +30,7 @@ class Outcome:
         after: What the masked image scored.
         reasons: How it came about.
         timings: Milliseconds by stage.
+        delivery: How it was looked at, and what goes on if it may pass.
         drawn: The masked image; None if nothing was masked, or if it was not drawn.
         follow_up: Digest of the masked image and what is known of it; None if nothing was masked and scored again.
     """
@@ -40,6 +43,7 @@ class Outcome:
     after: AfterMasking | None = None
     reasons: tuple[str, ...] = ()
     timings: tuple[tuple[str, float], ...] = ()
+    delivery: DeliveryRecord = DeliveryRecord()
     drawn: Image.Image | None = None
     follow_up: tuple[str, Outcome] | None = None
 
@@ -75,10 +79,18 @@ def scored_verdict(blank: Verdict, outcome: Outcome, size: tuple[int, int], *, i
         is_cached: Whether the outcome came from the cache; its timings are then left out.
         mode: Whether the proposed action is taken.
     """
+    record = outcome.delivery
+    proposed = _delivery(outcome.proposed, record.kind)
     return blank.model_copy(
         update={
             "action": outcome.proposed if mode == "enforce" else "allow",
             "proposed": outcome.proposed,
+            "delivery": proposed if mode == "enforce" else "original",
+            "delivery_proposed": proposed,
+            "delivery_reasons": record.reasons,
+            "looked_at": record.looked_at,
+            "frame_count": record.frame_count,
+            "frames_seen": record.frames_seen,
             "score": outcome.decision.score,
             "p_value": outcome.decision.p_value,
             "category": outcome.decision.category,
@@ -97,15 +109,24 @@ def scored_verdict(blank: Verdict, outcome: Outcome, size: tuple[int, int], *, i
 def failed_verdict(blank: Verdict, failure: Failure, *, mode: Mode) -> Verdict:
     """Fill in a verdict for an image without an outcome."""
     what = f"uninspectable ({failure.uninspectable})" if failure.uninspectable else f"failed ({failure.failure})"
+    proposed = _delivery(failure.action, "original")
     return blank.model_copy(
         update={
             "action": failure.action if mode == "enforce" else "allow",
             "proposed": failure.action,
+            "delivery": proposed if mode == "enforce" else "original",
+            "delivery_proposed": proposed,
             "uninspectable": failure.uninspectable,
             "failure": failure.failure,
             "reasons": (f"{what}: the policy says {failure.action}",),
         }
     )
+
+
+def _delivery(action: Action, if_passed: Literal["original", "canonical"]) -> Delivery:
+    if action in ("route", "block"):
+        return "none"
+    return "masked" if action == "mask" else if_passed
 
 
 def in_pixels(box: tuple[float, float, float, float], size: tuple[int, int]) -> Box:

@@ -9,10 +9,10 @@ from PIL import Image
 
 from guardalign_guardrails.actions import Source
 from guardalign_guardrails.guarding.assess import draw_mask
+from guardalign_guardrails.guarding.delivery import DeliveryPlan
 from guardalign_guardrails.guarding.outcome import Failure, Outcome, failed_verdict, scored_verdict
 from guardalign_guardrails.guarding.reading import ReadImage
 from guardalign_guardrails.guarding.result import CheckResult
-from guardalign_guardrails.images import DecodedImage
 from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.verdict import Verdict
 
@@ -36,19 +36,31 @@ class Reporter:
     profile: str | None
 
     def recalled(self, read: ReadImage, digest: str, size: tuple[int, int], outcome: Outcome) -> CheckResult:
-        """The result for bytes whose outcome is known and covers nothing."""
+        """The result for bytes whose outcome is known and which pass as they came, or not at all."""
         blank = self._blank(digest, read.source, read.took_ms)
         return CheckResult(scored_verdict(blank, outcome, size, is_cached=True, mode=self.policy.mode), read.scored)
 
     def scored(
-        self, read: ReadImage, image: DecodedImage, outcome: Outcome, *, took_ms: float, is_cached: bool
+        self,
+        read: ReadImage,
+        digest: str,
+        plan: DeliveryPlan,
+        outcome: Outcome,
+        *,
+        took_ms: float,
+        is_cached: bool,
+        keep_pixels: bool,
     ) -> CheckResult:
-        """The result for a decoded image."""
-        blank = self._blank(image.digest, read.source, took_ms)
-        verdict = scored_verdict(blank, outcome, image.size, is_cached=is_cached, mode=self.policy.mode)
-        if verdict.action != "mask":
-            return CheckResult(verdict, read.scored)
-        return CheckResult(verdict, read.scored, outcome.drawn or draw_mask(image, outcome.masks, self.policy.masking))
+        """The result for a decoded image; ``plan`` says what goes on of it if it may pass."""
+        blank = self._blank(digest, read.source, took_ms)
+        verdict = scored_verdict(blank, outcome, plan.size, is_cached=is_cached, mode=self.policy.mode)
+        if verdict.delivery == "masked":
+            return CheckResult(
+                verdict, read.scored, outcome.drawn or draw_mask(plan, outcome.masks, self.policy.masking)
+            )
+        if verdict.delivery == "canonical":
+            return CheckResult(verdict, read.scored, plan.still, plan.data)
+        return CheckResult(verdict, read.scored, _decoded=plan.still if keep_pixels and plan.still.size == plan.size else None)
 
     def failed(
         self,
@@ -60,7 +72,7 @@ class Reporter:
     ) -> CheckResult:
         """The result for an image without an outcome; where the policy masks it, a plain image of ``size``."""
         verdict = failed_verdict(self._blank(failure.digest, read.source, took_ms), failure, mode=self.policy.mode)
-        plain = Image.new("RGB", size, self.policy.masking.colour) if verdict.action == "mask" else None
+        plain = Image.new("RGB", size, self.policy.masking.colour) if verdict.delivery == "masked" else None
         return CheckResult(verdict, read.scored, plain)
 
     def _blank(self, digest: str, source: Source, decode_ms: float) -> Verdict:

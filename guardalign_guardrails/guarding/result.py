@@ -34,8 +34,11 @@ class CheckResult:
     """
 
     verdict: Verdict
-    _scored: ImageOutput | None = field(default=None, repr=False)
-    _masked: Image.Image | None = field(default=None, repr=False)
+    _read: ImageOutput | None = field(default=None, repr=False)
+    # What goes on if it is not the original.
+    _still: Image.Image | None = field(default=None, repr=False)
+    _encoded: bytes | None = field(default=None, repr=False)
+    # The original, decoded.
     _decoded: Image.Image | None = field(default=None, repr=False)
 
     @property
@@ -45,25 +48,23 @@ class CheckResult:
 
     @cached_property
     def output(self) -> ImageOutput:
-        """The image to pass on, in the form in which it came.
+        """The image to pass on, in the form in which it came; which one that is, ``verdict.delivery`` says.
 
-        For bytes and paths the very bytes that were decoded, for a PIL image a copy of the frame that was scored, for
-        an array a copy. A masked image has the same form: PNG bytes, an RGB image, an array of uint8 with shape HxWx3.
+        The original: for bytes and paths the very bytes that were decoded, for a PIL image a copy of the frame that was
+        scored, for an array a copy. A canonical or masked image has the same form: JPEG or PNG bytes (an animation's
+        are APNG, pages a TIFF), an RGB image, an array of uint8 with shape HxWx3.
 
         Raises:
             UnsafeContentError: Nothing may pass; see `is_blocked`.
             ImageDecodeError: The policy lets pass what cannot be opened, but there was nothing that could be read.
         """
-        if self.is_blocked:
-            raise UnsafeContentError(self.verdict)
-        if self.verdict.action == "mask":
-            if self._masked is None:
-                raise UnsafeContentError(self.verdict)
-            return _in_form_of(self._scored, self._masked)
-        if self._scored is None:
+        still = self._other_still()
+        if still is not None:
+            return self._in_form_of_read(still)
+        if self._read is None:
             reason = self.verdict.uninspectable or "unreadable"
             raise ImageDecodeError(reason, "There is no image to pass on: nothing could be read.")
-        return self._scored
+        return self._read
 
     @property
     def pixels(self) -> Image.Image:
@@ -76,17 +77,14 @@ class CheckResult:
             UnsafeContentError: Nothing may pass; see `is_blocked`.
             ImageDecodeError: The policy lets pass what cannot be opened.
         """
-        if self.is_blocked:
-            raise UnsafeContentError(self.verdict)
-        if self.verdict.action == "mask":
-            if self._masked is None:
-                raise UnsafeContentError(self.verdict)
-            return self._masked
+        still = self._other_still()
+        if still is not None:
+            return still
         if self._decoded is not None:
             return self._decoded
-        if self._scored is None or self.verdict.uninspectable is not None:
+        if self._read is None or self.verdict.uninspectable is not None:
             raise ImageDecodeError(self.verdict.uninspectable or "unreadable", "There are no pixels to pass on.")
-        return decode(self._scored).flattened
+        return decode(self._read).flattened
 
     @property
     def mime_type(self) -> str:
@@ -101,10 +99,21 @@ class CheckResult:
             return "image/png"
         return Image.MIME.get(sniff(output) or "", _UNKNOWN_TYPE)
 
+    def _other_still(self) -> Image.Image | None:
+        """What goes on in the original's place; None if the original does.
 
-def _in_form_of(scored: ImageOutput | None, masked: Image.Image) -> ImageOutput:
-    if isinstance(scored, Image.Image):
-        return masked
-    if isinstance(scored, np.ndarray):
-        return np.asarray(masked).copy()
-    return encode_png(masked)
+        Raises:
+            UnsafeContentError: Nothing may pass.
+        """
+        if self.verdict.delivery == "original" and not self.is_blocked:
+            return None
+        if self.is_blocked or self.verdict.delivery == "none" or self._still is None:
+            raise UnsafeContentError(self.verdict)
+        return self._still
+
+    def _in_form_of_read(self, still: Image.Image) -> ImageOutput:
+        if isinstance(self._read, Image.Image):
+            return still
+        if isinstance(self._read, np.ndarray):
+            return np.asarray(still).copy()
+        return encode_png(still) if self._encoded is None else self._encoded

@@ -22,7 +22,9 @@ from pydantic import (
     model_validator,
 )
 
-from guardalign_guardrails.actions import SOURCES, Source
+from guardalign_guardrails.actions import SOURCES, DeliveryRule, Source
+from guardalign_guardrails.consumers import DEFAULT as DEFAULT_CONSUMERS
+from guardalign_guardrails.consumers import load_consumers
 from guardalign_guardrails.errors import PolicyError
 from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
 from guardalign_guardrails.policy.fetch import FetchRules
@@ -95,6 +97,13 @@ class Policy(FrozenModel):
         failure: Failure rules.
         fetch: From where images given as URLs are fetched to be checked; None never fetches.
         masking: Masking rules.
+        delivery: Which pixels of an image that may pass go on. ``auto``: the image as it came if all readers see the
+            same in it and all of it was looked at, else the guard's own reading of it (canonical). ``canonical``:
+            always the guard's own reading. ``original``: always the image as it came, whatever else it may show.
+        consumers: Names of the models that images may go to, see `guardalign_guardrails.consumers`; what they do to an
+            image decides how closely it is looked at, and which ways of resizing are looked for.
+        max_tiles: Most tiles of one image that are looked at in full detail beside the whole, each of which costs
+            as much as the whole. What would need more is looked at, and delivered, at a smaller size.
         regions: How to cut images; None for what suits the encoder.
         scoring: How to score.
 
@@ -121,6 +130,9 @@ class Policy(FrozenModel):
     failure: FailureRules = FailureRules()
     fetch: FetchRules | None = None
     masking: Masking = Masking()
+    delivery: DeliveryRule = "auto"
+    consumers: tuple[str, ...] = DEFAULT_CONSUMERS
+    max_tiles: int = Field(default=4, ge=0, le=64)
     regions: RegionConfig | None = None
     scoring: ScoringConfig = ScoringConfig()
 
@@ -133,6 +145,15 @@ class Policy(FrozenModel):
             if template.count("{}") != 1 or "{" in template.replace("{}", ""):
                 raise ValueError("a template needs exactly one {} and no other brace")
         return templates
+
+    @field_validator("consumers")
+    @classmethod
+    def _consumers_are_known(cls, consumers: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            load_consumers(consumers)
+        except PolicyError as error:
+            raise ValueError(str(error)) from error
+        return consumers
 
     @model_validator(mode="after")
     def _names_agree(self) -> Policy:
@@ -157,9 +178,13 @@ class Policy(FrozenModel):
             rule.categories.get(category) or self.categories[category].thresholds or rule.thresholds or self.thresholds
         )
 
+    def delivery_for(self, source: Source) -> DeliveryRule:
+        """Which pixels of an image from this source go on if it may pass."""
+        return self.sources.get(source, SourceRule()).delivery or self.delivery
+
     def refusal_for(self, verdict: Verdict) -> str:
         """The answer in a model's place, given the verdict that keeps it from answering."""
-        return self.refusal_unchecked if verdict.finding == "unchecked" else self.refusal
+        return self.refusal if verdict.finding == "unsafe" else self.refusal_unchecked
 
     @property
     def needs_profile(self) -> bool:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainSerializer, field_validator, model_validator
 from typing_extensions import Self
 
-from guardalign_guardrails.actions import LADDER, Action, FailureAction, severest
+from guardalign_guardrails.actions import LADDER, Action, DeliveryRule, FailureAction, severest
 
 
 def read_only(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -97,6 +97,7 @@ class SourceRule(FrozenModel):
         categories: Replaces the thresholds of single categories for this source.
         at_least: Once any action but ``allow`` is due, it is at least this one.
         at_most: No action on a finding is severer than this one. Failures (unreadable images, errors) are not softened.
+        delivery: Replaces the policy's own for this source; None to keep it.
     """
 
     thresholds: Thresholds | None = None
@@ -105,6 +106,7 @@ class SourceRule(FrozenModel):
     ] = Field(default_factory=dict)
     at_least: Action = "allow"
     at_most: Action = "block"
+    delivery: DeliveryRule | None = None
 
     @model_validator(mode="after")
     def _range_is_not_empty(self) -> SourceRule:

@@ -45,6 +45,7 @@ class ColourEncoder:
     name = "colour"
     fingerprint = "c0" * 32
     logit_scale = 50.0
+    side = 224
     default_regions = RegionConfig(method="grid", scales=(4,))
 
     def __init__(self) -> None:

@@ -55,6 +55,11 @@ class Encoder(Protocol):
         ...
 
     @property
+    def side(self) -> int:
+        """Side in pixels of the square that one crop is resized to."""
+        ...
+
+    @property
     def default_regions(self) -> RegionConfig:
         """How this encoder is best asked for regions."""
         ...

@@ -48,6 +48,7 @@ class OfflineEncoder:
 
     name: Final = "offline"
     logit_scale: Final = 20.0
+    side: Final = _SIDE
     default_regions: Final = RegionConfig(method="dense", scales=(448, 896), windows=(1, 3, 5, 7))
 
     def __init__(

@@ -142,6 +142,11 @@ class TwoTowerEncoder(ABC):
         return self._towers().logit_scale
 
     @property
+    def side(self) -> int:
+        """Longer side in pixels of the image tower's input; loads the model."""
+        return max(self._towers().size)
+
+    @property
     def default_regions(self) -> RegionConfig:
         """The whole image and a 4x4 grid of crops."""
         return RegionConfig(method="grid", scales=(1, 4))
