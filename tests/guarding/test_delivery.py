@@ -98,7 +98,7 @@ class TestWhatGoesOn:
         guard = colour_guard(cache_dir)
         image, array = guard.check(see_through()).output, guard.check(np.asarray(see_through())).output
         assert (image.mode, array.shape, array.dtype) == ("RGB", (64, 64, 3), np.uint8)
-        assert guard.check(painted("flag")).verdict.delivery == "original" if "flag" in COLOURS else True
+        assert guard.check(painted()).verdict.delivery == "original"
 
     def test_a_jpeg_stays_a_jpeg_with_full_colour_and_a_png_a_png(self, cache_dir):
         guard = colour_guard(cache_dir)
@@ -150,7 +150,9 @@ class TestThePolicy:
     def test_a_policy_can_always_or_never_deliver_its_own_reading(self, cache_dir, rule, data, delivery):
         result = colour_guard(cache_dir, delivery=rule).check(data)
         assert result.verdict.delivery == delivery
-        assert (result.output == data) == (delivery == "original")
+        assert decode(result.output).size == decode(data).size
+        if delivery == "original":
+            assert result.output == data
 
     def test_a_source_can_have_a_rule_of_its_own(self, cache_dir):
         guard = colour_guard(cache_dir, sources={"tool": {"delivery": "canonical"}})
@@ -211,7 +213,7 @@ class TestLargeImages:
 
     def test_what_is_too_small_for_the_whole_is_found_in_a_tile(self, cache_dir):
         image = Image.new("RGB", (1500, 1500), "white")
-        image.paste(COLOURS["red"], (1272, 1272, 1500, 1500))
+        image.paste(COLOURS["red"], (1276, 1276, 1500, 1500))
         guard = colour_guard(cache_dir)
         assert guard.check(encoded(image.resize((750, 750)))).verdict.action == "allow", "half of the cell is red"
         result = guard.check(encoded(image))
@@ -223,11 +225,11 @@ class TestLargeImages:
         assert not (left_over == COLOURS["red"]).all(-1).any()
 
     def test_a_mask_lies_where_it_belongs_in_the_smaller_image_that_goes_on(self, cache_dir):
-        image = Image.new("RGB", (6400, 6400), "white")
-        image.paste(COLOURS["red"], (0, 0, 1600, 1600))
+        image = Image.new("RGB", (6000, 6000), "white")
+        image.paste(COLOURS["red"], (0, 0, 1500, 1500))
         result = colour_guard(cache_dir).check(encoded(image, "PNG", compress_level=1))
         assert result.verdict.delivery == "masked"
-        assert result.verdict.masks[0][2] > 1500, "boxes are in pixels of the image as displayed"
+        assert result.verdict.masks[0][2] >= 1500, "boxes are in pixels of the image as displayed"
         pixels = np.asarray(result.pixels)
         assert max(result.pixels.size) == result.verdict.looked_at < 1700
         assert (pixels[: len(pixels) // 4 - 2, : len(pixels) // 4 - 2] == 0).all()
