@@ -12,10 +12,10 @@ from typing import Literal
 from PIL import Image
 
 from guardalign_guardrails.actions import DeliveryRule
-from guardalign_guardrails.consumers import Consumer
 from guardalign_guardrails.guarding.views import ScoredView, seen_side, with_tiles
 from guardalign_guardrails.images import DecodedImage, View, decode
 from guardalign_guardrails.images.canonical import encode_canonical, shrunk
+from guardalign_guardrails.images.consumers import Consumer
 from guardalign_guardrails.images.scaling import find_scaling, quiet, renderings
 
 
@@ -112,7 +112,7 @@ def plan_delivery(
         is_quiet: Whether resizing it shows nothing else, if that is known; None to find out.
     """
     stills = _stills(image)
-    base = stills[0]
+    stills[0]
     side = sight.side(image.size, image.frame_count)
     reasons = list(image.departures)
     if not reasons and len(image.views) > len(stills):
@@ -168,6 +168,8 @@ def _stills(image: DecodedImage) -> list[View]:
     """The canonical reading of each frame that was seen: over white where it is transparent."""
     found: dict[int, View] = {}
     for view in image.views:
+        if view.reading:
+            continue
         if view.frame not in found or (view.backdrop == "white" and found[view.frame].backdrop != "white"):
             found[view.frame] = view
     return [found[frame] for frame in sorted(found)]

@@ -10,6 +10,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import logging
+import os
+import secrets
 import threading
 import time
 from collections.abc import Sequence
@@ -22,7 +24,6 @@ import platformdirs
 from typing_extensions import Self
 
 from guardalign_guardrails.actions import SOURCES, Source
-from guardalign_guardrails.consumers import load_consumers
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.encoders import Encoder, load_encoder
 from guardalign_guardrails.detection.reference import Profile
@@ -41,6 +42,7 @@ from guardalign_guardrails.guarding.report import Reporter
 from guardalign_guardrails.guarding.result import CheckResult, ImageOutput
 from guardalign_guardrails.guarding.workers import Workers
 from guardalign_guardrails.images import ImageLimits, ImageSource, decode
+from guardalign_guardrails.images.consumers import load_consumers
 from guardalign_guardrails.policy import Policy, SourceRule
 
 logger = logging.getLogger(__name__)
@@ -149,6 +151,8 @@ class Guard:
             source: self.policy.sources.get(source, SourceRule()).model_dump_json(exclude_none=True)
             for source in SOURCES
         }
+        # Decides which frames of an animation are looked at where not all are.
+        self._secret = os.environ.get("GUARDALIGN_SECRET", "").encode() or secrets.token_bytes(32)
         self._identity = ""
         self._sight: Sight | None = None
         self._preparing = threading.Lock()
@@ -359,7 +363,7 @@ class Guard:
             return read.failure or Failure("", self.policy.failure.uninspectable, uninspectable="unreadable")
         started = time.perf_counter()
         try:
-            image = decode(read.scored, self.limits)
+            image = decode(read.scored, self.limits, secret=self._secret)
         except ImageDecodeError as error:
             return Failure(read.digest, self.policy.failure.uninspectable, uninspectable=error.reason)
         name = image_key(image)

@@ -5,7 +5,7 @@ The guard works with outcomes, which hold tensors and are kept in the verdict ca
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from PIL import Image
@@ -43,7 +43,7 @@ class Outcome:
     after: AfterMasking | None = None
     reasons: tuple[str, ...] = ()
     timings: tuple[tuple[str, float], ...] = ()
-    delivery: DeliveryRecord = DeliveryRecord()
+    delivery: DeliveryRecord = field(default_factory=DeliveryRecord)
     drawn: Image.Image | None = None
     follow_up: tuple[str, Outcome] | None = None
 

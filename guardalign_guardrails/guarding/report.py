@@ -60,7 +60,9 @@ class Reporter:
             )
         if verdict.delivery == "canonical":
             return CheckResult(verdict, read.scored, plan.still, plan.data)
-        return CheckResult(verdict, read.scored, _decoded=plan.still if keep_pixels and plan.still.size == plan.size else None)
+        return CheckResult(
+            verdict, read.scored, _decoded=plan.still if keep_pixels and plan.still.size == plan.size else None
+        )
 
     def failed(
         self,

@@ -23,9 +23,9 @@ from pydantic import (
 )
 
 from guardalign_guardrails.actions import SOURCES, DeliveryRule, Source
-from guardalign_guardrails.consumers import DEFAULT as DEFAULT_CONSUMERS
-from guardalign_guardrails.consumers import load_consumers
 from guardalign_guardrails.errors import PolicyError
+from guardalign_guardrails.images.consumers import DEFAULT as DEFAULT_CONSUMERS
+from guardalign_guardrails.images.consumers import load_consumers
 from guardalign_guardrails.policy.detection import RegionConfig, ScoringConfig
 from guardalign_guardrails.policy.fetch import FetchRules
 from guardalign_guardrails.policy.file import hint, parse
@@ -100,8 +100,8 @@ class Policy(FrozenModel):
         delivery: Which pixels of an image that may pass go on. ``auto``: the image as it came if all readers see the
             same in it and all of it was looked at, else the guard's own reading of it (canonical). ``canonical``:
             always the guard's own reading. ``original``: always the image as it came, whatever else it may show.
-        consumers: Names of the models that images may go to, see `guardalign_guardrails.consumers`; what they do to an
-            image decides how closely it is looked at, and which ways of resizing are looked for.
+        consumers: Names of the models that images may go to, see `guardalign_guardrails.images.consumers`; what they do
+            to an image decides how closely it is looked at, and which ways of resizing are looked for.
         max_tiles: Most tiles of one image that are looked at in full detail beside the whole, each of which costs
             as much as the whole. What would need more is looked at, and delivered, at a smaller size.
         regions: How to cut images; None for what suits the encoder.

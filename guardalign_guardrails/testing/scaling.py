@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from guardalign_guardrails.consumers import Sampler, matrix
+from guardalign_guardrails.images.consumers import Sampler, matrix
 
 _ROUNDS = 6
 

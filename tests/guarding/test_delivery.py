@@ -220,7 +220,10 @@ class TestLargeImages:
         assert result.verdict.action == "mask"
         assert result.verdict.view == "frame 0, plain, tile 4 of 4"
         for left, top, right, bottom in result.verdict.masks:
-            assert left >= 1000 and top >= 1000 and right <= 1500 and bottom <= 1500
+            assert left >= 1000
+            assert top >= 1000
+            assert right <= 1500
+            assert bottom <= 1500
         left_over = np.asarray(result.pixels)
         assert not (left_over == COLOURS["red"]).all(-1).any()
 
@@ -288,19 +291,23 @@ class TestTheCanonicalReading:
     def test_it_averages_what_it_shrinks(self):
         checks = Image.fromarray(np.tile([[0, 255], [255, 0]], (512, 512)).astype(np.uint8)).convert("RGB")
         values = np.asarray(shrunk(checks, 256))
-        assert values[8:-8, 8:-8].min() > 120 and values[8:-8, 8:-8].max() < 135
+        assert values[8:-8, 8:-8].min() > 120
+        assert values[8:-8, 8:-8].max() < 135
 
     def test_it_has_no_metadata(self):
         image = painted("red")
         image.info["icc_profile"], image.info["comment"] = b"profile", b"comment"
         for is_lossy in (True, False):
             data = encode_canonical([image], is_lossy=is_lossy)
-            assert b"profile" not in data and b"comment" not in data
+            assert b"profile" not in data
+            assert b"comment" not in data
             assert not decode(data).departures
 
     def test_several_frames_are_an_animation_and_several_pages_are_pages(self):
         frames = [painted("red"), painted("blue")]
         assert decode(encode_canonical(frames, is_lossy=True)).frame_count == 2
-        pages = decode(encode_canonical([painted("red"), painted("blue").resize((10, 80))], is_lossy=True, is_paged=True))
+        pages = decode(
+            encode_canonical([painted("red"), painted("blue").resize((10, 80))], is_lossy=True, is_paged=True)
+        )
         assert (pages.format, pages.frame_count) == ("TIFF", 2)
         assert [view.pixels.size for view in pages.views] == [(64, 64), (10, 80)]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw, ImageFilter
 
-from guardalign_guardrails.consumers import DEFAULT, load_consumers, resize, taps
+from guardalign_guardrails.images.consumers import DEFAULT, load_consumers, resize, taps
 from guardalign_guardrails.images.scaling import find_scaling, quiet, renderings
 from guardalign_guardrails.images.scaling.combs import cell_means, planes
 from guardalign_guardrails.images.scaling.lowpass import QUIET

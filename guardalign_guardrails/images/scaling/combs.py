@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from guardalign_guardrails.consumers import Sampler, taps
+from guardalign_guardrails.images.consumers import Sampler, taps
 
 Floats: TypeAlias = NDArray[np.float32]
 AxisKey: TypeAlias = tuple[Sampler, int]

@@ -14,7 +14,7 @@ from typing import Final
 import numpy as np
 from PIL import Image
 
-from guardalign_guardrails.consumers import Consumer, Sampler
+from guardalign_guardrails.images.consumers import Consumer, Sampler
 from guardalign_guardrails.images.scaling.combs import cell_means, planes
 
 MIN_SHRINK: Final = 1.5

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 from PIL import Image, ImageFilter
 
-from guardalign_guardrails.consumers import Consumer, resize
+from guardalign_guardrails.images.consumers import Consumer, resize
 from guardalign_guardrails.images.scaling.detector import ScalingFinding, find_scaling
 
 QUIET: Final = 0.25

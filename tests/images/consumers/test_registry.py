@@ -8,9 +8,9 @@ from importlib import resources
 import pytest
 from PIL import Image
 
-from guardalign_guardrails import consumers
-from guardalign_guardrails.consumers import AVERAGING, DEFAULT, SAMPLERS, load_consumers
 from guardalign_guardrails.errors import PolicyError
+from guardalign_guardrails.images import consumers
+from guardalign_guardrails.images.consumers import AVERAGING, DEFAULT, SAMPLERS, load_consumers
 
 SHAPES = [(4000, 3000), (3000, 4000), (1568, 1045), (768, 576), (500, 333), (336, 336), (2480, 3508), (100, 60)]
 
@@ -20,7 +20,9 @@ def one(name):
 
 
 def test_every_entry_has_a_source_a_known_sampler_and_its_own_name():
-    text = resources.files("guardalign_guardrails.consumers").joinpath("registry.json").read_text(encoding="utf-8")
+    text = (
+        resources.files("guardalign_guardrails.images.consumers").joinpath("registry.json").read_text(encoding="utf-8")
+    )
     entries = json.loads(text)
     assert len({entry["name"] for entry in entries}) == len(entries) == len(consumers.names())
     assert all(entry["source"] and entry["sampler"] in SAMPLERS for entry in entries)

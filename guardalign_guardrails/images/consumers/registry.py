@@ -15,9 +15,9 @@ from typing import Annotated, Final
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from guardalign_guardrails.consumers.rules import Side, Size, SizeRule
-from guardalign_guardrails.consumers.samplers import AVERAGING, Sampler, resize
 from guardalign_guardrails.errors import PolicyError
+from guardalign_guardrails.images.consumers.rules import Side, Size, SizeRule
+from guardalign_guardrails.images.consumers.samplers import AVERAGING, Sampler, resize
 
 DEFAULT: Final[tuple[str, ...]] = (
     "openai",
@@ -119,6 +119,8 @@ def load_consumers(names: Sequence[str]) -> tuple[Consumer, ...]:
 
 @lru_cache(maxsize=1)
 def _registered() -> Mapping[str, Consumer]:
-    text = resources.files("guardalign_guardrails.consumers").joinpath("registry.json").read_text(encoding="utf-8")
+    text = (
+        resources.files("guardalign_guardrails.images.consumers").joinpath("registry.json").read_text(encoding="utf-8")
+    )
     entries = [Consumer.model_validate(entry) for entry in json.loads(text)]
     return {entry.name: entry for entry in entries}

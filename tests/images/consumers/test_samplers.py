@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from guardalign_guardrails.consumers import AVERAGING, SAMPLERS, matrix, resize, taps
+from guardalign_guardrails.images.consumers import AVERAGING, SAMPLERS, matrix, resize, taps
 
 SPARSE = [sampler for sampler in SAMPLERS if sampler not in AVERAGING]
 SIZES = [((65, 47), (21, 17)), ((96, 96), (32, 32)), ((61, 83), (40, 25)), ((40, 30), (57, 30))]
