@@ -80,6 +80,18 @@ def test_a_hidden_sentence_is_found(sampler):
     assert find_scaling(image, CONSUMERS).is_suspicious
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_hidden_lines_that_change_no_mean_are_found(sampler):
+    """The payload less its own low-pass: every cell mean stays that of the cover."""
+    cover, size = landscape((896, 896)), (256, 256)
+    small = cover.resize(size, Image.Resampling.BICUBIC)
+    lines = np.asarray(text_over(cover, size), dtype=float) - np.asarray(small, dtype=float)
+    gray = Image.fromarray(((lines.mean(2) + 255) / 2).astype(np.uint8))
+    smooth = np.asarray(gray.filter(ImageFilter.BoxBlur(8)), dtype=float) * 2 - 255
+    payload = Image.fromarray(np.clip(np.asarray(small) + lines - smooth[:, :, None], 0, 255).astype(np.uint8))
+    assert find_scaling(scaling_attack(cover, payload, sampler), CONSUMERS).is_suspicious
+
+
 @pytest.mark.parametrize("size", [(512, 384), (768, 576), (1200, 900), (333, 500)])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_ordinary_images_are_silent(size, seed):
@@ -108,7 +120,7 @@ def test_cell_means_are_those_of_the_rendering(sampler):
     size, target, cells = (120, 90), (50, 40), 6
     image = landscape(size)
     key = ((sampler, target[0]), (sampler, target[1]))
-    found = cell_means(planes(image), [key], cells)[0]
+    base, found = cell_means(planes(image), [key], cells)
     pixels = np.asarray(image, dtype=float)
     axes = []
     for length, made in zip(size, target, strict=True):
@@ -123,7 +135,8 @@ def test_cell_means_are_those_of_the_rendering(sampler):
     means = np.einsum("iy,yxc,jx->icj", down, pixels, across) - np.einsum(
         "iy,yxc,jx->icj", flat_down, pixels, flat_across
     )
-    assert np.allclose(found, means, atol=0.02)
+    assert np.allclose(found[0], means, atol=0.02)
+    assert np.allclose(base, np.einsum("iy,yxc,jx->icj", flat_down, pixels, flat_across), atol=0.02)
 
 
 def window(pixel, length, cells):

@@ -29,28 +29,47 @@ def planes(image: Image.Image) -> Floats:
     return np.ascontiguousarray(np.asarray(image).transpose(0, 2, 1), dtype=np.float32)
 
 
-def cell_means(pixels: Floats, pairs: Sequence[tuple[AxisKey, AxisKey]], cells: int) -> Floats:
-    """Cell means of the renderings of an image, less the cell means of the image itself.
+def detail(pixels: Floats, smooth: Floats) -> Floats:
+    """Squared departure of each pixel from its surroundings, the mean of the channels.
 
     Args:
         pixels: Shape [height, 3, width].
+        smooth: The same image, smoothed.
+
+    Returns:
+        Shape [height, 1, width], in squared levels.
+    """
+    apart = pixels - smooth
+    apart *= apart
+    mean: Floats = apart.mean(axis=1, keepdims=True)
+    return mean
+
+
+def cell_means(pixels: Floats, pairs: Sequence[tuple[AxisKey, AxisKey]], cells: int) -> tuple[Floats, Floats]:
+    """Cell means of an image, and what those of its renderings differ from them.
+
+    Args:
+        pixels: Shape [height, planes, width].
         pairs: For each rendering the key of its width and the key of its height.
         cells: Cells per axis, at least 2 and at most the image's shorter side.
 
     Returns:
-        Shape [pairs, cells (down), 3, cells (across)], in levels.
+        Means of the image, shape [cells (down), planes, cells (across)], and differences, shape [pairs, cells (down),
+        planes, cells (across)].
     """
-    height, _, width = pixels.shape
+    height, count, width = pixels.shape
     across = tuple(dict.fromkeys(pair[0] for pair in pairs))
     down = tuple(dict.fromkeys(pair[1] for pair in pairs))
-    rows = _row_means(pixels.reshape(height, 3 * width), down, cells).reshape(len(down) + 1, cells * 3, width)
+    rows = _row_means(pixels.reshape(height, count * width), down, cells)
+    rows = rows.reshape(len(down) + 1, cells * count, width)
     columns = column_windows(width, across, cells)
     column_of, row_of = ({key: index for index, key in enumerate(keys, 1)} for keys in (across, down))
-    found = np.empty((len(pairs), cells * 3, cells), dtype=np.float32)
+    found = np.empty((len(pairs), cells * count, cells), dtype=np.float32)
     for index, (column, row) in enumerate(pairs):
         np.matmul(rows[row_of[row]], columns[column_of[column]], out=found[index])
-    found -= rows[0] @ columns[0]
-    return found.reshape(len(pairs), cells, 3, cells)
+    base = rows[0] @ columns[0]
+    found -= base
+    return base.reshape(cells, count, cells), found.reshape(len(pairs), cells, count, cells)
 
 
 def _row_means(lines: Floats, keys: tuple[AxisKey, ...], cells: int) -> Floats:

@@ -1,8 +1,12 @@
 """Scaling detector: does any consumer's resize show another image than the average? No encoder is needed.
 
 For each sampler and size of the consumers, cell means of what it would show are compared with cell means of the image.
-They differ by a level or two in photos and documents, by dozens where something is hidden. A regular pattern as fine as
-the samples (a checkerboard, a dither, a fabric) differs too, and rightly: consumers do see something else there.
+They differ by a level or two in photos and documents, by dozens where something is hidden. The same is done with the
+*detail* of the image (how far pixels depart from their surroundings): hidden lines, such as text, may not change any
+mean, but then the pixels that are read depart more than the others, as in no ordinary image.
+
+A regular pattern as fine as the samples (a checkerboard, a dither, a fabric) differs too, and rightly: consumers do see
+something else there.
 """
 
 from __future__ import annotations
@@ -12,10 +16,10 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFilter
 
 from guardalign_guardrails.images.consumers import Consumer, Sampler
-from guardalign_guardrails.images.scaling.combs import cell_means, planes
+from guardalign_guardrails.images.scaling.combs import Floats, cell_means, detail, planes
 
 MIN_SHRINK: Final = 1.5
 """Renderings with at least this share of the image's pixels read most of them and hide nothing."""
@@ -23,6 +27,13 @@ MIN_SHRINK: Final = 1.5
 MEAN_LIMIT: Final = 6.0
 TOP_LIMIT: Final = 24.0
 """Levels (0-255) that are suspicious: on average over all cells, and over the few cells that differ most."""
+
+DETAIL_LIMIT: Final = 16.0
+"""Levels of detail that only the pixels that are read have, over the few cells with most of it."""
+
+_SURROUNDINGS: Final = 4  # pixels to each side: wider than half the distance of samples up to a ratio of 8
+_FLAT: Final = 30.0  # squared levels: detail below this is noise, and its ratios mean nothing
+_ORDINARY: Final = 0.5  # the pixels that are read may have this share more detail than all, by chance
 
 _TOP_SHARE: Final = 0.02
 _FEWEST_TOP: Final = 4
@@ -78,16 +89,36 @@ def find_scaling(image: Image.Image, consumers: Sequence[Consumer]) -> ScalingFi
     if not made:
         return ScalingFinding(0.0)
     keys = [((sampler, size[0]), (sampler, size[1])) for sampler, size in made]
-    differences = cell_means(planes(image), keys, cells)
-    levels = np.abs(differences).mean(axis=2).reshape(len(made), -1)
-    few = max(_FEWEST_TOP, round(levels.shape[1] * _TOP_SHARE))
-    top = np.partition(levels, -few, axis=1)[:, -few:].mean(axis=1)
-    scores = np.maximum(levels.mean(axis=1) / MEAN_LIMIT, top / TOP_LIMIT)
+    pixels = planes(image)
+    surroundings = planes(image.filter(ImageFilter.BoxBlur(_SURROUNDINGS)))
+    means, differences = cell_means(np.concatenate([pixels, detail(pixels, surroundings)], axis=1), keys, cells)
+    levels = np.abs(differences[:, :, :3]).mean(axis=2).reshape(len(made), -1)
+    hidden = _hidden_detail(means[:, 3], differences[:, :, 3]).reshape(len(made), -1)
+    scores = np.maximum.reduce([levels.mean(1) / MEAN_LIMIT, _top(levels) / TOP_LIMIT, _top(hidden) / DETAIL_LIMIT])
     order = np.argsort(-scores, kind="stable")
     pairs = tuple(
         ScaledPair(made[index][0], made[index][1], float(scores[index])) for index in order if scores[index] >= 1
     )
     return ScalingFinding(float(scores.max()), pairs)
+
+
+def _hidden_detail(usual: Floats, more: Floats) -> Floats:
+    """Detail that only the pixels that are read have, in levels; none where it is less than chance gives.
+
+    Args:
+        usual: Mean detail of all pixels of a cell, in squared levels, shape [cells, cells].
+        more: What the pixels that are read have more, shape [pairs, cells, cells].
+    """
+    extra = np.maximum(more, 0)
+    hidden: Floats = np.sqrt(extra) * np.clip(extra / (usual + _FLAT) - _ORDINARY, 0, 1)
+    return hidden
+
+
+def _top(values: Floats) -> Floats:
+    """Mean of the few largest values of each row."""
+    few = max(_FEWEST_TOP, round(values.shape[1] * _TOP_SHARE))
+    largest: Floats = np.partition(values, -few, axis=1)[:, -few:].mean(axis=1)
+    return largest
 
 
 def _sparse_renderings(

@@ -11,7 +11,7 @@ from PIL import Image, ImageFilter
 from guardalign_guardrails.images.consumers import Consumer, resize
 from guardalign_guardrails.images.scaling.detector import ScalingFinding, find_scaling
 
-QUIET: Final = 0.25
+QUIET: Final = 0.5
 """Share of the detector's limits that a low-passed image stays below: what is just not suspicious may still be read."""
 
 _FIRST_RADIUS: Final = 0.5
