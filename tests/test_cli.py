@@ -228,14 +228,18 @@ def test_rows_come_in_chunks_so_that_memory_is_bounded(monkeypatch):
     assert sizes == [8, 2]
 
 
-def test_a_time_limit_is_for_each_image_on_its_own(monkeypatch):
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [("timeout_s: 4", [1, 1, 1]), ("timeout_s: 11", [2, 1]), ("max_images: 2", [2, 1]), ("timeout_s: null", [3])],
+)
+def test_no_image_is_late_or_over_budget_because_of_those_it_is_checked_with(monkeypatch, rule, expected):
     sizes = []
     check = Guard.check_batch
     monkeypatch.setattr(Guard, "check_batch", lambda self, *a, **k: sizes.append(len(a[0])) or check(self, *a, **k))
     for seed in range(3):
         image(Path(f"in/{seed}.png"), seed)
-    run("scan", "in", "--policy", policy(more="failure: {timeout_s: 100}"))
-    assert sizes == [1, 1, 1]
+    run("scan", "in", "--policy", policy(more=f"failure: {{{rule}}}"))
+    assert sizes == expected
 
 
 def test_the_source_decides_whose_rules_count():

@@ -85,8 +85,7 @@ def test_the_defaults_on_the_policy_page_are_the_defaults(key, model):
     defaults = model().model_dump(mode="json")
     assert set(shown) == set(defaults)
     for name, value in shown.items():
-        # A limit is shown as an example, since there is none by default.
-        assert defaults[name] == value or (name == "timeout_s" and defaults[name] is None)
+        assert defaults[name] == value, name
 
 
 def test_every_action_and_source_is_explained():

@@ -38,6 +38,7 @@ Show = Callable[[str, Verdict, str | None], None]
 
 ACTED: Final = 1
 _AT_ONCE: Final = 8
+_SECONDS_EACH: Final = 5
 _COLOURS: Final = {
     "allow": "green",
     "flag": "yellow",
@@ -92,8 +93,11 @@ def scan(
 def _checked(
     guard: Guard, found: Sequence[Found], source: Source, advance: Callable[[int], None]
 ) -> Iterator[tuple[Found, CheckResult]]:
-    # A time limit holds for a whole call, so a slow image would take its neighbours with it.
-    size = 1 if guard.policy.failure.timeout_s else _AT_ONCE
+    # A time limit holds for a whole call, so a slow image must not take its neighbours with it.
+    timeout_s = guard.policy.failure.timeout_s
+    size = _AT_ONCE if timeout_s is None else max(1, min(_AT_ONCE, int(timeout_s // _SECONDS_EACH)))
+    if (most := guard.policy.failure.max_images) is not None:
+        size = min(size, most)
     remaining = iter(found)
     while chunk := list(islice(remaining, size)):
         results = guard.check_batch([Path(item.path) for item in chunk], source=source)

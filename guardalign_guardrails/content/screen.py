@@ -1,12 +1,11 @@
 """Screens contents: opens, fetches and checks all their images in one batch, and puts the results back.
 
 It knows content as plain data and the guard. What the findings mean for a whole chat is decided in `screened_chat`;
-callbacks, prefixes and refusals are the integrations' own. The async function runs the sync one in a thread.
+callbacks, prefixes and refusals are the integrations' own. The async function takes the same steps as the sync one.
 """
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +22,7 @@ from guardalign_guardrails.content.walk import MediaBlock, Path, TextBlock, find
 from guardalign_guardrails.errors import FetchRefused
 from guardalign_guardrails.guarding.guard import Guard, uninspectable
 from guardalign_guardrails.guarding.result import CheckResult
+from guardalign_guardrails.guarding.steps import Steps, afinish, finish
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.images.containers import sniff
 from guardalign_guardrails.verdict import Verdict
@@ -133,16 +133,15 @@ def screen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     Raises:
         GuardAlignError: The guard cannot work: no encoder, no profile, a package is missing.
     """
-    return _screened(guard, turns, [turn.media for turn in turns])
+    return finish(_screening(guard, turns, [turn.media for turn in turns]))
 
 
 async def ascreen(guard: Guard, turns: Sequence[Turn]) -> list[Screened]:
     """`screen` without blocking the event loop."""
     found = [turn.media for turn in turns]
     if not any(found):
-        return _screened(guard, turns, found)
-    # One thread from beginning to end: a call that hands over thrice waits thrice behind all others.
-    return await asyncio.to_thread(_screened, guard, turns, found)
+        return _unchanged(turns)
+    return await afinish(_screening(guard, turns, found))
 
 
 def notice_for(verdict: Verdict) -> str:
@@ -150,15 +149,19 @@ def notice_for(verdict: Verdict) -> str:
     return NOTICE if verdict.finding == "unsafe" else UNCHECKED_NOTICE
 
 
-def _screened(guard: Guard, turns: Sequence[Turn], found: Sequence[Sequence[MediaBlock]]) -> list[Screened]:
-    """`screen`, given the blocks of each turn."""
+def _screening(guard: Guard, turns: Sequence[Turn], found: Sequence[Sequence[MediaBlock]]) -> Steps[list[Screened]]:
+    """The steps of `screen`, given the blocks of each turn."""
     if not any(found):
-        return [Screened(turn, turn.content) for turn in turns]
+        return _unchanged(turns)
     opened = _open(guard, turns, found)
     pairs = [(block.payload, block.source) for block in opened if not isinstance(block.payload, str)]
     kept = {"keep_pixels": True} if any(turn.keep_results for turn in turns) else {}
-    checked = guard.check_batch([image for image, _ in pairs], source=[source for _, source in pairs], **kept)
+    checked = yield from guard.checking([image for image, _ in pairs], source=[source for _, source in pairs], **kept)
     return _rewrite(guard, turns, opened, iter(checked))
+
+
+def _unchanged(turns: Sequence[Turn]) -> list[Screened]:
+    return [Screened(turn, turn.content) for turn in turns]
 
 
 def _open(guard: Guard, turns: Sequence[Turn], found: Sequence[Sequence[MediaBlock]]) -> list[_OpenedBlock]:

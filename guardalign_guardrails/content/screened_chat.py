@@ -37,7 +37,7 @@ class ScreenedChat:
 def screen_chats(
     guard: Guard, chats: Sequence[Sequence[Turn]], *, on_violation: OnViolation = "refuse", can_route: bool = False
 ) -> list[ScreenedChat]:
-    """Check chats; all images of all of them make one batch.
+    """Check chats; as many of them make one batch as have, together, no more images than one call may have.
 
     Args:
         guard: Checks, and fetches if its policy says so.
@@ -49,7 +49,8 @@ def screen_chats(
         GuardAlignError: The guard cannot work: no encoder, no profile.
     """
     sourced = [_with_sources(chat) for chat in chats]
-    screened = iter(screen(guard, [turn for chat in sourced for turn in chat]))
+    parts = _parts(sourced, guard.policy.failure.max_images)
+    screened = iter([one for part in parts for one in screen(guard, part)])
     return [_chat(guard.policy, chat, screened, on_violation, can_route=can_route) for chat in sourced]
 
 
@@ -58,7 +59,8 @@ async def ascreen_chats(
 ) -> list[ScreenedChat]:
     """`screen_chats` without blocking the event loop."""
     sourced = [_with_sources(chat) for chat in chats]
-    screened = iter(await ascreen(guard, [turn for chat in sourced for turn in chat]))
+    parts = _parts(sourced, guard.policy.failure.max_images)
+    screened = iter([one for part in parts for one in await ascreen(guard, part)])
     return [_chat(guard.policy, chat, screened, on_violation, can_route=can_route) for chat in sourced]
 
 
@@ -67,6 +69,23 @@ def _with_sources(chat: Sequence[Turn]) -> Sequence[Turn]:
         return chat
     pairs = zip(chat, sources([turn.role for turn in chat]), strict=True)
     return [turn if turn.source is not None else replace(turn, source=source) for turn, source in pairs]
+
+
+def _parts(chats: Sequence[Sequence[Turn]], most: int | None) -> list[list[Turn]]:
+    """The turns of whole chats, in order, as many together as have at most so many images; a chat alone may have more.
+
+    A chat must not be over the budget because of others.
+    """
+    parts: list[list[Turn]] = []
+    count = 0
+    for chat in chats:
+        images = sum(len(turn.media) for turn in chat)
+        if not parts or (most is not None and count + images > most):
+            parts.append([])
+            count = 0
+        parts[-1].extend(chat)
+        count += images
+    return parts
 
 
 def _chat(

@@ -1,14 +1,19 @@
-"""Outcomes of images seen before.
+"""Outcomes of images seen before, and those under way.
 
-A chat sends its whole history each turn; an image in it must cost a look-up, not an encoder pass.
+A chat sends its whole history each turn; an image in it must cost a look-up, not an encoder pass. Calls that ask for
+the same image at once share one pass.
 """
 
 from __future__ import annotations
 
 import threading
+import time
 from collections import OrderedDict
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from concurrent.futures import Future, wait
 from typing import Any, Generic, TypeVar
 
+K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
 
 
@@ -54,3 +59,49 @@ class VerdictCache(Generic[V]):
 
     def __len__(self) -> int:
         return len(self._entries)
+
+
+class UnderWay(Generic[K, V]):
+    """Work on keyed items, of which none is worked on twice at once."""
+
+    def __init__(self) -> None:
+        self._futures: dict[K, Future[Mapping[K, V]]] = {}
+        self._lock = threading.Lock()
+
+    def run(
+        self, keys: Sequence[K], work: Callable[[Sequence[K]], Mapping[K, V]], until: float | None = None
+    ) -> dict[K, V]:
+        """Work on items here, but wait for those that another thread works on.
+
+        Args:
+            keys: Distinct keys.
+            work: Called with those of the keys that are not under way.
+            until: When waiting for other threads ends, by `time.monotonic`; None for no limit.
+
+        Returns:
+            What was found, without keys that were waited for in vain.
+
+        Raises:
+            Exception: What the work raises, here or there.
+        """
+        own: Future[Mapping[K, V]] = Future()
+        with self._lock:
+            futures = {key: self._futures.setdefault(key, own) for key in keys}
+        new = [key for key, future in futures.items() if future is own]
+        if new:
+            # Own work first: threads that waited for each other would wait for ever.
+            self._run_own(own, new, work)
+        wait(set(futures.values()), None if until is None else max(0.0, until - time.monotonic()))
+        return {key: future.result()[key] for key, future in futures.items() if future.done()}
+
+    def _run_own(
+        self, own: Future[Mapping[K, V]], keys: Sequence[K], work: Callable[[Sequence[K]], Mapping[K, V]]
+    ) -> None:
+        try:
+            own.set_result(work(keys))
+        except BaseException as error:  # noqa: BLE001  raised by `run`, in every thread that waits
+            own.set_exception(error)
+        finally:
+            with self._lock:
+                for key in keys:
+                    del self._futures[key]

@@ -93,6 +93,11 @@ class DeliveryPlan:
         """How many of the views are tiles."""
         return len(self.views) - self.readings
 
+    @property
+    def held_pixels(self) -> int:
+        """How many pixels are held to score it."""
+        return sum(view.pixels.width * view.pixels.height for view in self.views)
+
 
 def image_key(image: DecodedImage) -> str:
     """Names an image by its pixels and by all that decides on its delivery."""

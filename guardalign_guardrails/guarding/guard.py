@@ -1,13 +1,12 @@
 """From images to verdicts and images to pass on: the one entry point that every integration calls.
 
-Order of work: read once, look up, decode, assess all that is new in one batch, report. Configuration faults (no
-encoder, no profile) are raised; what goes wrong with a single image becomes that image's verdict, by the policy's
-failure rules. Content never appears in a log record or an exception.
+Order of work: read once, look up, wait for a place, decode, assess what is new in few batches, report. Configuration
+faults (no encoder, no profile) are raised; what goes wrong with a single image becomes that image's verdict, by the
+policy's failure rules. Content never appears in a log record or an exception.
 """
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import logging
 import os
@@ -15,10 +14,9 @@ import secrets
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import platformdirs
 from typing_extensions import Self
@@ -30,60 +28,26 @@ from guardalign_guardrails.detection.reference import Profile
 from guardalign_guardrails.detection.scoring import Scorer
 from guardalign_guardrails.errors import GuardAlignError, ImageDecodeError
 from guardalign_guardrails.fetch import Fetcher
+from guardalign_guardrails.guarding.admission import AdmissionQueue, Allowance
 from guardalign_guardrails.guarding.assess import assess
-from guardalign_guardrails.guarding.cache import VerdictCache
+from guardalign_guardrails.guarding.cache import UnderWay, VerdictCache
 from guardalign_guardrails.guarding.delivery import DeliveryPlan, Sight, image_key, plan_delivery
 from guardalign_guardrails.guarding.forks import mark_use
 from guardalign_guardrails.guarding.outcome import Failure, Outcome
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.profile import fitting_profile
-from guardalign_guardrails.guarding.reading import ReadImage, read_all
+from guardalign_guardrails.guarding.reading import Key, OpenedImage, ReadImage, SeenImage, budgeted, read_all
 from guardalign_guardrails.guarding.report import Reporter
 from guardalign_guardrails.guarding.result import CheckResult, ImageOutput
-from guardalign_guardrails.guarding.workers import Workers
+from guardalign_guardrails.guarding.steps import Steps, afinish, finish
 from guardalign_guardrails.images import ImageLimits, ImageSource, decode
 from guardalign_guardrails.images.consumers import load_consumers
 from guardalign_guardrails.policy import Policy, SourceRule
 
 logger = logging.getLogger(__name__)
 
-_IMAGES_AT_ONCE = 16
-
-_Key = tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class _Known:
-    """What some bytes were decoded to before.
-
-    Attributes:
-        key: Names the image and its delivery.
-        digest: Of its pixels.
-        size: Width and height in pixels as displayed.
-    """
-
-    key: str
-    digest: str
-    size: tuple[int, int]
-
-
-@dataclass(frozen=True, eq=False)
-class _Opened:
-    """An image that was decoded.
-
-    Attributes:
-        key: Its key in the verdict cache.
-        digest: Of its pixels.
-        plan: What goes on of it.
-        known: Its outcome, if it was scored before.
-        took_ms: How long reading, decoding and planning took, in milliseconds.
-    """
-
-    key: _Key
-    digest: str
-    plan: DeliveryPlan = field(repr=False)
-    known: Outcome | None
-    took_ms: float
+# Pixels that are held and scored together: 64 MB, as Pillow spends four bytes on each.
+_PIXELS_AT_ONCE = 16_000_000
 
 
 class Guard:
@@ -103,8 +67,11 @@ class Guard:
         fetcher: Fetches image URLs for integrations (the guard itself fetches nothing); None for what the
             policy's ``fetch`` rules say, which is none by default.
         scorer: How to score, for comparisons; None for what the policy says.
+        max_concurrent: Calls that decode and score at once, each in a thread of the guard; others wait, as the policy's
+            ``failure`` rules say. It bounds the guard's memory.
 
     Raises:
+        ValueError: ``max_concurrent`` is below 1.
         PolicyError: The policy file cannot be read.
         FetchUnavailable: The policy wants URLs fetched and httpcore is not installed.
     """
@@ -120,12 +87,13 @@ class Guard:
         cache: VerdictCache[Outcome] | None = None,
         fetcher: Fetcher | None = None,
         scorer: Scorer | None = None,
+        max_concurrent: int = 2,
     ) -> None:
         self.policy = Policy.load(policy) if isinstance(policy, Path | str) else policy or Policy.default()
         self.limits = limits or ImageLimits()
         self.cache: VerdictCache[Outcome] = VerdictCache() if cache is None else cache
         # The image that some bytes stand for.
-        self._seen: VerdictCache[_Known] = VerdictCache()
+        self._seen: VerdictCache[SeenImage] = VerdictCache()
         self.detector = Detector(
             self.policy,
             load_encoder(encoder) if isinstance(encoder, str) else encoder,
@@ -143,6 +111,7 @@ class Guard:
             "cache": cache,
             "fetcher": fetcher,
             "scorer": scorer,
+            "max_concurrent": max_concurrent,
         }
         self._profile: Profile | None = None
         self._policy_fingerprint = self.policy.fingerprint
@@ -156,8 +125,11 @@ class Guard:
         self._identity = ""
         self._sight: Sight | None = None
         self._preparing = threading.Lock()
-        timeout_s = self.policy.failure.timeout_s
-        self._workers: Workers[_Key, Outcome | Failure] | None = None if timeout_s is None else Workers(timeout_s)
+        rules = self.policy.failure
+        self._admission = AdmissionQueue(
+            max_concurrent, max_waiting=rules.max_waiting, max_wait_s=rules.max_wait_s, timeout_s=rules.timeout_s
+        )
+        self._under_way: UnderWay[Key, Outcome | Failure] = UnderWay()
         self._is_closed = False
 
     def __enter__(self) -> Self:
@@ -195,8 +167,7 @@ class Guard:
     def close(self) -> None:
         """End the guard's threads; work that took too long ends in the background. A closed guard checks no more."""
         self._is_closed = True
-        if self._workers is not None:
-            self._workers.close()
+        self._admission.close()
 
     def prepare(self) -> None:
         """Load encoder, anchors and profile now instead of at the first check.
@@ -269,7 +240,7 @@ class Guard:
         self, images: Sequence[ImageSource], *, source: Source | Sequence[Source] = "user"
     ) -> list[CheckResult]:
         """`check_batch` without blocking the event loop."""
-        return await asyncio.to_thread(self.check_batch, images, source=source)
+        return await afinish(self.checking(images, source=source))
 
     def check_batch(
         self,
@@ -278,7 +249,7 @@ class Guard:
         source: Source | Sequence[Source] = "user",
         keep_pixels: bool = False,
     ) -> list[CheckResult]:
-        """Check images together: all that are new go through the encoder in one batch (16 at once, to bound memory).
+        """Check images together: those that are new go through the encoder in as few batches as memory allows.
 
         Args:
             images: See `check`.
@@ -286,95 +257,142 @@ class Guard:
             keep_pixels: Whether results keep the decoded images for `CheckResult.pixels`, all of them at once.
 
         Returns:
-            One result per image, in order.
+            One result per image, in order. An image that was not checked is a verdict too: the call was not admitted
+            (``overloaded``), took too long (``timeout``), or had too many images (``over_budget``).
 
         Raises:
             EncoderUnavailable: The encoder's packages or weights are missing.
             ProfileMissing: No reference profile fits and the policy needs one.
             ValueError: There are not as many sources as images.
         """
+        return finish(self.checking(images, source=source, keep_pixels=keep_pixels))
+
+    def checking(
+        self,
+        images: Sequence[ImageSource],
+        *,
+        source: Source | Sequence[Source] = "user",
+        keep_pixels: bool = False,
+    ) -> Steps[list[CheckResult]]:
+        """The steps of `check_batch`, for code that is made of steps itself (see `guarding.steps`)."""
         sources: list[Source] = [source] * len(images) if isinstance(source, str) else list(source)
         if len(sources) != len(images):
             raise ValueError(f"{len(images)} images need as many sources, not {len(sources)}")
         if not images:
             return []
         self.prepare()
+        rules = self.policy.failure
         results: dict[int, CheckResult] = {}
+        scored: list[ReadImage] = []
         new: list[ReadImage] = []
-        for read in read_all(images, sources, self.limits, self.policy.failure.uninspectable):
-            if not keep_pixels and (known := self._recall(read)) is not None:
-                results[read.place] = known
-                continue
-            new.append(read)
-            if len(new) == _IMAGES_AT_ONCE:
-                results.update(self._check_new(new, keep_pixels=keep_pixels))
-                new = []
-        results.update(self._check_new(new, keep_pixels=keep_pixels))
+        for read in read_all(images, sources, self.limits, rules.uninspectable):
+            if read.failure is not None:
+                results[read.place] = self.reporter.failed(read.failure, read)
+            elif (known := self._known(read)) is None:
+                new.append(read)
+            elif (recalled := None if keep_pixels else self._recall(read, *known)) is None:
+                scored.append(read)
+            else:
+                results[read.place] = recalled
+        chosen, rest = budgeted(new, rules.max_images)
+        for read in rest:
+            failure = Failure(read.digest, rules.uninspectable, uninspectable="over_budget")
+            results[read.place] = self.reporter.failed(failure, read)
+        if due := scored + chosen:
+            found: dict[int, CheckResult] = {}
+            why = yield from self._admission.run(
+                lambda allowance: self._check_all(due, found, allowance, keep_pixels=keep_pixels)
+            )
+            # Work that saw by itself that its time was over has ended; other late work goes on, hence a copy.
+            why, rule = ("overloaded", rules.on_overload) if why == "overloaded" else ("timeout", rules.on_timeout)
+            results.update(found.copy())
+            for read in due:
+                if read.place not in results:
+                    results[read.place] = self.reporter.failed(Failure(read.digest, rule, failure=why), read)
         return [results[place] for place in range(len(images))]
 
-    def _recall(self, read: ReadImage) -> CheckResult | None:
-        """The result for bytes seen before, without decoding them; None if it is not known or other pixels go on.
+    def _known(self, read: ReadImage) -> tuple[SeenImage, Outcome] | None:
+        """What is known of bytes seen before; None if they are new."""
+        seen = self._seen.get((read.digest,)) if read.digest else None
+        outcome = None if seen is None else self.cache.get(self._key(seen.key, read.source))
+        return None if seen is None or outcome is None else (seen, outcome)
+
+    def _recall(self, read: ReadImage, seen: SeenImage, outcome: Outcome) -> CheckResult | None:
+        """The result for known bytes, without decoding them; None if other pixels go on.
 
         An agent sends its whole history with every call to its model, and decoding a photo can take longer than all
         else.
         """
-        seen = self._seen.get((read.digest,)) if read.digest else None
-        outcome = None if seen is None else self.cache.get(self._key(seen.key, read.source))
-        if seen is None or outcome is None:
-            return None
         is_blocked = outcome.proposed in ("route", "block")
         if outcome.proposed == "mask" or (outcome.delivery.kind == "canonical" and not is_blocked):
             return None
         return self.reporter.recalled(read, seen.digest, seen.size, outcome)
 
-    def _check_new(self, reads: Sequence[ReadImage], *, keep_pixels: bool) -> dict[int, CheckResult]:
-        """Results by place, of images that all have to be decoded."""
-        opened = [self._open(read) for read in reads]
+    def _check_all(
+        self, reads: Sequence[ReadImage], found: dict[int, CheckResult], allowance: Allowance, *, keep_pixels: bool
+    ) -> None:
+        """Decode images one after another and score them in chunks, until the allowance is over.
+
+        Args:
+            reads: Images to decode.
+            found: Where results go, by place, chunk by chunk.
+            allowance: The time of the call.
+            keep_pixels: See `check_batch`.
+        """
+        chunk: list[tuple[ReadImage, OpenedImage | Failure]] = []
+        held = 0
+        for read in reads:
+            if allowance.is_over:
+                return
+            opened = self._open(read)
+            chunk.append((read, opened))
+            held += 0 if isinstance(opened, Failure) else opened.plan.held_pixels
+            # The next image is decoded when nothing holds this one any more.
+            del opened
+            if held >= _PIXELS_AT_ONCE:
+                found.update(self._check_chunk(chunk, allowance, keep_pixels=keep_pixels))
+                chunk, held = [], 0
+        found.update(self._check_chunk(chunk, allowance, keep_pixels=keep_pixels))
+
+    def _check_chunk(
+        self, chunk: Sequence[tuple[ReadImage, OpenedImage | Failure]], allowance: Allowance, *, keep_pixels: bool
+    ) -> dict[int, CheckResult]:
+        """Results by place, of decoded images; without those that another call did not find in time."""
         new = {
             each.key: (each.plan, read.source)
-            for each, read in zip(opened, reads, strict=True)
-            if isinstance(each, _Opened) and each.known is None
+            for read, each in chunk
+            if isinstance(each, OpenedImage) and each.known is None
         }
-        fresh = self._outcomes(new)
+        # An image that another call works on is waited for.
+        fresh = self._under_way.run(
+            list(new), lambda keys: self._assess({key: new[key] for key in keys}), allowance.until
+        )
         results = {}
-        for each, read in zip(opened, reads, strict=True):
+        for read, each in chunk:
             if isinstance(each, Failure):
                 results[read.place] = self.reporter.failed(each, read)
                 continue
-            outcome = each.known or fresh[each.key]
-            if isinstance(outcome, Failure):
-                failure = replace(outcome, digest=each.digest)
-                results[read.place] = self.reporter.failed(failure, read, each.plan.size, took_ms=each.took_ms)
-                continue
-            results[read.place] = self.reporter.scored(
-                read,
-                each.digest,
-                each.plan,
-                outcome,
-                took_ms=each.took_ms,
-                is_cached=each.known is not None,
-                keep_pixels=keep_pixels,
-            )
+            outcome = each.known or fresh.get(each.key)
+            if outcome is not None:
+                results[read.place] = self.reporter.opened(read, each, outcome, keep_pixels=keep_pixels)
         return results
 
-    def _open(self, read: ReadImage) -> _Opened | Failure:
+    def _open(self, read: ReadImage) -> OpenedImage | Failure:
         """Decode an image and plan what goes on of it; its full-size pixels are let go unless they do."""
-        if read.failure is not None or read.scored is None:
-            return read.failure or Failure("", self.policy.failure.uninspectable, uninspectable="unreadable")
         started = time.perf_counter()
         try:
-            image = decode(read.scored, self.limits, secret=self._secret)
+            image = decode(cast("ImageOutput", read.scored), self.limits, secret=self._secret)
         except ImageDecodeError as error:
             return Failure(read.digest, self.policy.failure.uninspectable, uninspectable=error.reason)
         name = image_key(image)
         if read.digest:
-            self._seen.put((read.digest,), _Known(name, image.digest, image.size))
+            self._seen.put((read.digest,), SeenImage(name, image.digest, image.size))
         key = self._key(name, read.source)
         known = self.cache.get(key)
         is_quiet = None if known is None else not known.delivery.is_quieted
         plan = plan_delivery(image, self.policy.delivery_for(read.source), self._prepared_sight, is_quiet=is_quiet)
         took_ms = read.took_ms + (time.perf_counter() - started) * 1e3
-        return _Opened(key, image.digest, plan, known, took_ms)
+        return OpenedImage(key, image.digest, plan, known, took_ms)
 
     @property
     def _prepared_sight(self) -> Sight:
@@ -382,18 +400,10 @@ class Guard:
             raise GuardAlignError("The guard is not prepared.")
         return self._sight
 
-    def _key(self, digest: str, source: Source) -> _Key:
+    def _key(self, digest: str, source: Source) -> Key:
         return digest, self._rules[source], self._identity
 
-    def _outcomes(self, images: dict[_Key, tuple[DeliveryPlan, Source]]) -> dict[_Key, Outcome | Failure]:
-        """Outcomes of new images by key, within the time limit if there is one."""
-        if self._workers is None:
-            return self._assess(images)
-        ready = self._workers.run(list(images), lambda keys: self._assess({key: images[key] for key in keys}))
-        rule = self.policy.failure.on_timeout
-        return {key: ready.get(key) or Failure("", rule, failure="timeout") for key in images}
-
-    def _assess(self, images: dict[_Key, tuple[DeliveryPlan, Source]]) -> dict[_Key, Outcome | Failure]:
+    def _assess(self, images: dict[Key, tuple[DeliveryPlan, Source]]) -> dict[Key, Outcome | Failure]:
         """Outcomes by key, which are kept; if the batch fails, each image is tried again alone."""
         if not images:
             return {}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final
 
 from PIL import Image
@@ -11,7 +11,7 @@ from guardalign_guardrails.actions import Source
 from guardalign_guardrails.guarding.assess import draw_mask
 from guardalign_guardrails.guarding.delivery import DeliveryPlan
 from guardalign_guardrails.guarding.outcome import Failure, Outcome, failed_verdict, scored_verdict
-from guardalign_guardrails.guarding.reading import ReadImage
+from guardalign_guardrails.guarding.reading import OpenedImage, ReadImage
 from guardalign_guardrails.guarding.result import CheckResult
 from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.verdict import Verdict
@@ -39,6 +39,23 @@ class Reporter:
         """The result for bytes whose outcome is known and which pass as they came, or not at all."""
         blank = self._blank(digest, read.source, read.took_ms)
         return CheckResult(scored_verdict(blank, outcome, size, is_cached=True, mode=self.policy.mode), read.scored)
+
+    def opened(
+        self, read: ReadImage, image: OpenedImage, outcome: Outcome | Failure, *, keep_pixels: bool
+    ) -> CheckResult:
+        """The result for a decoded image."""
+        if isinstance(outcome, Failure):
+            failure = replace(outcome, digest=image.digest)
+            return self.failed(failure, read, image.plan.size, took_ms=image.took_ms)
+        return self.scored(
+            read,
+            image.digest,
+            image.plan,
+            outcome,
+            took_ms=image.took_ms,
+            is_cached=image.known is not None,
+            keep_pixels=keep_pixels,
+        )
 
     def scored(
         self,

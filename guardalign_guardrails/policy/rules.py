@@ -122,13 +122,18 @@ class SourceRule(FrozenModel):
 
 
 class FailureRules(FrozenModel):
-    """What happens when an image cannot be checked.
+    """What happens when an image cannot be checked, and how much a call may ask for.
 
     Attributes:
-        uninspectable: The image cannot be opened (broken, unknown format, too large).
+        uninspectable: The image cannot be opened (broken, unknown format, too large), or its call has too many images.
         on_error: Detection failed with an error.
-        on_timeout: Detection took longer than ``timeout_s``.
-        timeout_s: Seconds that detection of one call may take; None for no limit.
+        on_timeout: Decoding and scoring took longer than ``timeout_s``.
+        on_overload: The call was not admitted: too many waited already, or it waited longer than ``max_wait_s``.
+        timeout_s: Seconds that decoding and scoring of one call may take, from when it is admitted; None for no limit.
+        max_wait_s: Seconds that a call waits to be admitted.
+        max_waiting: Calls that wait to be admitted at once; 0 lets none wait.
+        max_images: Images of one call that are checked, not counting those seen before; None for no limit. If there
+            are more, the latest of a chat's history come before its earlier ones, and all else before its history.
 
     ``block`` lets nothing pass, ``mask`` puts a plain image in its place, ``allow`` lets it pass unseen.
     """
@@ -136,7 +141,11 @@ class FailureRules(FrozenModel):
     uninspectable: FailureAction = "block"
     on_error: FailureAction = "block"
     on_timeout: FailureAction = "block"
-    timeout_s: float | None = Field(default=None, gt=0)
+    on_overload: FailureAction = "block"
+    timeout_s: float | None = Field(default=60, gt=0, allow_inf_nan=False)
+    max_wait_s: float = Field(default=30, gt=0, allow_inf_nan=False)
+    max_waiting: int = Field(default=64, ge=0)
+    max_images: int | None = Field(default=64, gt=0)
 
 
 class Masking(FrozenModel):

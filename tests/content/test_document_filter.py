@@ -113,9 +113,9 @@ class TestTheFilter:
 
     def test_documents_are_found_in_once_and_64_images_are_checked_together(self, filtered, cache_dir, monkeypatch):
         guard, sizes, searched = colour_guard(cache_dir), [], []
-        check_batch = guard.check_batch
+        checking = guard.checking
         monkeypatch.setattr(
-            guard, "check_batch", lambda images, source: sizes.append(len(images)) or check_batch(images, source=source)
+            guard, "checking", lambda images, source: sizes.append(len(images)) or checking(images, source=source)
         )
         documents = [document(url_of(shade=n % 9), x=[url_of()] * (n % 3)) for n in range(70)]
         result = filtered(*documents, guard=guard, find=lambda given: searched.append(given) or find(given))
@@ -127,9 +127,9 @@ class TestTheFilter:
 
     def test_a_document_with_more_images_than_that_is_checked_in_one_piece(self, filtered, cache_dir, monkeypatch):
         guard, sizes = colour_guard(cache_dir), []
-        check_batch = guard.check_batch
+        checking = guard.checking
         monkeypatch.setattr(
-            guard, "check_batch", lambda images, source: sizes.append(len(images)) or check_batch(images, source=source)
+            guard, "checking", lambda images, source: sizes.append(len(images)) or checking(images, source=source)
         )
         filtered(document(url_of()), document("", x=[url_of()] * 70), document(url_of()), guard=guard)
         assert sizes == [1, 70, 1]

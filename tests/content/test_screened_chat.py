@@ -31,8 +31,8 @@ def test_sources_follow_from_the_roles_unless_a_turn_has_its_own(guard):
 
 def test_several_chats_make_one_batch_and_each_is_decided_alone(guard, monkeypatch):
     batches = []
-    check_batch = guard.check_batch
-    monkeypatch.setattr(guard, "check_batch", lambda *a, **k: batches.append(a) or check_batch(*a, **k))
+    checking = guard.checking
+    monkeypatch.setattr(guard, "checking", lambda *a, **k: batches.append(a) or checking(*a, **k))
     chats = screen_chats(guard, [[shown("blue")], [shown("white")], [], [shown("red")]])
     assert [chat.decision.handled_by for chat in chats] == ["refusal", "model", "model", "model"]
     assert [len(chat.verdicts) for chat in chats] == [1, 1, 0, 1]

@@ -42,25 +42,26 @@ class Gated(ColourEncoder):
         return super().encode_crops(crops)
 
 
-def gated_guard(tmp_path, timeout_s=0.02):
+def gated_guard(tmp_path, **failure):
     encoder = Gated()
-    policy = colour_policy(failure={"timeout_s": timeout_s})
+    policy = colour_policy(failure={"timeout_s": 0.02, **failure})
     return Guard(policy, encoder, cache_dir=tmp_path), encoder
 
 
 class TestTimeouts:
     def test_two_hundred_of_them_pile_up_neither_threads_nor_work(self, tmp_path):
-        guard, encoder = gated_guard(tmp_path)
+        guard, encoder = gated_guard(tmp_path, max_wait_s=0.001)
         guard.prepare()
-        before = threading.active_count()
+        before = set(threading.enumerate())
         failures = {guard.check(painted("red", shade=index)).verdict.failure for index in range(200)}
-        started = threading.active_count() - before
-        assert failures == {"timeout"}
-        assert started <= 32
+        started = set(threading.enumerate()) - before
+        assert failures == {"timeout", "overloaded"}
+        assert len(started) == 2, "one for each place"
         encoder.gate.set()
-        time.sleep(0.2)
-        assert len(encoder.calls) <= started * 2, "what never began was dropped: one pass and one of the mask a thread"
         guard.close()
+        for thread in started:
+            thread.join()
+        assert len(encoder.calls) == 4, "one pass and one of the mask for each of the two that were admitted"
 
     def test_the_result_of_abandoned_work_is_kept_for_the_next_call(self, tmp_path):
         guard, encoder = gated_guard(tmp_path)
@@ -81,9 +82,8 @@ class TestTimeouts:
         ]
         for thread in threads:
             thread.start()
-        while not guard._workers._under_way:
+        while not guard._under_way._futures:
             time.sleep(0.01)
-        time.sleep(0.1)
         encoder.gate.set()
         for thread in threads:
             thread.join()

@@ -24,8 +24,8 @@ class Watched(Guard):
 
     said: list[tuple[Any, ...]]
 
-    def check_batch(self, images: Sequence[Any], *, source: Any = "user") -> Any:
-        results = super().check_batch(images, source=source)
+    def checking(self, images: Sequence[Any], **options: Any) -> Any:
+        results = yield from super().checking(images, **options)
         self.said += [_kept(result.verdict) for result in results]
         return results
 

@@ -610,9 +610,9 @@ class TestAsPartsOfPipelines:
 
     def test_more_images_than_are_held_at_once_make_several_batches(self, ingest, monkeypatch):
         asked = []
-        check_batch = ingest.guard.guard.check_batch
-        count = lambda images, source: asked.append(len(images)) or check_batch(images, source=source)  # noqa: E731
-        monkeypatch.setattr(ingest.guard.guard, "check_batch", count)
+        checking = ingest.guard.guard.checking
+        count = lambda images, source: asked.append(len(images)) or checking(images, source=source)  # noqa: E731
+        monkeypatch.setattr(ingest.guard.guard, "checking", count)
         ingest.transform_documents([doc(data_url(painted()), other=data_url(painted())) for _ in range(70)])
         assert asked == [64, 64, 12]
 

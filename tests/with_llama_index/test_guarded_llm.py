@@ -183,13 +183,13 @@ class TestEveryWayIn:
 class TestBytesSentAreBytesChecked:
     def test_a_file_that_changes_in_between_is_the_one_that_was_checked(self, guarded, llm, tmp_path, monkeypatch):
         block = ImageBlock(path=saved(WHITE, tmp_path))
-        check = guarded.guard.guard.check_batch
+        check = guarded.guard.guard.checking
 
         def swapped(*args, **kwargs):
             saved(BLUE, tmp_path)
             return check(*args, **kwargs)
 
-        monkeypatch.setattr(guarded.guard.guard, "check_batch", swapped)
+        monkeypatch.setattr(guarded.guard.guard, "checking", swapped)
         guarded.chat([ChatMessage(blocks=[block])])
         assert same_pixels(llm.images[0], WHITE)
 
@@ -382,13 +382,13 @@ class TestWhatOthersRead:
         assert [event.action for event in tracer.of(GuardVerdictEvent)] == ["block", "block"]
 
     async def test_it_does_not_block_the_event_loop(self, guarded, monkeypatch):
-        real = guarded.guard.guard.check_batch
+        real = guarded.guard.guard.checking
 
         def slow(*args, **kwargs):
             time.sleep(0.3)
             return real(*args, **kwargs)
 
-        monkeypatch.setattr(guarded.guard.guard, "check_batch", slow)
+        monkeypatch.setattr(guarded.guard.guard, "checking", slow)
         task = asyncio.create_task(guarded.achat([ask(RED)]))
         ticks = 0
         while not task.done():

@@ -78,7 +78,7 @@ WAYS: dict[str, Callable[[Guard, Path], Awaitable[Any]]] = {
 @pytest.mark.parametrize("way", WAYS.values(), ids=WAYS)
 async def test_the_event_loop_goes_on_while_a_guard_looks(guard, monkeypatch, way, tmp_path):
     loop, did_go_on = asyncio.get_running_loop(), []
-    check = guard.check_batch
+    check = guard.checking
 
     def looking(*args: Any, **sources: Any) -> Any:
         is_loop_going = threading.Event()
@@ -86,6 +86,6 @@ async def test_the_event_loop_goes_on_while_a_guard_looks(guard, monkeypatch, wa
         did_go_on.append(is_loop_going.wait(5))
         return check(*args, **sources)
 
-    monkeypatch.setattr(guard, "check_batch", looking)
+    monkeypatch.setattr(guard, "checking", looking)
     await way(guard, saved(RED, tmp_path))
     assert did_go_on == [True]

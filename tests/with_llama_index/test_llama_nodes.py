@@ -399,26 +399,26 @@ class TestThePostprocessor:
 
     def test_images_of_many_nodes_are_not_in_memory_at_once(self, guard, monkeypatch):
         sizes = []
-        real = guard.check_batch
+        real = guard.checking
 
         def counted(images, *, source):
             sizes.append(len(images))
             return real(images, source=source)
 
-        monkeypatch.setattr(guard, "check_batch", counted)
+        monkeypatch.setattr(guard, "checking", counted)
         nodes = [ImageNode(image=b64(WHITE), text=str(number)) for number in range(150)]
         after = passed(ImageGuardPostprocessor(guard=guard), *nodes)
         assert [node.text for node in after] == [node.text for node in nodes]
         assert sizes == [64, 64, 22]
 
     async def test_it_does_not_block_the_event_loop(self, guard, monkeypatch):
-        real = guard.check_batch
+        real = guard.checking
 
         def slow(images, *, source):
             time.sleep(0.3)
             return real(images, source=source)
 
-        monkeypatch.setattr(guard, "check_batch", slow)
+        monkeypatch.setattr(guard, "checking", slow)
         task = asyncio.create_task(
             ImageGuardPostprocessor(guard=guard).apostprocess_nodes(scored(ImageNode(image=b64(RED))))
         )
