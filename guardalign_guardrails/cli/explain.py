@@ -71,6 +71,9 @@ def _print(path: str, found: Explanation) -> None:
     console.print(
         Text(f"  scored on {verdict.view}; profile {verdict.profile or 'none'}; digest {verdict.digest[:12]}")
     )
+    why = f" ({', '.join(verdict.delivery_reasons)})" if verdict.delivery_reasons else ""
+    looked = "" if verdict.looked_at is None else f"; looked at up to {verdict.looked_at} px"
+    console.print(Text(f"  goes on: {verdict.delivery}{why}{looked}"))
     categories = Table("category", "score", "p-value", "calls for", box=None, pad_edge=False)
     for name, finding in sorted(verdict.categories.items(), key=lambda item: -item[1].score):
         p_value = "-" if finding.p_value is None else f"{finding.p_value:.3g}"
