@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import collections
 import functools
+import importlib.util
 import io
 import itertools
 import multiprocessing
@@ -29,7 +30,7 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageCms
 
 from guardalign_guardrails import Guard, ImageDecodeError, Policy
 from guardalign_guardrails.guarding.cache import VerdictCache
@@ -40,6 +41,7 @@ MAGIC: Final = (
     *(b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"\xff\xd8\xff\xdb", b"GIF89a", b"GIF87a", b"BM", b"II*\0", b"MM\0*"),
     *(b"RIFF\xff\xff\0\0WEBPVP8 ", b"RIFF\xff\xff\0\0WEBPVP8L", b"RIFF\xff\xff\0\0WEBPVP8X", b"RIFF\x10\0\0\0WEBP"),
     *(b"\0\0\x01\0", b"SIMPLE  =", b"%!PS-Adobe", b"<svg ", b"%PDF-1.7", b"\0\0\0\x18ftypheic", b"II+\0", b"8BPS", b""),
+    *(b"\0\0\0\x14ftypavif\0\0\0\0avif", b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51"),
 )
 
 
@@ -211,10 +213,33 @@ def _seed_files(rng: random.Random) -> dict[str, bytes]:
         "mpo": _save(rgb, "MPO", save_all=True, append_images=[frames[0].convert("RGB")]),
         "bmp-rle": _rle_bmp(32, 24, bytes([32, 7, 0, 0]) * 24 + b"\0\1"),
     }
-    for name in ("PNG", "GIF", "WEBP", "TIFF"):
+    files |= _boxed_files(rgb, rgba, exif)
+    for name in ("PNG", "GIF", "WEBP", "TIFF", "AVIF"):
         files[f"{name.lower()}-frames"] = _save(rgba, name, save_all=True, append_images=frames)
     files["gif-dispose"] = _save(rgba, "GIF", save_all=True, append_images=frames, disposal=2, transparency=0)
     files["tiff-sizes"] = _save(rgb, "TIFF", save_all=True, append_images=[rgb.resize((90, 70))])
+    return files
+
+
+def _boxed_files(rgb: Image.Image, rgba: Image.Image, exif: Image.Exif) -> dict[str, bytes]:
+    """Seeds of AVIF, JPEG 2000 and HEIC, and such with profiles."""
+    profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    files = {
+        "avif": _save(rgb, "AVIF", exif=exif),
+        "avif-alpha": _save(rgba, "AVIF", icc_profile=profile),
+        "jp2": _save(rgb, "JPEG2000"),
+        "jp2-alpha": _save(rgba, "JPEG2000", irreversible=True),
+        "jp2-bare": _save(rgb, "JPEG2000", no_jp2=True, tile_size=(16, 16), num_resolutions=3),
+        "jpeg-profile": _save(rgb, "JPEG", icc_profile=profile, xmp=b'<a tiff:Orientation="6"/>'),
+        "png-profile": _save(rgba, "PNG", icc_profile=profile),
+    }
+    if importlib.util.find_spec("pillow_heif"):
+        import pillow_heif
+
+        for name, image in (("heic", rgb), ("heic-alpha", rgba)):
+            buffer = io.BytesIO()
+            pillow_heif.from_pillow(image).save(buffer, exif=exif.tobytes())
+            files[name] = buffer.getvalue()
     return files
 
 
@@ -285,6 +310,9 @@ def _bombs() -> dict[str, Callable[[], bytes]]:
         "tiff-16": big("TIFF", "I;16", compression="tiff_adobe_deflate"),
         "tiff-1bit": big("TIFF", "1", compression="group4"),
         "jpeg-progressive": big("JPEG", "CMYK", progressive=True, quality=100, subsampling=0),
+        "jp2-large": big("JPEG2000", "RGB", 4400),
+        "jp2-38mp": big("JPEG2000", "L"),
+        "avif-large": big("AVIF", "RGBA", 4000, speed=10),
         "bmp-rle": lambda: _rle_bmp(2000, 2000, b"\1\7" * 4_000_000),
         "bmp-rle-delta": lambda: _rle_bmp(39_000_000, 1, b"\0\2\xff\xff" * 100),
     }

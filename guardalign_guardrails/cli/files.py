@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 # Also formats that cannot be opened: an image that was not checked has to show up as one.
 _NAMES: Final = """
-apng avif avifs bmp dib gif heic heics heif heifs hif ico j2k jfif jif jp2 jpe jpeg jpg jxl pjp pjpeg png psd svg svgz
-tga tif tiff webp
+apng avif avifs bmp dib gif heic heics heif heifs hif ico j2c j2k jfif jif jp2 jpc jpe jpeg jpf jpg jpx jxl mpo pjp
+pjpeg png psd svg svgz tga tif tiff webp
 """
 SUFFIXES: Final = frozenset(f".{name}" for name in _NAMES.split())
 _BMP_HEADERS: Final = (12, 16, 40, 52, 56, 64, 108, 124)

@@ -16,7 +16,7 @@ from PIL import Image
 
 from guardalign_guardrails.errors import ImageDecodeError, UnsafeContentError
 from guardalign_guardrails.images import decode, encode_png
-from guardalign_guardrails.images.containers import sniff
+from guardalign_guardrails.images.containers import media_type
 from guardalign_guardrails.verdict import Verdict
 
 ImageOutput: TypeAlias = bytes | Image.Image | NDArray[Any]
@@ -97,7 +97,7 @@ class CheckResult:
         output = self.output
         if not isinstance(output, bytes):
             return "image/png"
-        return Image.MIME.get(sniff(output) or "", _UNKNOWN_TYPE)
+        return media_type(output) or _UNKNOWN_TYPE
 
     def _other_still(self) -> Image.Image | None:
         """What goes on in the original's place; None if the original does.

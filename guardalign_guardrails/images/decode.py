@@ -31,6 +31,7 @@ from guardalign_guardrails.images.containers import Container, inspect
 from guardalign_guardrails.images.containers.metadata import MAX_PROFILE_BYTES
 from guardalign_guardrails.images.files import check_bytes, read_file
 from guardalign_guardrails.images.frames import choose, frame_budget, shuffled, thumbnail, view_budget
+from guardalign_guardrails.images.heif import open_heif
 from guardalign_guardrails.images.limits import DEFAULT_LIMITS, ImageLimits, check_size, refusal
 from guardalign_guardrails.images.pixels import fingerprint, from_array, images
 from guardalign_guardrails.images.readings import Pixels, Tags, read_frame, read_pixels
@@ -157,11 +158,11 @@ def _decode_container(container: Container, limits: ImageLimits, secret: bytes |
     if container.is_composited and area > max(limits.max_pixels // _CANVAS_SHARE, _CANVAS_FLOOR):
         raise refusal("too_many_pixels", "The animation's frames are too large; send a still or scale it down.")
     departures = set(container.departures)
-    if any(value != 1 for value in (*container.orientations, *container.xmp_orientations)):
+    if any(value != 1 for value in (*container.orientations, *container.other_orientations)):
         departures.add("orientation")
     # A profile that changes nothing needs no rendering.
     profile = b"" if is_srgb(container.profile) else container.profile
-    tags = Tags(xmp_orientations=container.xmp_orientations, profile=profile, gamma=container.gamma)
+    tags = Tags(other_orientations=container.other_orientations, profile=profile, gamma=container.gamma)
     views, digest = ViewCollector(), None
     if container.frame_count == 1:
         # The decoder and its buffers are gone before the views are made: that halves the peak.
@@ -172,7 +173,11 @@ def _decode_container(container: Container, limits: ImageLimits, secret: bytes |
         key = hmac.digest(secret or secrets.token_bytes(32), bytes.fromhex(digest), "sha256")
         _add_frames(views, container, tags, limits, key)
     return views.finish(
-        container.format, container.frame_count, is_lossy=container.is_lossy, departures=departures, digest=digest
+        container.format,
+        container.frame_count + container.hidden_frames,
+        is_lossy=container.is_lossy,
+        departures=departures,
+        digest=digest,
     )
 
 
@@ -209,12 +214,14 @@ def _thumbnails(container: Container, order: list[int], limits: ImageLimits) -> 
 def _digest(container: Container) -> str:
     """SHA-256 of what a file with several frames shows, whichever of them are looked at."""
     digest = hashlib.sha256(container.data)
-    readings = (container.orientations, container.xmp_orientations, container.profile, container.gamma)
+    readings = (container.orientations, container.other_orientations, container.profile, container.gamma)
     digest.update(repr(readings).encode())
     return digest.hexdigest()
 
 
 def _open(container: Container) -> Image.Image:
+    if container.format == "HEIF":
+        return open_heif(container.data)
     return Image.open(io.BytesIO(container.data), formats=[container.format])
 
 

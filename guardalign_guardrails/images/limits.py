@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from guardalign_guardrails.errors import ImageDecodeError
 
-ACCEPTED: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+ACCEPTED: Final = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "HEIC", "JPEG 2000")
 
 # A frame costs time however small it is (headers, seeking); counting each as at least this many pixels bounds the
 # number of frames with the same limit that bounds their area.

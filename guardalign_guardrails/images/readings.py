@@ -25,13 +25,13 @@ class Tags:
 
     Attributes:
         orientation: EXIF orientation 1-8.
-        xmp_orientations: Orientations 1-8 that XMP states.
+        other_orientations: Orientations 1-8 that XMP or others state.
         profile: ICC profile that is not sRGB; empty for none.
         gamma: Encoding exponent that departs from 1/2.2; 0 for none.
     """
 
     orientation: int = 1
-    xmp_orientations: tuple[int, ...] = ()
+    other_orientations: tuple[int, ...] = ()
     profile: bytes = b""
     gamma: float = 0.0
 
@@ -99,7 +99,7 @@ def _managed(raw: Image.Image, plain: Image.Image, tags: Tags) -> Image.Image | 
 def _turned(own: Image.Image, tags: Tags) -> Iterator[View]:
     """The readings of those who ignore EXIF's orientation or go by XMP's."""
     seen = {tags.orientation}
-    for orientation in (1, *tags.xmp_orientations):
+    for orientation in (1, *tags.other_orientations):
         if orientation not in seen:
             seen.add(orientation)
             backdrop, image = own_reading(own)
@@ -107,7 +107,7 @@ def _turned(own: Image.Image, tags: Tags) -> Iterator[View]:
                 upright(reduced(image), orientation),
                 backdrop=backdrop,
                 orientation=turn_between(orientation, tags.orientation),
-                reading="as stored" if orientation == 1 else f"XMP orientation {orientation}",
+                reading="as stored" if orientation == 1 else f"orientation {orientation}",
             )
 
 

@@ -330,12 +330,14 @@ def test_a_flipped_bit_behind_a_checksum_is_corrupt():
 @pytest.mark.parametrize(
     "data",
     [
-        *(b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"\0\0\0\x18ftypheic", b"SIMPLE  = T", b"%!PS"),
+        *(b"<svg xmlns='http://www.w3.org/2000/svg'/>", b"%PDF-1.7", b"\0\0\0\x18ftypisom", b"SIMPLE  = T", b"%!PS"),
         *(b"\0\0\1\0\1\0", b"II+\0\x08\0\0\0", b"just text", b"\xff\xd8", b"RIFF\0\0\0\0WAVE"),
     ],
 )
 def test_anything_else_is_an_unsupported_format_and_the_message_says_what_is_accepted(data):
-    with pytest.raises(ImageDecodeError, match="PNG, JPEG, WEBP, GIF, BMP, TIFF") as caught:
+    with pytest.raises(
+        ImageDecodeError, match="PNG, JPEG, WEBP, GIF, BMP, TIFF, AVIF, HEIC, JPEG 2000 images"
+    ) as caught:
         decode(data)
     assert caught.value.reason == "unsupported_format"
 

@@ -23,7 +23,7 @@ def noise(seed, size=(160, 160)):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1] // 20, size[0] // 20, 3), np.uint8))
 
 
-def film(count, odd=(), size=(160, 160)):
+def video(count, odd=(), size=(160, 160)):
     """Frames that hardly differ, but for those in ``odd``."""
     calm = Image.new("RGB", size, (90, 90, 90))
     frames = []
@@ -37,7 +37,7 @@ def film(count, odd=(), size=(160, 160)):
 @pytest.mark.parametrize("name", FORMATS)
 @pytest.mark.parametrize("odd", [1, 2, 13, 20])
 def test_a_frame_unlike_the_others_is_seen_wherever_it_is(name, odd):
-    result = decode(saved(film(21, {odd}), name), ImageLimits(max_frames=5))
+    result = decode(saved(video(21, {odd}), name), ImageLimits(max_frames=5))
     assert result.frame_count == 21
     assert len(result.frames_seen) == 5
     assert {0, odd} <= set(result.frames_seen)
@@ -46,14 +46,14 @@ def test_a_frame_unlike_the_others_is_seen_wherever_it_is(name, odd):
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_every_frame_is_seen_where_there_are_few(name):
-    result = decode(saved(film(5, size=(256, 256)), name))
+    result = decode(saved(video(5, size=(256, 256)), name))
     assert result.frames_seen == (0, 1, 2, 3, 4)
     assert "frames_unseen" not in result.departures
     assert {"pages", "animation"} & set(result.departures)
 
 
 def test_decoys_do_not_take_the_places_of_chance():
-    data = saved(film(40, set(range(1, 20))), "PNG")
+    data = saved(video(40, set(range(1, 20))), "PNG")
     seen = [set(decode(data, secret=bytes([secret])).frames_seen) for secret in range(12)]
     calm = [frames & set(range(20, 40)) for frames in seen]
     assert sum(map(bool, calm)) >= 8
@@ -61,7 +61,7 @@ def test_decoys_do_not_take_the_places_of_chance():
 
 
 def test_the_choice_hangs_on_the_secret_and_the_file_and_on_nothing_else():
-    data, other = saved(film(40), "PNG"), saved(film(40, {3}), "PNG")
+    data, other = saved(video(40), "PNG"), saved(video(40, {3}), "PNG")
     limits = ImageLimits(max_frames=4)
 
     def seen(data, secret):
@@ -74,13 +74,13 @@ def test_the_choice_hangs_on_the_secret_and_the_file_and_on_nothing_else():
 
 
 def test_the_digest_of_an_animation_does_not_hang_on_the_secret_but_on_all_that_it_shows():
-    data = saved(film(40), "PNG")
+    data = saved(video(40), "PNG")
     assert decode(data, secret=b"a").digest == decode(data, secret=b"b").digest
-    hidden = saved(film(40, {31}), "PNG")
+    hidden = saved(video(40, {31}), "PNG")
     assert decode(data).digest != decode(hidden).digest
     turned = Image.Exif()
     turned[0x0112] = 6
-    assert decode(saved(film(40), "PNG", exif=turned)).digest != decode(data).digest
+    assert decode(saved(video(40), "PNG", exif=turned)).digest != decode(data).digest
 
 
 def test_a_frame_that_looks_like_another_counts_as_seen():

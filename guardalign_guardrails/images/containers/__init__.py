@@ -8,6 +8,6 @@ hands on only the parts that make pixels. Nothing here decodes pixels.
 from __future__ import annotations
 
 from guardalign_guardrails.images.containers.common import Container
-from guardalign_guardrails.images.containers.inspect import announces_image, inspect, sniff
+from guardalign_guardrails.images.containers.inspect import announces_image, inspect, media_type, sniff
 
-__all__ = ["Container", "announces_image", "inspect", "sniff"]
+__all__ = ["Container", "announces_image", "inspect", "media_type", "sniff"]

@@ -19,11 +19,12 @@ class Container:
         size: Width and height in pixels of the largest frame or page.
         frame_count: Frames or pages, counted rather than believed.
         orientations: EXIF orientation 1-8; one for all frames, or one per page.
-        xmp_orientations: Orientations 1-8 that XMP states for the first frame; empty if it says nothing.
+        other_orientations: Orientations 1-8 that XMP or others state for the first frame; empty for none.
         profile: The embedded ICC profile, empty if there is none or it could not be read.
         gamma: Encoding exponent that overrules the usual one of 1/2.2, 0 if none does.
         is_composited: True if a frame can only be drawn on top of the earlier ones.
         is_lossy: True if its pixels were compressed with loss.
+        hidden_frames: Further frames or images that the file states and that are not opened.
         departures: Why readers may disagree on what the file shows, sorted short codes such as ``trailing_data``;
             empty if the file holds only what is on its format's list. Whether a pixel is transparent and what a
             profile does are left to the decoder.
@@ -34,11 +35,12 @@ class Container:
     size: tuple[int, int]
     frame_count: int = 1
     orientations: tuple[int, ...] = (1,)
-    xmp_orientations: tuple[int, ...] = ()
+    other_orientations: tuple[int, ...] = ()
     profile: bytes = field(default=b"", repr=False)
     gamma: float = 0.0
     is_composited: bool = False
     is_lossy: bool = False
+    hidden_frames: int = 0
     departures: tuple[str, ...] = ()
 
     def orientation(self, frame: int) -> int:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Final
 
 from guardalign_guardrails.images.containers.bmp import read_bmp
+from guardalign_guardrails.images.containers.boxed import heif_format, read_avif, read_heif, read_jp2
 from guardalign_guardrails.images.containers.common import Container
 from guardalign_guardrails.images.containers.gif import read_gif
 from guardalign_guardrails.images.containers.jpeg import read_jpeg
@@ -26,6 +27,9 @@ _READERS: Final[dict[str, Callable[[bytes, ImageLimits], Container]]] = {
     "WEBP": read_webp,
     "BMP": read_bmp,
     "TIFF": read_tiff,
+    "AVIF": read_avif,
+    "HEIF": read_heif,
+    "JPEG2000": read_jp2,
 }
 _MAGIC: Final = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
@@ -35,14 +39,25 @@ _MAGIC: Final = (
     (b"BM", "BMP"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
 )
+# A media file states its kin in its first box.
+_MOST_BRANDS: Final = 256
+_MEDIA_TYPES: Final = {"HEIF": "image/heic", "JPEG2000": "image/jp2"}
 
 
 def sniff(data: bytes) -> str | None:
     """The accepted format that the first bytes announce, or None."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
-    return next((name for magic, name in _MAGIC if data.startswith(magic)), None)
+    return next((name for magic, name in _MAGIC if data.startswith(magic)), None) or heif_format(data[:_MOST_BRANDS])
+
+
+def media_type(data: bytes) -> str | None:
+    """The media type that the first bytes announce, None for formats that are not accepted."""
+    name = sniff(data)
+    return None if name is None else _MEDIA_TYPES.get(name, f"image/{name.lower()}")
 
 
 def announces_image(head: bytes) -> bool:
@@ -51,7 +66,7 @@ def announces_image(head: bytes) -> bool:
     if name == "BMP":
         # Its two letters begin many a word; the size of the header that follows does not.
         return len(head) >= 18 and 12 <= int.from_bytes(head[14:18], "little") <= 124
-    # The others are HEIC, AVIF and their kin, JPEG 2000, JPEG XL, icons and BigTIFF.
+    # The others are kin of HEIC and AVIF, JPEG 2000, JPEG XL, icons and BigTIFF.
     return (
         name is not None
         or head[4:8] == b"ftyp"

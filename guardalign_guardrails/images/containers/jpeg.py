@@ -106,7 +106,7 @@ def read_jpeg(data: bytes, limits: ImageLimits) -> Container:
         join(kept, data),
         image.size,
         orientations=(image.orientations[0] if image.orientations else 1,),
-        xmp_orientations=tuple(sorted({value for values in image.xmp for value in values})),
+        other_orientations=tuple(sorted({value for values in image.xmp for value in values})),
         profile=profile or b"",
         is_lossy=True,
         departures=tuple(sorted(image.departures)),

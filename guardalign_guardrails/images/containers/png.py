@@ -109,7 +109,7 @@ def read_png(data: bytes, limits: ImageLimits) -> Container:
         (width, height),
         count,
         (image.orientations[0] if image.orientations else 1,),
-        xmp_orientations=tuple(sorted({value for values in image.xmp for value in values})),
+        other_orientations=tuple(sorted({value for values in image.xmp for value in values})),
         profile=image.profile,
         gamma=0.0 if image.chunks[b"sRGB"] or image.profile or is_usual_gamma(image.gamma) else image.gamma,
         is_composited=count > 1,

@@ -82,7 +82,7 @@ def read_tiff(data: bytes, limits: ImageLimits) -> Container:
         max((page.size for page in pages), key=lambda side: side[0] * side[1]),
         len(pages),
         tuple(page.orientation for page in pages),
-        xmp_orientations=pages[0].xmp,
+        other_orientations=pages[0].xmp,
         profile=pages[0].profile,
         is_lossy=any(page.is_lossy for page in pages),
         departures=tuple(sorted(departures)),

@@ -75,7 +75,7 @@ def read_webp(data: bytes, limits: ImageLimits) -> Container:
         image.canvas,
         max(count, 1),
         (image.orientation,),
-        xmp_orientations=image.xmp,
+        other_orientations=image.xmp,
         profile=image.profile,
         is_composited=count > 1,
         is_lossy=image.chunks[b"VP8 "] > 0,

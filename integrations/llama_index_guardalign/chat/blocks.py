@@ -26,11 +26,10 @@ from llama_index.core.base.llms.types import (
     ToolCallBlock,
     VideoBlock,
 )
-from PIL import Image
 
 from guardalign_guardrails.content.walk import text_of_file
 from guardalign_guardrails.images import read_named_file
-from guardalign_guardrails.images.containers import sniff
+from guardalign_guardrails.images.containers import media_type
 
 Plain = dict[str, Any]
 
@@ -188,7 +187,7 @@ def _leads_elsewhere(block: ImageBlock | DocumentBlock) -> bool:
 def _mime(data: bytes, block: ImageBlock | DocumentBlock) -> str | None:
     """The media type of bytes that were read for a block: by themselves if they are an image, else as stated."""
     stated = block.image_mimetype if isinstance(block, ImageBlock) else _mime_of(block)
-    return Image.MIME.get(sniff(data) or "") or stated or None
+    return media_type(data) or stated or None
 
 
 def _holding(block: ImageBlock | DocumentBlock, encoded: bytes, mime: str | None) -> BaseContentBlock:
