@@ -15,6 +15,7 @@ from PIL import Image
 from guardalign_guardrails.actions import Source, is_at_least_mask
 from guardalign_guardrails.detection.detector import Detector
 from guardalign_guardrails.detection.extent import outermost, unsafe_boxes
+from guardalign_guardrails.detection.plain_ground import half_covered_objects
 from guardalign_guardrails.detection.reference import Looks, Profile
 from guardalign_guardrails.detection.scoring import ScoreMap
 from guardalign_guardrails.guarding.decide import ImageDecision, decide, mask_thresholds
@@ -121,7 +122,10 @@ def _masked(
     for rounds in range(1, _MASK_ROUNDS + 1):  # noqa: B007  counted for the report
         thresholds = mask_thresholds(policy, profile, source, scored.looks)
         for score_map in scored.maps:
-            boxes += [in_pixels(box, plan.size) for box in unsafe_boxes(score_map, thresholds, rules.extent)]
+            hot = unsafe_boxes(score_map, thresholds, rules.extent, rules.margin)
+            boxes += [in_pixels(box, plan.size) for box in hot]
+        if rules.whole_objects:
+            boxes += half_covered_objects(plan.still, boxes, plan.size)
         boxes = outermost(boxes)
         covered = coverage(boxes, plan.size)
         again: ImageDecision | None = None

@@ -156,6 +156,8 @@ class Masking(FrozenModel):
         colour: RGB of the solid fill, 0 to 255.
         feather: Width of the soft edge outside the boxes, as a share of a box's shorter side.
         extent: A region is covered when its heat is at least this share of the hottest region's.
+        margin: How far a mask reaches beyond the covered regions, as a share of the image's sides.
+        whole_objects: An object on a plain ground, as in drawings, that lies mostly under the mask is covered whole.
         max_coverage: If more than this share of the image would be covered, ``escalate_to`` is taken instead.
         rescore: Score the masked image again before it passes.
         escalate_to: Action when the masked image is still unsafe, or the mask would cover too much.
@@ -165,6 +167,8 @@ class Masking(FrozenModel):
     colour: tuple[int, int, int] = (0, 0, 0)
     feather: float = Field(default=0.04, ge=0, le=1)
     extent: float = Field(default=0.12, gt=0, le=1)
+    margin: float = Field(default=0.045, ge=0, le=0.5)
+    whole_objects: bool = True
     max_coverage: float = Field(default=0.9, gt=0, le=1)
     rescore: bool = True
     escalate_to: Literal["route", "block"] = "block"

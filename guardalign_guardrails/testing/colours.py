@@ -103,7 +103,7 @@ def colour_policy(**changes: Any) -> Policy:
         },
         "benign": {"concepts": ["white", "black"]},
         "thresholds": {"kind": "score"},
-        "masking": {"feather": 0.0},
+        "masking": {"feather": 0.0, "margin": 0.0},
     }
     return Policy.model_validate({**data, **changes})
 
