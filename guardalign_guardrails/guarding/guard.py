@@ -323,8 +323,7 @@ class Guard:
         An agent sends its whole history with every call to its model, and decoding a photo can take longer than all
         else.
         """
-        is_blocked = outcome.proposed in ("route", "block")
-        if outcome.proposed == "mask" or (outcome.delivery.kind == "canonical" and not is_blocked):
+        if self.policy.mode == "enforce" and outcome.delivers in ("masked", "canonical"):
             return None
         return self.reporter.recalled(read, seen.digest, seen.size, outcome)
 

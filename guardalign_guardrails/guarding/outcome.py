@@ -47,6 +47,11 @@ class Outcome:
     drawn: Image.Image | None = None
     follow_up: tuple[str, Outcome] | None = None
 
+    @property
+    def delivers(self) -> Delivery:
+        """What goes on if the policy is enforced."""
+        return _delivery(self.proposed, self.delivery.kind)
+
     def to_keep(self) -> Outcome:
         """The outcome without what belongs to this check alone: a cache holds no pixels, and each image once."""
         return self if self.drawn is None and self.follow_up is None else replace(self, drawn=None, follow_up=None)
@@ -80,7 +85,7 @@ def scored_verdict(blank: Verdict, outcome: Outcome, size: tuple[int, int], *, i
         mode: Whether the proposed action is taken.
     """
     record = outcome.delivery
-    proposed = _delivery(outcome.proposed, record.kind)
+    proposed = outcome.delivers
     return blank.model_copy(
         update={
             "action": outcome.proposed if mode == "enforce" else "allow",

@@ -77,9 +77,8 @@ class Reporter:
             )
         if verdict.delivery == "canonical":
             return CheckResult(verdict, read.scored, plan.still, plan.data)
-        return CheckResult(
-            verdict, read.scored, _decoded=plan.still if keep_pixels and plan.still.size == plan.size else None
-        )
+        is_whole = plan.record.kind == "original" and plan.still.size == plan.size
+        return CheckResult(verdict, read.scored, _decoded=plan.still if keep_pixels and is_whole else None)
 
     def failed(
         self,

@@ -168,6 +168,23 @@ class TestThePolicy:
                 assert (result.verdict.delivery, result.verdict.delivery_proposed) == ("original", proposed)
                 assert result.output == data
 
+    def test_while_monitoring_known_bytes_are_not_decoded_again_and_pixels_are_the_originals(
+        self, cache_dir, monkeypatch
+    ):
+        guard = colour_guard(cache_dir, mode="monitor")
+        data = SEVERAL_READINGS["turned JPEG"]
+        (kept,) = guard.check_batch([data], keep_pixels=True)
+        assert kept.pixels.tobytes() == decode(data).flattened.tobytes()
+        monkeypatch.setattr("guardalign_guardrails.guarding.guard.decode", None)
+        assert guard.check(data).output == data
+
+    def test_more_than_was_looked_at_goes_on_as_it_came_only_where_the_policy_says_original(self, cache_dir):
+        data = encoded(noise(1800, 1200), "JPEG")
+        (result,) = colour_guard(cache_dir, delivery="original").check_batch([data], keep_pixels=True)
+        assert (result.verdict.delivery, result.verdict.delivery_reasons) == ("original", ("larger_than_checked",))
+        assert result.output == data
+        assert result.pixels.size == (1800, 1200)
+
     @pytest.mark.parametrize(("rule", "delivery"), [("block", "none"), ("mask", "masked"), ("allow", "original")])
     def test_what_cannot_be_opened_is_delivered_as_the_failure_rule_says(self, cache_dir, rule, delivery):
         verdict = colour_guard(cache_dir, failure={"uninspectable": rule}).check(b"no image").verdict
