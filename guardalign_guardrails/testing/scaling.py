@@ -10,10 +10,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from scipy.sparse import csr_array
 
-from guardalign_guardrails.images.consumers import Sampler, matrix
+from guardalign_guardrails.images.consumers import Sampler, taps
 
 _ROUNDS = 6
+_DAMPING = 1e-4
+
+_Floats = NDArray[np.float32]
 
 
 def scaling_attack(
@@ -31,21 +35,49 @@ def scaling_attack(
     Returns:
         An RGB image of the cover's size.
     """
-    pixels = np.asarray(cover.convert("RGB"), dtype=np.float64)
-    height, width = pixels.shape[:2]
-    down, across = matrix(sampler, height, payload.height), matrix(sampler, width, payload.width)
-    up, back = _inverse(sampler, height, payload.height), _inverse(sampler, width, payload.width)
-    seen = np.einsum("hy,yxc,wx->hwc", down, pixels, across, optimize=True)
-    wanted = seen + strength * (np.asarray(payload.convert("RGB"), dtype=np.float64) - seen)
+    pixels = np.asarray(cover.convert("RGB"), dtype=np.float32)
+    down, across = (sampler, cover.height, payload.height), (sampler, cover.width, payload.width)
+    seen = _sampled(pixels, down, across)
+    wanted = seen + strength * (np.asarray(payload.convert("RGB"), dtype=np.float32) - seen)
     for _ in range(rounds):
-        missing = wanted - np.einsum("hy,yxc,wx->hwc", down, pixels, across, optimize=True)
-        pixels = np.clip(pixels + np.einsum("yh,hwc,xw->yxc", up, missing, back, optimize=True), 0, 255)
+        change = _spread(wanted - _sampled(pixels, down, across), down, across)
+        pixels = np.clip(pixels + change, 0, 255)
     return Image.fromarray(np.rint(pixels).astype(np.uint8))
 
 
+_Axis = tuple[Sampler, int, int]
+
+
+def _sampled(pixels: _Floats, down: _Axis, across: _Axis) -> _Floats:
+    return _columns(_rows(_reader(*down), pixels), _reader(*across))
+
+
+def _spread(missing: _Floats, down: _Axis, across: _Axis) -> _Floats:
+    """The smallest change of the pixels that changes the samples as wanted."""
+    solved = _columns(_rows(_inverse(*down), missing), _inverse(*across))
+    return _columns(_rows(_reader(*down).T, solved), _reader(*across).T)
+
+
+def _rows(matrix: csr_array | _Floats, pixels: _Floats) -> _Floats:
+    made: _Floats = (matrix @ pixels.reshape(len(pixels), -1)).reshape(-1, *pixels.shape[1:])
+    return made
+
+
+def _columns(pixels: _Floats, matrix: csr_array | _Floats) -> _Floats:
+    return np.ascontiguousarray(_rows(matrix, np.ascontiguousarray(pixels.swapaxes(0, 1))).swapaxes(0, 1))
+
+
 @lru_cache(maxsize=16)
-def _inverse(sampler: Sampler, source: int, target: int) -> NDArray[np.float64]:
-    """The smallest change of a line that changes the samples as wanted, shape [source, target]."""
-    sampled = matrix(sampler, source, target).astype(np.float64)
-    damping = 1e-6 * np.eye(target)
-    return sampled.T @ np.linalg.inv(sampled @ sampled.T + damping)
+def _reader(sampler: Sampler, source: int, target: int) -> csr_array:
+    """The sampler's matrix, shape [target, source]."""
+    indices, weights = taps(sampler, source, target)
+    rows = np.repeat(np.arange(target), indices.shape[1])
+    return csr_array((weights.ravel(), (rows, indices.ravel())), shape=(target, source))
+
+
+@lru_cache(maxsize=16)
+def _inverse(sampler: Sampler, source: int, target: int) -> _Floats:
+    """Undoes how much samples share pixels, shape [target, target]."""
+    reader = _reader(sampler, source, target)
+    shared = (reader @ reader.T).toarray().astype(np.float64)
+    return np.linalg.inv(shared + _DAMPING * np.eye(target)).astype(np.float32)

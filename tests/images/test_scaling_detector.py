@@ -158,6 +158,7 @@ def test_no_sampler_brings_the_payload_back_from_a_quiet_image(sampler):
     assert delivered.size == attack.size
     assert find_scaling(delivered, CONSUMERS).score < QUIET
     average = delivered.resize((224, 224), Image.Resampling.BOX)
+    assert correlation(average, cover.resize((224, 224), Image.Resampling.BOX)) > 0.98
     for other in [*SAMPLERS, *LLAMA]:
         seen = resize(delivered, (224, 224), other)
         assert correlation(seen, average) > correlation(seen, payload)
