@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from guardalign_guardrails import Guard, GuardAlignError, UnsafeContentError, Verdict
-from guardalign_guardrails.content.bodies import Body, BodyRules, Form, ScreenedBody, screen_body
+from guardalign_guardrails.content.bodies import Body, BodyRules, Form, ScreenedBody, ascreen_body, screen_body
 from guardalign_guardrails.guarding.guard import uninspectable
 from guardalign_guardrails.verdict import event_of
 from openai_guardalign.refusals import continued, refusal
@@ -77,7 +77,13 @@ class RequestFilter:
         if (form := _form(request)) is None:
             return request
         await request.aread()
-        return self._reported(request, *await asyncio.to_thread(self._decided, request, form))
+        # A call that waits for its turn must not hold one of the loop's threads.
+        body = await asyncio.to_thread(self._read, request)
+        if isinstance(body, Verdict):
+            return self._reported(request, *_unread(request, body))
+        screened = await ascreen_body(self.guard, body, form, self.rules)
+        outcome = await asyncio.to_thread(self._outcome, request, body, screened, form)
+        return self._reported(request, screened.verdicts, outcome)
 
     def _reported(self, request: Any, verdicts: tuple[Verdict, ...], outcome: Any) -> Any:
         if verdicts and self.on_verdicts is not None and request.headers.get(_ATTEMPT, "0") == "0":
@@ -90,9 +96,7 @@ class RequestFilter:
         """The verdicts, and what is sent, what answers, or the error that is raised once they are reported."""
         body = self._read(request)
         if isinstance(body, Verdict):
-            # A mask cannot be drawn in what cannot be read.
-            is_passed = body.action not in ("mask", "route", "block")
-            return (body,), request if is_passed else UnsafeContentError(body)
+            return _unread(request, body)
         screened = screen_body(self.guard, body, form, self.rules)
         return screened.verdicts, self._outcome(request, body, screened, form)
 
@@ -117,6 +121,13 @@ class RequestFilter:
         if model is not None:
             body = {**body, "model": model}
         return request if body is before else _rewritten(request, body, model)
+
+
+def _unread(request: Any, verdict: Verdict) -> tuple[tuple[Verdict, ...], Any]:
+    """The verdict on a body that cannot be read, and what is sent or the error that is raised."""
+    # A mask cannot be drawn in what cannot be read.
+    is_passed = verdict.action not in ("mask", "route", "block")
+    return (verdict,), request if is_passed else UnsafeContentError(verdict)
 
 
 def _form(request: Any) -> Form | None:

@@ -13,7 +13,7 @@ from llama_index.core.llms.llm import LLM
 from guardalign_guardrails import Guard, Policy, Verdict
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, PlacementSetting, placement_for
 from guardalign_guardrails.content.screen import Screened, Turn
-from guardalign_guardrails.content.screened_chat import screen_chats
+from guardalign_guardrails.content.screened_chat import ScreenedChat, ascreen_chats, screen_chats
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from llama_index_guardalign.chat.blocks import plain_of, restored
 from llama_index_guardalign.chat.messages import IMAGES_KEY, role_of, with_prefix
@@ -92,7 +92,9 @@ def screen_chat(
     Raises:
         GuardAlignError: The guard cannot work: no encoder, no profile.
     """
-    chat = _screened(GuardSettings.of(guard).guard, messages, on_violation, can_route=can_route)
+    ready = GuardSettings.of(guard).guard
+    (screened,) = screen_chats(ready, [_all_turns(ready, messages)], on_violation=on_violation, can_route=can_route)
+    chat = _screened(ready, messages, screened)
     announce(component, chat.verdicts)
     return chat
 
@@ -107,16 +109,19 @@ async def ascreen_chat(
 ) -> ScreenedMessages:
     """`screen_chat` without blocking the event loop, on files either."""
     ready = GuardSettings.of(guard).guard
-    chat = await asyncio.to_thread(_screened, ready, messages, on_violation, can_route=can_route)
+    turns = await asyncio.to_thread(_all_turns, ready, messages)
+    # A call that waits for its turn must not hold one of the loop's threads.
+    (screened,) = await ascreen_chats(ready, [turns], on_violation=on_violation, can_route=can_route)
+    chat = await asyncio.to_thread(_screened, ready, messages, screened)
     announce(component, chat.verdicts)
     return chat
 
 
-def _screened(
-    guard: Guard, messages: Sequence[ChatMessage], on_violation: OnViolation, *, can_route: bool
-) -> ScreenedMessages:
-    turns = [turn for message in messages for turn in _turns(message, guard.limits.max_bytes)]
-    (chat,) = screen_chats(guard, [turns], on_violation=on_violation, can_route=can_route)
+def _all_turns(guard: Guard, messages: Sequence[ChatMessage]) -> list[Turn]:
+    return [turn for message in messages for turn in _turns(message, guard.limits.max_bytes)]
+
+
+def _screened(guard: Guard, messages: Sequence[ChatMessage], chat: ScreenedChat) -> ScreenedMessages:
     pairs = list(zip(chat.turns[::2], chat.turns[1::2], strict=True))
     is_enforced = guard.policy.mode == "enforce"
     return ScreenedMessages(
