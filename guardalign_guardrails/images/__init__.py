@@ -7,7 +7,6 @@ from guardalign_guardrails.images.files import Unread, first_bytes, keep_png, re
 from guardalign_guardrails.images.limits import ImageLimits
 from guardalign_guardrails.images.mask import Box, Fill, coverage, encode_png, mask_regions
 from guardalign_guardrails.images.overlay import OverlayRegion, draw_overlay
-from guardalign_guardrails.images.pixels import upright_box
 from guardalign_guardrails.images.views import STILL_VIEW, DecodedImage, View
 
 __all__ = [
@@ -31,5 +30,4 @@ __all__ = [
     "read_file",
     "read_named_file",
     "still_digest",
-    "upright_box",
 ]

@@ -166,7 +166,7 @@ def _decode_container(container: Container, limits: ImageLimits, secret: bytes |
     views, digest = ViewCollector(), None
     if container.frame_count == 1:
         # The decoder and its buffers are gone before the views are made: that halves the peak.
-        tags = replace(tags, orientation=container.orientation(0))
+        tags = replace(tags, orientation=container.orientation(0), palette_size=container.palette_size)
         views.add_still(read_frame(_load_still(container, tags, limits), tags))
     else:
         digest = _digest(container)

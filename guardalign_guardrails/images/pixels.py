@@ -43,21 +43,6 @@ def turn_between(one: int, other: int) -> int:
     return next(turn for turn in range(1, 9) if _is_same(upright(start, turn), goal))
 
 
-def upright_box(box: tuple[float, float, float, float], orientation: int) -> tuple[float, float, float, float]:
-    """Where a box of a view lies after the view is turned as EXIF orientation 1-8 asks.
-
-    Args:
-        box: Left, top, right, bottom as shares of the view's sides, in [0, 1].
-        orientation: `View.orientation`.
-    """
-    left, top, right, bottom = box
-    if orientation in (2, 3, 7, 8):
-        left, right = 1 - right, 1 - left
-    if orientation in (3, 4, 6, 7):
-        top, bottom = 1 - bottom, 1 - top
-    return (top, left, bottom, right) if orientation >= 5 else (left, top, right, bottom)
-
-
 def to_eight_bits(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
     """Convert any Pillow mode to RGB, or RGBA if some pixel is not opaque; always a copy, so a decoder can be let go.
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, cast
 
 from PIL import Image
 
@@ -28,12 +28,14 @@ class Tags:
         other_orientations: Orientations 1-8 that XMP or others state.
         profile: ICC profile that is not sRGB; empty for none.
         gamma: Encoding exponent that departs from 1/2.2; 0 for none.
+        palette_size: Colours in its palette, 0 if it has none or that is not known.
     """
 
     orientation: int = 1
     other_orientations: tuple[int, ...] = ()
     profile: bytes = b""
     gamma: float = 0.0
+    palette_size: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,11 +46,13 @@ class Pixels:
         plain: As a reader shows it that ignores profile and gamma; mode RGB or RGBA.
         managed: In sRGB by its profile or gamma, None if it has none that can be used.
         clipped: Of a deep frame, what a reader shows that clips instead of scaling.
+        is_off_palette: Whether some pixel asks for a colour that the palette does not have.
     """
 
     plain: Image.Image
     managed: Image.Image | None = None
     clipped: Image.Image | None = None
+    is_off_palette: bool = False
 
 
 def read_pixels(raw: Image.Image, tags: Tags) -> Pixels:
@@ -59,15 +63,18 @@ def read_pixels(raw: Image.Image, tags: Tags) -> Pixels:
         tags: What its file says about it.
     """
     plain, clipped = to_eight_bits(raw)
-    return Pixels(plain, _managed(raw, plain, tags), clipped)
+    is_off = raw.mode == "P" and 0 < tags.palette_size <= max(cast("tuple[int, int]", raw.getextrema()))
+    return Pixels(plain, _managed(raw, plain, tags), clipped, is_off)
 
 
 def read_frame(pixels: Pixels, tags: Tags) -> Frame:
     """Make the guard's own reading of a frame, and the other readings."""
     plain, managed, clipped = pixels.plain, pixels.managed, pixels.clipped
+    departures = set() if clipped is None else {"bit_depth"}
+    if pixels.is_off_palette:
+        departures.add("palette")
     # The caller keeps none of it: a large frame is held once while it is turned.
     del pixels
-    departures = set() if clipped is None else {"bit_depth"}
     if tags.profile:
         departures.add("broken_profile" if managed is None else "colour_profile")
         if is_bent(tags.profile):

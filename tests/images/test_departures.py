@@ -219,6 +219,13 @@ def palette_png(*chunks, late=()):
     return png(*chunks, image=scene().quantize(16), late=late)
 
 
+def with_palette(part):
+    """A PNG whose pixels use 16 colours, with another palette."""
+    data = palette_png()
+    at = data.index(b"PLTE") - 4
+    return data[:at] + part + data[at + 12 + struct.unpack_from(">I", data, at)[0] :]
+
+
 def packed(text):
     return zlib.compress(text)
 
@@ -284,6 +291,9 @@ def broken_sum(data, kind):
         ("bit_depth", png(image=scene("1"))),
         ("bit_depth", png(image=Image.fromarray(np.arange(960, dtype=np.uint16).reshape(24, 40)))),
         ("palette", png(chunk(b"PLTE", bytes(6)))),
+        ("palette", with_palette(chunk(b"PLTE", bytes(3 * 15)))),
+        ("palette", with_palette(chunk(b"PLTE", bytes(3 * 17)))),
+        ("palette", with_palette(chunk(b"PLTE", bytes(3 * 16)) + chunk(b"tRNS", bytes(17)))),
         ("raw_profile", png(chunk(b"zTXt", b"Raw profile type exif\0\0" + packed(b"\nexif\n")))),
         ("orientation", png(chunk(b"eXIf", exif(3)))),
         ("orientation", png(chunk(b"iTXt", XMP_KEY + b"\0\0\0\0" + xmp(6)))),
@@ -352,6 +362,10 @@ def test_a_gif_of_one_frame_has_one_reading(data):
         ("unlisted_part", gif(b"!\x01\x0c" + bytes(12) + b"\1a\0")),
         ("partial_frame", gif()[:6] + struct.pack("<HH", 80, 24) + gif()[10:]),
         ("palette", gif()[:10] + b"\0" + gif()[11:13] + gif()[gif().index(b",\0\0\0\0") :]),
+        (
+            "palette",
+            gif()[:10] + bytes([gif()[10] & 0xF8 | 2]) + gif()[11 : 13 + 24] + gif()[gif().index(b",\0\0\0\0") :],
+        ),
         ("animation", saved(scene(), "GIF", save_all=True, append_images=[scene("L")])),
         ("alpha", saved(scene("P"), "GIF", transparency=scene("P").getpixel((0, 0)))),
     ],
@@ -446,6 +460,7 @@ def test_a_bmp_as_windows_writes_it_has_one_reading(data):
         ("colour_space", bmp_v5(0)),
         ("stray_bytes", bmp()[:10] + struct.pack("<I", 58) + bmp()[14:54] + bytes(4) + bmp()[54:]),
         ("palette", bmp("P", colours=("<I", 46, 999))),
+        ("palette", bmp("P", colours=("<I", 46, 16))),
     ],
 )
 def test_whatever_is_not_listed_for_bmp_is_a_departure(code, data):

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from guardalign_guardrails.images import decode, upright_box
+from guardalign_guardrails.images import decode
 from guardalign_guardrails.images.colour import differs_visibly, is_bent, is_srgb, render
 from guardalign_guardrails.images.pixels import turn_between, upright
 from guardalign_guardrails.images.views import View
@@ -350,19 +350,6 @@ def test_the_turn_between_two_orientations_leads_from_one_to_the_other(one, othe
     turned = upright(upright(image, one), turn_between(one, other))
     assert turned.tobytes() == upright(image, other).tobytes()
     assert turned.size == upright(image, other).size
-
-
-@given(st.integers(1, 8), st.integers(0, 5), st.integers(0, 3), st.data())
-def test_a_box_is_turned_with_the_pixels_in_it(orientation, left, top, data):
-    width, height = 6, 4
-    right = data.draw(st.integers(left + 1, width))
-    bottom = data.draw(st.integers(top + 1, height))
-    image = Image.new("L", (width, height))
-    image.paste(255, (left, top, right, bottom))
-    turned = upright(image, orientation)
-    box = upright_box((left / width, top / height, right / width, bottom / height), orientation)
-    sides = (turned.width, turned.height) * 2
-    assert turned.getbbox() == tuple(round(share * side) for share, side in zip(box, sides, strict=True))
 
 
 def test_an_image_that_looks_the_same_turned_has_one_view():

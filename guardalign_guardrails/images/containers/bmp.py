@@ -51,7 +51,9 @@ def read_bmp(data: bytes, limits: ImageLimits) -> Container:
         departures.add("bit_layout")
     if len(data) > offset + row * height:
         departures.add("trailing_data")
-    return Container("BMP", data, (width, height), departures=tuple(sorted(departures)))
+    # Headers before Windows' do not say how long the palette is.
+    palette_size = struct.unpack_from("<I", data, 46)[0] or 1 << bits if bits <= 8 and header >= 40 else 0
+    return Container("BMP", data, (width, height), palette_size=palette_size, departures=tuple(sorted(departures)))
 
 
 def _departures(data: bytes, header: int, bits: int) -> Iterator[str]:

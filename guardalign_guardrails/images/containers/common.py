@@ -24,6 +24,7 @@ class Container:
         gamma: Encoding exponent that overrules the usual one of 1/2.2, 0 if none does.
         is_composited: True if a frame can only be drawn on top of the earlier ones.
         is_lossy: True if its pixels were compressed with loss.
+        palette_size: Colours in the palette of a still, 0 if it has none or that is not known.
         hidden_frames: Further frames or images that the file states and that are not opened.
         departures: Why readers may disagree on what the file shows, sorted short codes such as ``trailing_data``;
             empty if the file holds only what is on its format's list. Whether a pixel is transparent and what a
@@ -40,6 +41,7 @@ class Container:
     gamma: float = 0.0
     is_composited: bool = False
     is_lossy: bool = False
+    palette_size: int = 0
     hidden_frames: int = 0
     departures: tuple[str, ...] = ()
 

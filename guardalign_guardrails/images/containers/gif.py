@@ -27,8 +27,9 @@ def read_gif(data: bytes, limits: ImageLimits) -> Container:
     kept: list[memoryview] = [view[:at]]
     most_frames = max(2, limits.max_frame_pixels_total // MIN_FRAME_PIXELS)
     count, blocks, controls = 0, 0, 0
-    screen, has_table = (width, height), bool(flags & 0x80)
+    screen, shared_size = (width, height), _table_bytes(flags) // 3
     departures: set[str] = set()
+    palette_size = 0
     while at < len(data) and data[at] != _END:
         start, kind = at, data[at]
         if kind == _PADDING:
@@ -54,7 +55,8 @@ def read_gif(data: bytes, limits: ImageLimits) -> Container:
             count += 1
             if (left, top, frame_width, frame_height) != (0, 0, *screen):
                 departures.add("partial_frame")
-            if not has_table and not flags & 0x80:
+            palette_size = _table_bytes(flags) // 3 or shared_size
+            if not palette_size:
                 departures.add("palette")
             if count > most_frames:
                 raise refusal("too_many_frames")
@@ -78,6 +80,7 @@ def read_gif(data: bytes, limits: ImageLimits) -> Container:
         (width, height),
         count,
         is_composited=count > 1,
+        palette_size=palette_size,
         departures=tuple(sorted(departures)),
     )
 

@@ -42,6 +42,7 @@ class _PngParts:
     xmp: list[tuple[int, ...]] = field(default_factory=list)
     profile: bytes = b""
     gamma: float = 0.0
+    palette_size: int = 0
     departures: set[str] = field(default_factory=set)
 
 
@@ -113,6 +114,7 @@ def read_png(data: bytes, limits: ImageLimits) -> Container:
         profile=image.profile,
         gamma=0.0 if image.chunks[b"sRGB"] or image.profile or is_usual_gamma(image.gamma) else image.gamma,
         is_composited=count > 1,
+        palette_size=image.palette_size if colour == _PALETTE else 0,
         departures=tuple(sorted(image.departures)),
     )
 
@@ -142,6 +144,9 @@ def _read_chunk(image: _PngParts, kind: bytes, body: memoryview) -> None:
             raise refusal("corrupt")
         if image.colour != _PALETTE or entries > 1 << image.depth or image.chunks[b"tRNS"]:
             image.departures.add("palette")
+        image.palette_size = entries
+    elif kind == b"tRNS" and image.colour == _PALETTE and len(body) > image.palette_size:
+        image.departures.add("palette")
     elif kind == b"sBIT" and bytes(body) != bytes([8]) * _CHANNELS[image.colour]:
         image.departures.add("bit_depth")
     elif kind == b"gAMA":
