@@ -150,10 +150,9 @@ def _probe(mode: str | None) -> Image.Image | None:
         return None
     ramps: list[NDArray[np.uint8]] = [np.stack([levels] * 3, -1)]
     for channel in range(3):
-        for rest in (0, 255):
-            ramp = np.full((256, 3), rest, np.uint8)
-            ramp[:, channel] = levels
-            ramps.append(ramp)
+        ramp = np.zeros((256, 3), np.uint8)
+        ramp[:, channel] = levels
+        ramps.append(ramp)
     steps = np.linspace(0, 255, _GRID).astype(np.uint8)
     lattice = np.stack(np.meshgrid(steps, steps, steps), -1).reshape(-1, 3)
     return Image.fromarray(np.concatenate([*ramps, lattice])[np.newaxis])

@@ -1,5 +1,6 @@
 """Which frames are looked at: the first, the odd ones out, and some that nobody can foresee."""
 
+import importlib
 import io
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 from PIL import Image
 
 from guardalign_guardrails.images import ImageLimits, decode
-from guardalign_guardrails.images.frames import choose, frame_budget, shuffled
+from guardalign_guardrails.images.frames import choose, frame_budget, shuffled, thumbnail
 
 FORMATS = ["GIF", "PNG", "WEBP", "TIFF"]
 
@@ -115,11 +116,14 @@ def test_large_translucent_frames_are_seen_over_white_within_the_limit():
     assert {view.backdrop for view in result.views} == {"white"}
 
 
-def test_of_pages_too_large_to_leaf_through_some_are_seen():
+def test_of_pages_too_large_to_leaf_through_some_are_seen(monkeypatch):
+    module, drawn = importlib.import_module("guardalign_guardrails.images.decode"), []
+    monkeypatch.setattr(module, "thumbnail", lambda image: (drawn.append(image), thumbnail(image))[1])
     pages = [Image.new("L", (5000, 5000), 20 * index) for index in range(6)]
     data = saved(pages, "TIFF", compression="tiff_lzw")
     result = decode(data, ImageLimits(max_frames=2), secret=b"a")
     assert len(result.frames_seen) == 2
+    assert len(drawn) == 4
 
 
 @pytest.mark.parametrize(

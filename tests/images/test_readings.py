@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image, ImageCms
 from PIL.PngImagePlugin import PngInfo
 
-from guardalign_guardrails.images import decode
+from guardalign_guardrails.images import colour, decode
 from guardalign_guardrails.images.colour import differs_visibly, is_bent, is_srgb, render
 from guardalign_guardrails.images.pixels import turn_between, upright
 from guardalign_guardrails.images.views import View
@@ -162,6 +162,20 @@ def swapped(primaries):
 )
 def test_any_other_profile_is_not(made):
     assert not is_srgb(made)
+
+
+def test_a_tag_that_is_there_twice_is_never_srgb_whichever_a_reader_takes(monkeypatch):
+    monkeypatch.setattr(colour, "render", lambda image, _: image.convert("RGB"))
+    assert is_srgb(matrix_profile(srgb_levels()))
+    assert not is_srgb(matrix_profile(srgb_levels(), extra=[(b"rTRC", curve(LINEAR))]))
+
+
+def test_what_a_bent_curve_shows_is_scored_both_ways_however_little_it_is():
+    image = Image.new("RGB", (640, 480), "white")
+    image.putpixel((300, 200), (4, 4, 4))
+    result = decode(saved(image, "PNG", icc_profile=matrix_profile(SPREAD)))
+    assert "curve" in result.departures
+    assert len(result.views) == 2
 
 
 def test_a_gray_profile_is_judged_by_its_grays():

@@ -28,6 +28,8 @@ _PLAIN_PROPERTIES: Final = {b"ispe", b"pixi", b"colr", b"av1C", b"hvcC", b"irot"
 # BT.709 or unstated primaries, sRGB's or an unstated curve.
 _PLAIN_PRIMARIES, _PLAIN_CURVES = (1, 2), (13, 2)
 _MAX_TILES: Final = 1_024
+# Coded pixels as a multiple of max_pixels: tiles overlap the edges, and alpha is a second image.
+_MOST_CODED: Final = 4
 # EXIF orientations of 0 to 3 quarter turns to the left, and of swapping top and bottom or left and right.
 _TURNS: Final = (1, 8, 3, 6)
 _MIRRORS: Final = (4, 2)
@@ -155,22 +157,24 @@ def _shown(items: Items, data: bytes, codec: bytes, size: tuple[int, int], limit
         item = items.by_number[number]
         if item.kind == b"grid":
             tiles = items.targets(b"dimg", number)
-            _check_grid(item, len(tiles), size, limits)
+            _check_grid(item, len(tiles), size)
             numbers += tiles
         elif item.kind != codec:
             raise refusal("unsupported_format")
     area = 0
-    for number in {items.primary, *numbers}:
+    for number in (items.primary, *numbers):
         part = items.by_number.get(number)
         if part is None or part.kind not in (codec, b"grid"):
             raise refusal("unsupported_format")
         if part.kind == codec:
             width, height = _size(data, part)
+            # A tile that is shown twice is decoded twice.
             area += width * height
-            _check_coded(data, part, codec, limits)
-    # Tiles overlap the edges, and alpha is a second image.
-    if area > 4 * max(limits.max_pixels, size[0] * size[1]):
-        raise refusal("too_many_pixels")
+            if area > _MOST_CODED * limits.max_pixels:
+                raise refusal("too_many_pixels")
+    for number in {items.primary, *numbers}:
+        if items.by_number[number].kind == codec:
+            _check_coded(data, items.by_number[number], codec, limits)
     return numbers
 
 
@@ -178,12 +182,12 @@ def _is_alpha(data: bytes, item: Item) -> bool:
     return any(box.kind == b"auxC" and data[box.start + 4 : box.end].startswith(_ALPHA) for box in item.properties)
 
 
-def _check_grid(item: Item, tiles: int, size: tuple[int, int], limits: ImageLimits) -> None:
+def _check_grid(item: Item, tiles: int, size: tuple[int, int]) -> None:
+    """Check that a grid has the size that its boxes say, and as many tiles as it shows."""
     if item.data is None or len(item.data) < 8 or item.data[0] != 0:
         raise refusal("corrupt")
     rows, columns = item.data[2] + 1, item.data[3] + 1
     width, height = struct.unpack_from(">II" if item.data[1] & 1 else ">HH", item.data, 4)
-    check_size(width, height, limits)
     if rows * columns != tiles or tiles > _MAX_TILES or (width, height) != size:
         raise refusal("corrupt")
 
