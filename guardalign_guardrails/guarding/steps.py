@@ -63,7 +63,7 @@ async def afinish(steps: Steps[T]) -> T:
         BaseException: What a step raises; the steps are closed when the task is cancelled, at once or when the step
             under way ends.
     """
-    held = _HeldSteps(steps)
+    held = HeldSteps(steps)
     try:
         while (pause := await asyncio.to_thread(held.advance)) is not None:
             await _done(pause)
@@ -73,7 +73,7 @@ async def afinish(steps: Steps[T]) -> T:
         raise
 
 
-class _HeldSteps(Generic[T]):
+class HeldSteps(Generic[T]):
     """Steps that may be abandoned while a thread takes one: a generator cannot be closed while it runs."""
 
     def __init__(self, steps: Steps[T]) -> None:

@@ -18,7 +18,7 @@ from guardalign_guardrails.content.screen import Turn, ascreen, screen
 from guardalign_guardrails.content.screened_chat import ascreen_chats, screen_chats
 from guardalign_guardrails.guarding.admission import AdmissionQueue, Allowance
 from guardalign_guardrails.guarding.cache import UnderWay
-from guardalign_guardrails.guarding.steps import Wait, afinish, finish
+from guardalign_guardrails.guarding.steps import HeldSteps, Wait, afinish, finish
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.chats import image_block
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, colour_policy, painted
@@ -319,7 +319,8 @@ class TestSteps:
             finally:
                 closed.set()
 
-        task = asyncio.create_task(afinish(steps()))
+        held = steps()  # or they would be closed when nobody holds them
+        task = asyncio.create_task(afinish(held))
         await asyncio.to_thread(begun.wait, SOON)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -327,6 +328,15 @@ class TestSteps:
         assert not closed.is_set()
         go_on.set()
         assert await asyncio.to_thread(closed.wait, SOON)
+
+    def test_no_step_begins_after_they_were_abandoned(self):
+        def steps():
+            yield Wait(Future())
+
+        held = HeldSteps(steps())
+        held.abandon()
+        assert held.advance() is None
+        assert held.results == []
 
 
 class TestUnderWay:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from llama_nodes import b64
 
 from guardalign_guardrails import Guard
 from guardalign_guardrails.testing.chats import canary
+from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy
 from llama_index_guardalign import (
     GuardedLLM,
     GuardedReader,
@@ -89,3 +91,27 @@ async def test_the_event_loop_goes_on_while_a_guard_looks(guard, monkeypatch, wa
     monkeypatch.setattr(guard, "checking", looking)
     await way(guard, saved(RED, tmp_path))
     assert did_go_on == [True]
+
+
+async def test_chats_that_wait_for_a_busy_guard_hold_no_thread_of_the_loop(cache_dir):
+    gate = threading.Event()
+
+    class Gated(ColourEncoder):
+        def encode_crops(self, crops: Any) -> Any:
+            assert gate.wait(20)
+            return super().encode_crops(crops)
+
+    guard = Guard(colour_policy(), Gated(), cache_dir=cache_dir, max_concurrent=1)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+    tasks = [asyncio.create_task(ascreen_chat(guard, [ask(canary("red", number=n))])) for n in range(5)]
+
+    async def all_wait() -> None:
+        while len(guard._admission._queue) < 4:  # noqa: ASYNC110  another thread counts
+            await asyncio.sleep(0.001)
+
+    try:
+        await asyncio.wait_for(all_wait(), 10)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 10) == "free"
+    finally:
+        gate.set()
+    assert len(await asyncio.gather(*tasks)) == 5

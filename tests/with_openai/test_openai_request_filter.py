@@ -6,7 +6,9 @@ import asyncio
 import copy
 import logging
 import pickle
+import threading
 import traceback
+from concurrent.futures import ThreadPoolExecutor
 from contextvars import ContextVar
 from importlib.metadata import version
 
@@ -31,11 +33,13 @@ from openai_ways import (
 from packaging.version import Version
 
 from guardalign_guardrails import Guard, NotPicklable, Policy, ProfileMissing, SettingsError, UnsafeContentError
+from guardalign_guardrails.content.bodies import BodyRules
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.policy import FailureRules
 from guardalign_guardrails.testing.chats import canary, leaks
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, colour_policy, painted
 from openai_guardalign import guard_client
+from openai_guardalign.request_filter import RequestFilter
 from with_langchain.openai_server import Request, digest, say
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -368,3 +372,32 @@ class TestLeaks:
         said = f"{told!r}{[(record.getMessage(), record.exc_text) for record in records]}"
         assert "block" in said
         assert [leak for image in pixels for leak in leaks(said, image)] == []
+
+
+async def test_requests_that_wait_for_a_busy_guard_hold_no_thread_of_the_loop(cache_dir):
+    gate = threading.Event()
+
+    class Gated(ColourEncoder):
+        def encode_crops(self, crops):
+            assert gate.wait(20)
+            return super().encode_crops(crops)
+
+    guard = Guard(colour_policy(), Gated(), cache_dir=cache_dir, max_concurrent=1)
+    checks = RequestFilter(guard, BodyRules(), None)
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(1))
+
+    def request(shade):
+        body = {"model": "m", "messages": [user([chat_block(painted("red", shade=shade))])]}
+        return httpx.Request("POST", "https://api.openai.com/v1/chat/completions", json=body)
+
+    async def all_wait():
+        while len(guard._admission._queue) < 4:  # noqa: ASYNC110  another thread counts
+            await asyncio.sleep(0.001)
+
+    tasks = [asyncio.create_task(checks.apassed(request(n))) for n in range(5)]
+    try:
+        await asyncio.wait_for(all_wait(), 10)
+        assert await asyncio.wait_for(asyncio.to_thread(lambda: "free"), 10) == "free"
+    finally:
+        gate.set()
+    assert len(await asyncio.gather(*tasks)) == 5
