@@ -9,6 +9,7 @@ import struct
 from typing import Final
 
 from guardalign_guardrails.images.containers.common import Container, join
+from guardalign_guardrails.images.containers.metadata import names_orientation
 from guardalign_guardrails.images.limits import MIN_FRAME_PIXELS, ImageLimits, check_frames, check_size, refusal
 
 _EXTENSION, _FRAME, _END, _PADDING = 0x21, 0x2C, 0x3B, 0x00
@@ -44,6 +45,8 @@ def read_gif(data: bytes, limits: ImageLimits) -> Container:
                 controls += 1
             elif label != _COMMENT and not (label == _APPLICATION and data[start + 3 : start + 14] in _HARMLESS):
                 departures.add("unlisted_part")
+            elif names_orientation(data[start:at]):
+                departures.add("broken_metadata")
         elif kind == _FRAME:
             left, top, frame_width, frame_height, flags = struct.unpack_from("<HHHHB", data, at + 1)
             if not frame_width or not frame_height:

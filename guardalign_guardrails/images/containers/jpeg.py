@@ -15,7 +15,12 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from guardalign_guardrails.images.containers.common import MAX_PARTS, Container, join
-from guardalign_guardrails.images.containers.metadata import exif_orientation, join_profile, xmp_orientations
+from guardalign_guardrails.images.containers.metadata import (
+    exif_orientation,
+    join_profile,
+    names_orientation,
+    xmp_orientations,
+)
 from guardalign_guardrails.images.limits import ImageLimits, check_size, refusal
 
 _FRAME_HEADERS: Final = {*range(0xC0, 0xD0)} - {0xC4, 0xC8, 0xCC}
@@ -37,6 +42,7 @@ _HARMLESS: Final = (
     (0xEC, b"Ducky"),
     (0xED, b"Photoshop 3.0\0"),
 )
+_PHOTOSHOP_EXIF: Final = b"8BIM\x04\x22"
 # In scan data: the next marker that is no stuffed byte, restart or filling; and the restarts.
 _NEXT: Final = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _RESTART: Final = re.compile(rb"\xff([\xd0-\xd7])")
@@ -162,9 +168,11 @@ def _read_segment(image: _JpegParts, marker: int, data: bytes, start: int, end: 
     # Content credentials (C2PA); the other boxes of this segment hold layers of high dynamic range.
     elif marker == 0xEB and body[:2] == b"JP" and body[12:16] == b"jumb":
         pass
-    elif marker not in (_QUANTISERS, _HUFFMAN, _COMMENT) and not any(
-        marker == known and body.startswith(name) for known, name in _HARMLESS
-    ):
+    elif any(marker == known and body.startswith(name) for known, name in _HARMLESS):
+        # Photoshop's notes may hold EXIF and XMP of their own.
+        if names_orientation(body) or _PHOTOSHOP_EXIF in body:
+            image.departures.add("broken_metadata")
+    elif marker not in (_QUANTISERS, _HUFFMAN, _COMMENT):
         image.departures.add("unlisted_part")
 
 

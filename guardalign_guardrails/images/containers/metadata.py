@@ -71,6 +71,11 @@ def xmp_orientations(xmp: bytes) -> tuple[tuple[int, ...], bool]:
     return tuple(sorted({int(value) for value in stated})), is_plain
 
 
+def names_orientation(block: bytes) -> bool:
+    """Whether a block that hardly a reader takes for XMP names an orientation even so."""
+    return _NAMED.search(block.replace(b"\0", b"")) is not None
+
+
 def join_profile(parts: Iterable[tuple[int, int, bytes]]) -> bytes | None:
     """The ICC profile in numbered pieces, empty if there are none.
 

@@ -23,6 +23,10 @@ _COLOUR: Final = {b"gAMA", b"cHRM", b"sRGB", b"iCCP", b"sBIT"}
 _LISTED: Final = {*_KEPT, *_TEXT, *_COLOUR, b"bKGD", b"hIST", b"pHYs", b"tIME", b"eXIf"}
 _BEFORE_PIXELS: Final = {*_COLOUR, b"bKGD", b"hIST", b"pHYs"}
 _XMP_KEYWORD: Final = b"XML:com.adobe.xmp"
+_PILLOW_NAMES: Final = frozenset(
+    b"exif xmp icc_profile gamma chromaticity srgb transparency background interlace dpi aspect loop duration disposal "
+    b"blend bbox default_image timestamp photoshop".split()
+)
 # The sRGB primaries and white point in units of 1/100,000, and how far rounding may take a writer from them.
 _PRIMARIES: Final = (31270, 32900, 64000, 33000, 30000, 60000, 15000, 6000)
 _PRIMARY_TOLERANCE: Final = 50
@@ -171,8 +175,8 @@ def _read_chunk(image: _PngParts, kind: bytes, body: memoryview) -> None:
 
 def _read_text(image: _PngParts, kind: bytes, body: bytes) -> None:
     keyword, _, rest = body.partition(b"\0")
-    # ImageMagick puts EXIF and profiles into text, and some readers take them from there.
-    if keyword.lower().startswith(b"raw profile type"):
+    # ImageMagick puts EXIF and profiles into text, and Pillow takes text with these names for what they name.
+    if keyword.lower().startswith(b"raw profile type") or keyword.lower() in _PILLOW_NAMES:
         image.departures.add("raw_profile")
     if keyword != _XMP_KEYWORD:
         return
