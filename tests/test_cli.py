@@ -454,6 +454,30 @@ def test_explain_refuses_what_it_cannot_open_and_to_write_over_its_image():
     fails_with(run("explain", "a.png", "--out", "a.png", "--policy", policy()), "that is the image itself")
 
 
+def test_explain_writes_what_a_consumer_sees_of_what_is_delivered():
+    image(Path("a.png"))
+    result = run("explain", "a.png", "--policy", policy(), "--out", "why/a.png", "--as", "siglip-384")
+    assert result.exit_code == 0
+    assert "siglip-384: sees 384 x 384 by pillow-bicubic: why/a.png.siglip-384.png" in result.stdout
+    with Image.open("a.png") as original, Image.open("why/a.png.siglip-384.png") as seen:
+        expected = original.convert("RGB").resize((384, 384), Image.Resampling.BICUBIC)
+        assert list(seen.convert("RGB").getdata()) == list(expected.getdata())
+
+
+def test_explain_shows_no_consumer_a_blocked_image():
+    image(Path("a.png"))
+    result = run(
+        "explain", "a.png", "--policy", policy("flag: null, prefix: null, mask: null, block: -9"), "--as", "claude"
+    )
+    assert "claude: sees nothing, the image is blocked" in result.stdout
+    assert [path.name for path in Path().glob("*claude*")] == []
+
+
+def test_explain_names_the_nearest_consumer_for_an_unknown_one():
+    image(Path("a.png"))
+    fails_with(run("explain", "a.png", "--policy", policy(), "--as", "llava-1-5"), "did you mean 'llava-1.5'")
+
+
 def test_the_frame_that_explain_draws_is_the_one_the_guard_judged(offline_encoder):
     frames = [Image.open(image(Path(f"{seed}.png"), seed)) for seed in range(3)]
     frames[0].save("moving.gif", save_all=True, append_images=frames[1:])

@@ -20,7 +20,10 @@ from guardalign_guardrails.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from guardalign_guardrails import Guard
+    from guardalign_guardrails.actions import Source
     from guardalign_guardrails.explain import Explanation
+    from guardalign_guardrails.images.consumers import Consumer
 
 
 def explain(
@@ -30,6 +33,10 @@ def explain(
         typer.Option("--out", metavar="FILE.png", help="Where the image goes; IMAGE.explained.png here if not given."),
     ] = None,
     pairs: Annotated[int, typer.Option("--pairs", min=0, help="How many region-anchor pairs to list.")] = 8,
+    consumer: Annotated[
+        str | None,
+        typer.Option("--as", metavar="NAME", help="Also write what is delivered as this consumer sees it: llava-1.5."),
+    ] = None,
     encoder: EncoderOption = "offline",
     policy: PolicyOption = None,
     profile: ProfileOption = None,
@@ -43,6 +50,7 @@ def explain(
         raise CommandError(f"{image}: no such file; give an image that exists.")
     if target.exists() and target.samefile(image):
         raise CommandError(f"--out {target}: that is the image itself; give another name.")
+    seen_by = None if consumer is None else _consumer(consumer)
     guard = chosen_guard(encoder, policy, profile, scoring, device)
     from guardalign_guardrails.explain import explanation
 
@@ -50,6 +58,27 @@ def explain(
     write_png(found.image, target)
     _print(str(image), found)
     print(f"\nheat map: {printable(str(target))}")
+    if seen_by is not None:
+        _write_as(seen_by, guard, image, source, target)
+
+
+def _consumer(name: str) -> Consumer:
+    from guardalign_guardrails.images.consumers import load_consumers
+
+    return load_consumers([name])[0]
+
+
+def _write_as(consumer: Consumer, guard: Guard, image: Path, source: Source, beside: Path) -> None:
+    """Write the delivered image as a consumer sees it, beside the heat map; say so if none is delivered."""
+    result = guard.check(image, source=source)
+    if result.is_blocked:
+        print(f"{consumer.name}: sees nothing, the image is blocked")
+        return
+    rendering = consumer.render(result.pixels)
+    target = beside.with_name(f"{image.name}.{consumer.name}.png")
+    write_png(rendering, target)
+    size = f"{rendering.width} x {rendering.height}"
+    print(f"{consumer.name}: sees {size} by {consumer.sampler}: {printable(str(target))}")
 
 
 def _print(path: str, found: Explanation) -> None:

@@ -25,14 +25,16 @@ MIN_SHRINK: Final = 1.5
 """Renderings with at least this share of the image's pixels read most of them and hide nothing."""
 
 MEAN_LIMIT: Final = 6.0
-TOP_LIMIT: Final = 24.0
+TOP_LIMIT: Final = 20.0
 """Levels (0-255) that are suspicious: on average over all cells, and over the few cells that differ most."""
 
-DETAIL_LIMIT: Final = 16.0
-"""Levels of detail that only the pixels that are read have, over the few cells with most of it."""
+DETAIL_LIMITS: Final = (6.0, 18.0)
+"""Levels of detail that only the pixels that are read have, over the few cells with most of it: in smooth and in busy
+cells."""
 
 _SURROUNDINGS: Final = 4  # pixels to each side: wider than half the distance of samples up to a ratio of 8
 _FLAT: Final = 30.0  # squared levels: detail below this is noise, and its ratios mean nothing
+_BUSY: Final = 25.0  # levels of detail
 _ORDINARY: Final = 0.5  # the pixels that are read may have this share more detail than all, by chance
 
 _TOP_SHARE: Final = 0.02
@@ -94,7 +96,7 @@ def find_scaling(image: Image.Image, consumers: Sequence[Consumer]) -> ScalingFi
     means, differences = cell_means(np.concatenate([pixels, detail(pixels, surroundings)], axis=1), keys, cells)
     levels = np.abs(differences[:, :, :3]).mean(axis=2).reshape(len(made), -1)
     hidden = _hidden_detail(means[:, 3], differences[:, :, 3]).reshape(len(made), -1)
-    scores = np.maximum.reduce([levels.mean(1) / MEAN_LIMIT, _top(levels) / TOP_LIMIT, _top(hidden) / DETAIL_LIMIT])
+    scores = np.maximum.reduce([levels.mean(1) / MEAN_LIMIT, _top(levels) / TOP_LIMIT, _top(hidden)])
     order = np.argsort(-scores, kind="stable")
     pairs = tuple(
         ScaledPair(made[index][0], made[index][1], float(scores[index])) for index in order if scores[index] >= 1
@@ -103,14 +105,16 @@ def find_scaling(image: Image.Image, consumers: Sequence[Consumer]) -> ScalingFi
 
 
 def _hidden_detail(usual: Floats, more: Floats) -> Floats:
-    """Detail that only the pixels that are read have, in levels; none where it is less than chance gives.
+    """Detail that only the pixels that are read have, as a share of its limit; none where chance gives as much.
 
     Args:
         usual: Mean detail of all pixels of a cell, in squared levels, shape [cells, cells].
         more: What the pixels that are read have more, shape [pairs, cells, cells].
     """
     extra = np.maximum(more, 0)
-    hidden: Floats = np.sqrt(extra) * np.clip(extra / (usual + _FLAT) - _ORDINARY, 0, 1)
+    smooth, busy = DETAIL_LIMITS
+    limit = smooth + (busy - smooth) * np.clip(np.sqrt(usual) / _BUSY, 0, 1)
+    hidden: Floats = np.sqrt(extra) / limit * np.clip(extra / (usual + _FLAT) - _ORDINARY, 0, 1)
     return hidden
 
 
