@@ -112,9 +112,10 @@ def pastes(data: Path, count: int, rng: random.Random) -> Iterator[Sample]:
     styles: tuple[Callable[[Image.Image], Image.Image], ...] = (line_drawing, flat_drawing)
     for item, fraction, turn in _turns(weapons, count, rng):
         style = styles[turn % 2]
+        is_on_white = turn % 4 < 2
         sheet = Image.new("RGB", SHEETS[turn % len(SHEETS)], "white")
-        ground = sheet if turn % 4 < 2 else style(images[photos[turn % len(photos)]])
-        yield _pasted("drawings", ground, style(item), fraction, rng)
+        ground = sheet if is_on_white else style(images[photos[turn % len(photos)]])
+        yield _pasted("drawings on " + ("white" if is_on_white else "scenes"), ground, style(item), fraction, rng)
 
 
 def drawings(folder: Path, count: int, rng: random.Random) -> Iterator[Sample]:
