@@ -519,6 +519,17 @@ def test_reference_writes_where_it_is_asked_to_and_scan_takes_it_from_there():
     )
 
 
+@pytest.mark.parametrize(("flags", "tiled"), [((), 2), (("--no-tiles",), 0)])
+def test_reference_looks_at_tiles_unless_it_is_told_not_to(flags, tiled):
+    for seed in range(2):
+        image(Path(f"benign/{seed}.png"), seed)
+    Path("rates.yaml").write_text(SMALL)
+    assert run("reference", "benign", "--policy", "rates.yaml", "--out", "p.json", *flags).exit_code == 0
+    profile = json.loads(Path("p.json").read_text())
+    assert len(profile["tiled"]) == tiled
+    assert all(both >= whole for both, whole in zip(profile["tiled"], profile["scores"], strict=False))
+
+
 def test_reference_refuses_to_make_something_of_nothing():
     Path("empty").mkdir()
     fails_with(run("reference", "empty", "--policy", policy()), "no image")

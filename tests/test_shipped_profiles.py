@@ -23,6 +23,9 @@ def test_every_scoring_of_the_shipped_policy_has_a_profile_for_the_offline_encod
         assert policy.smallest_rate is None, "it asks for no rate"
     else:
         assert profile.resolution < policy.smallest_rate, "every rate of the shipped policy can be met"
+        assert len(profile.tiled) == len(profile.scores), "each image was looked at in tiles too"
+        pairs = zip(profile.tiled, profile.scores, strict=True)
+        assert all(tiled >= whole - 1e-5 for tiled, whole in pairs)
 
 
 def test_the_command_line_knows_every_scoring_and_baseline():
