@@ -117,7 +117,6 @@ def plan_delivery(
         is_quiet: Whether resizing it shows nothing else, if that is known; None to find out.
     """
     stills = _stills(image)
-    stills[0]
     side = sight.side(image.size, image.frame_count)
     reasons = list(image.departures)
     if not reasons and len(image.views) > len(stills):
@@ -137,18 +136,25 @@ def plan_delivery(
     is_suspicious = any(finding.is_suspicious for finding in findings)
     if is_suspicious:
         reasons.append("scaling")
+    is_paged = image.format == "TIFF"
+    # An animation's frames have one size; others are scored and left out.
+    goes_on = [is_paged or frame.size == frames[0].size for frame in frames]
+    if not all(goes_on):
+        reasons.append("frame_size")
     is_original = rule == "original" or (rule == "auto" and not reasons)
     if rule == "canonical":
         reasons.append("policy")
     data, digest = None, None
     if not is_original:
         frames = [quiet(frame, sight.consumers) if is_suspicious else frame for frame in frames]
-        data = encode_canonical(frames, is_lossy=image.is_lossy, is_paged=image.format == "TIFF")
+        sent = [frame for frame, is_sent in zip(frames, goes_on, strict=True) if is_sent]
+        data = encode_canonical(sent, is_lossy=image.is_lossy, is_paged=is_paged)
         again = decode(data)
         digest = image_key(again)
         frames[0] = again.flattened
     delivered, *others = (
-        ScoredView(frame, view.name, is_delivered=True) for view, frame in zip(stills, frames, strict=True)
+        ScoredView(frame, view.name, is_delivered=is_original or is_sent)
+        for view, frame, is_sent in zip(stills, frames, goes_on, strict=True)
     )
     others += [_alternative(view, side) for view in image.views if all(view is not still for still in stills)]
     others += shown

@@ -389,7 +389,11 @@ class Guard:
         key = self._key(name, read.source)
         known = self.cache.get(key)
         is_quiet = None if known is None else not known.delivery.is_quieted
-        plan = plan_delivery(image, self.policy.delivery_for(read.source), self._prepared_sight, is_quiet=is_quiet)
+        try:
+            plan = plan_delivery(image, self.policy.delivery_for(read.source), self._prepared_sight, is_quiet=is_quiet)
+        except Exception as error:  # noqa: BLE001  what cannot be read again as it was written does not go on
+            logger.error("No delivery of image %s: %s", image.digest[:12], type(error).__name__)
+            return Failure(image.digest, self.policy.failure.on_error, failure=type(error).__name__)
         took_ms = read.took_ms + (time.perf_counter() - started) * 1e3
         return OpenedImage(key, image.digest, plan, known, took_ms)
 

@@ -11,7 +11,8 @@ from PIL import Image
 from guardalign_guardrails import Guard, Policy, UnsafeContentError
 from guardalign_guardrails.detection.reference import Looks, make_profile
 from guardalign_guardrails.guarding.decide import decide, mask_thresholds
-from guardalign_guardrails.images import decode
+from guardalign_guardrails.guarding.delivery import Sight, plan_delivery
+from guardalign_guardrails.images import DecodedImage, View, decode
 from guardalign_guardrails.images.canonical import encode_canonical, shrunk
 from guardalign_guardrails.testing.colours import COLOURS, ColourEncoder, colour_guard, colour_policy, painted
 
@@ -120,6 +121,34 @@ class TestWhatGoesOn:
         result = guard.check(encoded(scene(80, 60), "JPEG", exif=turned_tag(3)))
         delivered = decode(result.output).flattened.tobytes()
         assert any(image.tobytes() == delivered for image in seen)
+
+    def test_frames_of_another_size_are_scored_and_left_out(self, cache_dir):
+        frames = [painted(), painted(shade=120), painted("blue").crop((0, 0, 64, 40))]
+        image = DecodedImage(
+            views=tuple(View(frame, index) for index, frame in enumerate(frames)),
+            size=(64, 64),
+            format="GIF",
+            frame_count=3,
+            digest="d",
+            departures=("animation",),
+            frames_seen=(0, 1, 2),
+        )
+        plan = plan_delivery(image, "auto", Sight(REACH, 4, ()))
+        assert "frame_size" in plan.record.reasons
+        assert decode(plan.data).frame_count == 2
+        assert [view.pixels.size for view in plan.views] == [(64, 64), (64, 64), (64, 40)]
+        assert [view.is_delivered for view in plan.views] == [True, True, False]
+
+    @pytest.mark.parametrize(("rule", "action"), [("block", "block"), ("allow", "allow")])
+    def test_what_cannot_be_written_anew_is_a_failure_of_that_image_alone(self, cache_dir, monkeypatch, rule, action):
+        def broken(*args, **kwargs):
+            raise OSError("no room for <content>")
+
+        monkeypatch.setattr("guardalign_guardrails.guarding.delivery.encode_canonical", broken)
+        guard = colour_guard(cache_dir, failure={"on_error": rule})
+        odd, plain = guard.check_batch([SEVERAL_READINGS["see-through PNG"], ONE_READING["PNG"]])
+        assert (odd.verdict.failure, odd.verdict.action, odd.verdict.finding) == ("OSError", action, "unchecked")
+        assert plain.output == ONE_READING["PNG"]
 
     def test_blocked_images_deliver_nothing(self, cache_dir):
         result = colour_guard(cache_dir).check(encoded(see_through("blue")))
