@@ -261,6 +261,16 @@ def box(kind, body):
     return struct.pack(">I4s", len(body) + 8, kind) + body
 
 
+def in_mdat(data, body):
+    """A file whose only item has other bytes: its location is the last number before them."""
+    at = data.index(b"mdat")
+    (size,) = struct.unpack_from(">I", data, at - 4)
+    # The place as one number, or as a base and an offset of one extent.
+    for code, place in ((">II", (at + 4,)), (">IHII", (at + 4, 1, 0))):
+        data = data.replace(struct.pack(code, *place, size - 8), struct.pack(code, *place, len(body)))
+    return data[: at - 4] + box(b"mdat", body)
+
+
 @pytest.mark.parametrize(
     ("why", "data"),
     [
@@ -282,6 +292,35 @@ def box(kind, body):
 )
 def test_boxes_that_lie_are_refused(why, data):
     assert reason(data()) == why
+
+
+@pytest.mark.parametrize(("maker", "unit"), [(avif, b"\x12\0"), (heic, b"\0\0\0\3\x28\1\0")])
+def test_a_stream_of_more_units_than_a_still_has_is_corrupt(maker, unit, unopened):
+    data = maker()
+    stream = data[data.index(b"mdat") + 4 :]
+    assert reason(in_mdat(data, stream + unit * 300)) == "corrupt"
+
+
+def test_a_tile_of_jpeg_2000_has_few_headers(unopened):
+    data = jp2(no_jp2=True)
+    at, part = data.index(b"\xff\x90"), b"\xff\x64\0\2" * 100
+    (length,) = struct.unpack_from(">I", data, at + 6)
+    data = data[: at + 6] + struct.pack(">I", length + len(part)) + data[at + 10 : at + 12] + part + data[at + 12 :]
+    assert reason(data) == "corrupt"
+
+
+def test_an_image_has_one_alpha_at_most(unopened):
+    data = avif(clear())
+    once = box(b"auxl", struct.pack(">HHH", 2, 1, 1))
+    twice = bytearray(changed(data, once, box(b"auxl", struct.pack(">HHHH", 2, 2, 1, 1))))
+    # All around it grows by two bytes, and what follows moves.
+    for kind in (b"iref", b"meta"):
+        at = twice.index(kind) - 4
+        struct.pack_into(">I", twice, at, struct.unpack_from(">I", twice, at)[0] + 2)
+    for item in range(2):
+        at = twice.index(b"iloc") + 18 + 14 * item
+        struct.pack_into(">I", twice, at, struct.unpack_from(">I", twice, at)[0] + 2)
+    assert reason(bytes(twice)) == "corrupt"
 
 
 def test_items_that_share_their_bytes_do_not_multiply_the_file():

@@ -10,7 +10,8 @@ from guardalign_guardrails.images.limits import refusal
 
 _SEQUENCE_HEADER: Final = 1
 _SEQUENCE_PARAMETERS: Final = 33
-_MAX_UNITS: Final = 20_000
+# Of a still, or of one tile of it.
+_MAX_UNITS: Final = 256
 # Of a unit with parameters only the beginning is needed.
 _HEAD_BYTES: Final = 512
 

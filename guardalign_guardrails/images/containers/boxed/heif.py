@@ -9,6 +9,7 @@ from __future__ import annotations
 import struct
 from collections import Counter
 from collections.abc import Callable, Iterator
+from itertools import islice
 from typing import Final
 
 from guardalign_guardrails.images.containers.boxed.bitstreams import av1_sizes, hevc_configured, hevc_sizes
@@ -27,7 +28,11 @@ _METADATA: Final = {b"Exif", b"mimeapplication/rdf+xml"}
 _PLAIN_PROPERTIES: Final = {b"ispe", b"pixi", b"colr", b"av1C", b"hvcC", b"irot", b"imir", b"pasp", b"auxC"}
 # BT.709 or unstated primaries, sRGB's or an unstated curve.
 _PLAIN_PRIMARIES, _PLAIN_CURVES = (1, 2), (13, 2)
-_MAX_TILES: Final = 1_024
+_MAX_TILES: Final = 512
+_MAX_TRACKS: Final = 64
+# A decoder's configuration has about a hundred bytes; of other properties only the beginning is looked at.
+_MAX_RECORD: Final = 4_096
+_HEAD: Final = 64
 # Coded pixels as a multiple of max_pixels: tiles overlap the edges, and alpha is a second image.
 _MOST_CODED: Final = 4
 # EXIF orientations of 0 to 3 quarter turns to the left, and of swapping top and bottom or left and right.
@@ -124,18 +129,21 @@ def _read(data: bytes, limits: ImageLimits, codec: bytes) -> tuple[Container, in
         profile=profile,
         departures=tuple(sorted(departures)),
         # The primary item is taken for one of them, and some are always left.
-        hidden_frames=max((count - 1 for count in (2, *_sample_counts(data, 0, len(data)))) if top[b"moov"] else (0,)),
+        hidden_frames=max((count - 1 for count in (2, *_sample_counts(data))) if top[b"moov"] else (0,)),
     )
     return container, _turn(data, primary)
 
 
-def _sample_counts(data: bytes, start: int, end: int) -> Iterator[int]:
+def _sample_counts(data: bytes) -> Iterator[int]:
     """Frames of each track of a sequence, as many as it states."""
-    for box in boxes(data, start, end):
-        if box.kind in (b"moov", b"trak", b"mdia", b"minf", b"stbl"):
-            yield from _sample_counts(data, box.start, box.end)
-        elif box.kind in (b"stsz", b"stz2"):
-            yield struct.unpack_from(">I", data, box.start + 8)[0]
+    for moov in (box for box in boxes(data, 0, len(data)) if box.kind == b"moov"):
+        for track in islice(boxes(data, moov.start, moov.end), _MAX_TRACKS):
+            inner: Span | None = track if track.kind == b"trak" else None
+            for kind in (b"mdia", b"minf", b"stbl", b"stsz"):
+                children = () if inner is None else islice(boxes(data, inner.start, inner.end), _MAX_TRACKS)
+                inner = next((box for box in children if box.kind == kind), None)
+            if inner is not None:
+                yield struct.unpack_from(">I", data, inner.start + 8)[0]
 
 
 def _size(data: bytes, item: Item) -> tuple[int, int]:
@@ -151,6 +159,8 @@ def _shown(items: Items, data: bytes, codec: bytes, size: tuple[int, int], limit
     numbers: list[int] = []
     alphas = [source for kind, source, target in items.references if kind == b"auxl" and target == items.primary]
     alphas = [number for number in alphas if number in items.by_number and _is_alpha(data, items.by_number[number])]
+    if len(alphas) > 1:
+        raise refusal("corrupt")
     for number in (items.primary, *alphas):
         if number != items.primary:
             numbers.append(number)
@@ -179,7 +189,7 @@ def _shown(items: Items, data: bytes, codec: bytes, size: tuple[int, int], limit
 
 
 def _is_alpha(data: bytes, item: Item) -> bool:
-    return any(box.kind == b"auxC" and data[box.start + 4 : box.end].startswith(_ALPHA) for box in item.properties)
+    return any(box.kind == b"auxC" and data.startswith(_ALPHA, box.start + 4, box.end) for box in item.properties)
 
 
 def _check_grid(item: Item, tiles: int, size: tuple[int, int]) -> None:
@@ -196,13 +206,14 @@ def _check_coded(data: bytes, item: Item, codec: bytes, limits: ImageLimits) -> 
     """Check the sizes that a coded item's own stream states."""
     if item.data is None:
         raise refusal("corrupt")
-    records = [data[box.start : box.end] for box in item.properties if box.kind in (b"av1C", b"hvcC")]
-    if len(records) != 1:
+    records = [box for box in item.properties if box.kind in (b"av1C", b"hvcC")]
+    if len(records) != 1 or records[0].end - records[0].start > _MAX_RECORD:
         raise refusal("corrupt")
+    record = data[records[0].start : records[0].end]
     if codec == b"av01":
-        sizes = [*av1_sizes(records[0][4:]), *av1_sizes(item.data)]
+        sizes = [*av1_sizes(record[4:]), *av1_sizes(item.data)]
     else:
-        length_bytes, sizes = hevc_configured(records[0])
+        length_bytes, sizes = hevc_configured(record)
         sizes += hevc_sizes(item.data, length_bytes)
     if not sizes:
         raise refusal("corrupt")
@@ -226,7 +237,7 @@ def _property_departures(data: bytes, item: Item) -> Iterator[str]:
     if any(count > 1 for kind, count in kinds.items() if kind != b"colr"):
         yield "repeated_part"
     for box in item.properties:
-        body = data[box.start : box.end]
+        body = data[box.start : min(box.end, box.start + _HEAD)]
         if box.kind not in _PLAIN_PROPERTIES:
             yield "crop" if box.kind == b"clap" else "unlisted_part"
         elif _is_deep(box.kind, body):
@@ -247,7 +258,9 @@ def _is_deep(kind: bytes, body: bytes) -> bool:
 def _colour(data: bytes, shown: list[Item]) -> tuple[bytes, set[str]]:
     """The ICC profile, and departures of how the colours are described."""
     departures: set[str] = set()
-    described = {data[box.start : box.end] for item in shown for box in item.properties if box.kind == b"colr"}
+    # Boxes are told apart by their place, so that one that many items share is copied once.
+    spans = {box for item in shown for box in item.properties if box.kind == b"colr"}
+    described = {data[box.start : box.end] for box in spans}
     kinds = Counter(body[:4] for body in described)
     profiles = [body[4:] for body in described if body[:4] in (b"prof", b"rICC")]
     if len(profiles) > 1 or kinds[b"nclx"] > 1:

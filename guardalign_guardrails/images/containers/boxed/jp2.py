@@ -24,6 +24,7 @@ _SRGB, _GRAY = 16, 17
 _MAX_COMPONENTS: Final = 4
 _MAX_TILES: Final = 4_096
 _MAX_TILE_PARTS: Final = 20_000
+_MAX_PART_MARKERS: Final = 64
 _MAX_LEVELS: Final = 32
 _MAX_LAYERS: Final = 256
 _MAX_BLOCKS: Final = 1_000_000
@@ -198,10 +199,12 @@ def _tile_parts(data: bytes, at: int, end: int) -> int:
 
 def _part_markers(data: bytes, at: int, stop: int) -> Iterator[int]:
     """The markers of one tile part before its data."""
-    while at < stop:
+    for _ in range(_MAX_PART_MARKERS):
+        if at >= stop:
+            raise refusal("truncated")
         marker, length = struct.unpack_from(">HH", data, at)
         if marker == _DATA:
             return
         yield marker
         at += 2 + max(length, 2)
-    raise refusal("truncated")
+    raise refusal("corrupt")
