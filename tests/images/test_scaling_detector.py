@@ -92,6 +92,28 @@ def test_hidden_lines_that_change_no_mean_are_found(sampler):
     assert find_scaling(scaling_attack(cover, payload, sampler), CONSUMERS).is_suspicious
 
 
+def test_hidden_stripes_that_only_change_the_detail_are_found():
+    cover, size = landscape((896, 896)), (224, 224)
+    small = np.asarray(cover.resize(size, Image.Resampling.BICUBIC), dtype=float)
+    stripes = np.where(np.arange(224) % 2, 20, -20)[None, :, None]
+    payload = Image.fromarray(np.clip(small + stripes, 0, 255).astype(np.uint8))
+    assert find_scaling(scaling_attack(cover, payload, "nearest-center"), CONSUMERS).is_suspicious
+
+
+@pytest.mark.parametrize(("grain", "shift", "area"), [(25, 11, (0, 0, 256, 256)), (45, 45, (96, 96, 144, 144))])
+def test_a_hidden_shift_in_a_grainy_image_is_found_whether_faint_everywhere_or_strong_in_a_spot(grain, shift, area):
+    """Grain hides the detail of the pixels that are read; their means remain."""
+    rng = np.random.default_rng(3)
+    noisy = np.clip(rng.normal(128, grain, (768, 768, 3)), 0, 255).astype(np.uint8)
+    cover = Image.fromarray(noisy)
+    assert not find_scaling(cover, CONSUMERS).is_suspicious
+    payload = np.asarray(resize(cover, (256, 256), "nearest-center"), dtype=float)
+    left, top, right, bottom = area
+    payload[top:bottom, left:right] += shift
+    attack = scaling_attack(cover, Image.fromarray(np.clip(payload, 0, 255).astype(np.uint8)), "nearest-center")
+    assert find_scaling(attack, CONSUMERS).is_suspicious
+
+
 @pytest.mark.parametrize("size", [(512, 384), (768, 576), (1200, 900), (333, 500)])
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_ordinary_images_are_silent(size, seed):
@@ -180,7 +202,9 @@ def test_quiet_ends_on_fine_grids(period):
     y, x = np.mgrid[:700, :900]
     grid = np.where((x // (period // 2 or 1) + y // (period // 2 or 1)) % 2, 255, 0).astype(np.uint8)
     image = Image.fromarray(grid).convert("RGB")
-    assert find_scaling(quiet(image, CONSUMERS), CONSUMERS).score < QUIET
+    cleaned = quiet(image, CONSUMERS)
+    assert find_scaling(cleaned, CONSUMERS).score < QUIET
+    assert cleaned.size == image.size
 
 
 @pytest.mark.parametrize("size", [(1, 1), (15, 400), (16, 16), (1568, 17), (17, 1568)])
