@@ -76,7 +76,8 @@ class Reporter:
                 verdict, read.scored, outcome.drawn or draw_mask(plan, outcome.masks, self.policy.masking)
             )
         if verdict.delivery == "canonical":
-            return CheckResult(verdict, read.scored, plan.still, plan.data)
+            is_kept = keep_pixels or not isinstance(read.scored, bytes)
+            return CheckResult(verdict, read.scored, plan.still if is_kept else None, plan.data)
         is_whole = plan.record.kind == "original" and plan.still.size == plan.size
         return CheckResult(verdict, read.scored, _decoded=plan.still if keep_pixels and is_whole else None)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,7 +35,7 @@ class CheckResult:
 
     verdict: Verdict
     _read: ImageOutput | None = field(default=None, repr=False)
-    # What goes on if it is not the original.
+    # What goes on if it is not the original: pixels, encoded, or both. Results of a long chat must not hold all pixels.
     _still: Image.Image | None = field(default=None, repr=False)
     _encoded: bytes | None = field(default=None, repr=False)
     # The original, decoded.
@@ -58,9 +58,8 @@ class CheckResult:
             UnsafeContentError: Nothing may pass; see `is_blocked`.
             ImageDecodeError: The policy lets pass what cannot be opened, but there was nothing that could be read.
         """
-        still = self._other_still()
-        if still is not None:
-            return self._in_form_of_read(still)
+        if self._is_replaced():
+            return self._in_form_of_read()
         if self._read is None:
             reason = self.verdict.uninspectable or "unreadable"
             raise ImageDecodeError(reason, "There is no image to pass on: nothing could be read.")
@@ -77,9 +76,8 @@ class CheckResult:
             UnsafeContentError: Nothing may pass; see `is_blocked`.
             ImageDecodeError: The policy lets pass what cannot be opened.
         """
-        still = self._other_still()
-        if still is not None:
-            return still
+        if self._is_replaced():
+            return self._replacement()
         if self._decoded is not None:
             return self._decoded
         if self._read is None or self.verdict.uninspectable is not None:
@@ -99,21 +97,28 @@ class CheckResult:
             return "image/png"
         return media_type(output) or _UNKNOWN_TYPE
 
-    def _other_still(self) -> Image.Image | None:
-        """What goes on in the original's place; None if the original does.
+    def _is_replaced(self) -> bool:
+        """Whether something else goes on in the original's place.
 
         Raises:
             UnsafeContentError: Nothing may pass.
         """
         if self.verdict.delivery == "original" and not self.is_blocked:
-            return None
-        if self.is_blocked or self.verdict.delivery == "none" or self._still is None:
+            return False
+        has_replacement = self._still is not None or self._encoded is not None
+        if self.is_blocked or self.verdict.delivery == "none" or not has_replacement:
             raise UnsafeContentError(self.verdict)
-        return self._still
+        return True
 
-    def _in_form_of_read(self, still: Image.Image) -> ImageOutput:
+    def _replacement(self) -> Image.Image:
+        """The first frame of what goes on in the original's place."""
+        if self._still is None and self._encoded is not None:
+            return decode(self._encoded).flattened
+        return cast("Image.Image", self._still)
+
+    def _in_form_of_read(self) -> ImageOutput:
         if isinstance(self._read, Image.Image):
-            return still
+            return self._replacement()
         if isinstance(self._read, np.ndarray):
-            return np.asarray(still).copy()
-        return encode_png(still) if self._encoded is None else self._encoded
+            return np.asarray(self._replacement()).copy()
+        return encode_png(self._replacement()) if self._encoded is None else self._encoded

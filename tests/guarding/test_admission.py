@@ -11,6 +11,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 from guardalign_guardrails import Guard, GuardAlignError
@@ -19,7 +20,7 @@ from guardalign_guardrails.content.screened_chat import ascreen_chats, screen_ch
 from guardalign_guardrails.guarding.admission import AdmissionQueue, Allowance
 from guardalign_guardrails.guarding.cache import UnderWay
 from guardalign_guardrails.guarding.steps import HeldSteps, Wait, afinish, finish
-from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.images import decode, encode_png
 from guardalign_guardrails.testing.chats import image_block
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, colour_policy, painted
 
@@ -635,6 +636,15 @@ class TestBudgets:
         monkeypatch.setattr(Guard, "_open", watched)
         guard.check_batch(shades(6))
         assert most == [0, 1, 0, 1, 0, 1]
+
+    @pytest.mark.parametrize("keep_pixels", [False, True])
+    def test_results_of_many_canonical_images_hold_no_pixels_unless_asked(self, tmp_path, keep_pixels):
+        guard = colour_guard(tmp_path, delivery="canonical")
+        kept, lazy = guard.check_batch(shades(2), keep_pixels=keep_pixels)
+        assert [result.verdict.delivery for result in (kept, lazy)] == ["canonical"] * 2
+        held = [value for value in vars(kept).values() if isinstance(value, Image.Image)]
+        assert len(held) == keep_pixels
+        assert kept.pixels.tobytes() == decode(kept.output).flattened.tobytes()
 
     def test_identical_images_of_one_call_are_scored_once_also_across_chunks(self, tmp_path, monkeypatch):
         guard = colour_guard(tmp_path)
