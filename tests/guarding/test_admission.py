@@ -591,13 +591,13 @@ class TestBudgets:
     def test_no_chat_is_over_the_budget_because_of_another(self, tmp_path, is_async):
         guard = colour_guard(tmp_path, failure={"max_images": 3})
         images = iter(range(99))
-        sizes = (2, 1, 2, 0, 4, 1)
+        sizes = (2, 1, 2, 1, 4, 1, 0, 1)
         chats = [[Turn([image_block(painted(shade=next(images)))]) for _ in range(size)] for size in sizes]
         screened = asyncio.run(ascreen_chats(guard, chats)) if is_async else screen_chats(guard, chats)
         withheld = [[turn.withheld for turn in chat.turns if turn.withheld] for chat in screened]
-        assert [len(chat) for chat in withheld] == [0, 0, 0, 0, 1, 0]
+        assert [len(chat) for chat in withheld] == [0, 0, 0, 0, 1, 0, 0, 0]
         assert [len(chat.verdicts) for chat in screened] == list(sizes)
-        assert guard.detector.encoder.calls == [3 * CROPS, 2 * CROPS, 3 * CROPS, CROPS]
+        assert guard.detector.encoder.calls == [3 * CROPS, 3 * CROPS, 3 * CROPS, 2 * CROPS]
 
     @pytest.mark.parametrize(("rule", "is_passed"), [("allow", True), ("mask", False), ("block", False)])
     def test_the_rule_for_what_cannot_be_inspected_decides(self, tmp_path, rule, is_passed):
