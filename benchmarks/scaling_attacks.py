@@ -134,11 +134,11 @@ def unmasked(delivered: Image.Image) -> np.ndarray[Any, Any]:
 
 def is_seen_by_all(case: Case, pixels: Image.Image, reader: Any) -> bool:
     """Whether the average of the file shows the payload as well, so that nothing is hidden."""
-    if case.sentence and reader:
-        return is_read(case, pixels, ("pillow-bicubic", case.payload.size), reader)
     average = resize(pixels, case.payload.size, "pillow-bicubic")
     everywhere = np.ones(_COMPARED**2, dtype=bool)
-    return correlation(average, case.payload, everywhere) > correlation(average, case.cover, everywhere)
+    if correlation(average, case.payload, everywhere) > correlation(average, case.cover, everywhere):
+        return True
+    return bool(case.sentence and reader) and is_read(case, average, ("pillow-bicubic", case.payload.size), reader)
 
 
 def sparse_and_one(size: tuple[int, int], case: Case) -> Iterator[Rendering]:
