@@ -151,6 +151,12 @@ class UnsafeContentError(GuardAlignError):
         where = f"(digest {verdict.digest[:12] or 'unknown'}, source {verdict.source})"
         if verdict.finding == "unchecked":
             what = f"Could not check content {where}: {verdict.uninspectable or verdict.failure}"
+        elif verdict.finding == "none":
+            reasons = ", ".join(verdict.delivery_reasons)
+            what = (
+                f"Cannot write the guard's own reading of an image in its place {where}: {reasons}; give a masked_dir, "
+                f"or let this source deliver originals"
+            )
         else:
             what = f"Blocked an image {where}: {verdict.category}"
         super().__init__(f"{what}; see .verdict for what was found.")

@@ -7,6 +7,7 @@ mapping in which one of several *locators* says where the image is. The dialects
 from __future__ import annotations
 
 import io
+import pathlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
@@ -71,6 +72,9 @@ LOCATORS: Final = frozenset(
 
 MIME_KEYS: Final = ("mime_type", "mimeType", "media_type", "mimetype", "image_mimetype")
 """Keys that state the media type of a block's file."""
+
+# Some servers go by the ending of this.
+_FILE_NAME: Final = "filename"
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,9 @@ def written(old: object, data: bytes, mime: str) -> object:
 
 
 def replaced(block: Block, value: object, mime: str, *, key: str, over: str | None = None) -> dict[Any, Any]:
-    """The block, in its order, with ``value`` at ``key`` as its only locator; media types, if given, become ``mime``.
+    """The block, in its order, with ``value`` at ``key`` as its only locator.
+
+    Media types in it become ``mime``, and the file's name gets the ending that goes with it.
 
     Args:
         block: Any mapping.
@@ -160,4 +166,15 @@ def replaced(block: Block, value: object, mime: str, *, key: str, over: str | No
     """
     home = key if key in block else over if over in block else next((name for name in block if name in LOCATORS), key)
     kept = {(key if name == home else name): old for name, old in block.items() if name == home or name not in LOCATORS}
-    return {**kept, **{name: mime for name in MIME_KEYS if name in kept}, key: value}
+    stated: dict[Any, Any] = {name: mime for name in MIME_KEYS if name in kept}
+    if isinstance(kept.get(_FILE_NAME), str):
+        stated[_FILE_NAME] = _named(kept[_FILE_NAME], mime)
+    return {**kept, **stated, key: value}
+
+
+def _named(name: str, mime: str) -> str:
+    """A file's name with an ending for a media type; itself if it has one."""
+    kind = mime.removeprefix("image/")
+    endings = (".jpg", ".jpeg") if kind == "jpeg" else (f".{kind}",)
+    path = pathlib.PurePosixPath(name)
+    return name if path.suffix.lower() in endings else name.removesuffix(path.suffix) + endings[0]

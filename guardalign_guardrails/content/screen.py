@@ -78,7 +78,7 @@ class Screened:
         turn: The turn.
         content: The sanitised content; the very same object if nothing changed.
         verdicts: One for each block that stands for an image or other media, in reading order.
-        withheld: Those of them in whose place a notice, or a black image, stands now.
+        withheld: Those of them in whose place a notice, or a black image, stands now; their ``delivery`` is ``none``.
     """
 
     turn: Turn
@@ -200,11 +200,13 @@ def _rewrite(
     for each in opened:
         is_image = not isinstance(each.payload, str)
         result = next(checked) if is_image else uninspectable(guard, str(each.payload), each.source)
-        verdicts[each.turn].append(result.verdict)
-        if _is_withheld(each, result):
-            withheld[each.turn].append(result.verdict)
+        is_withheld = _is_withheld(each, result)
+        verdict = _undelivered(result.verdict) if is_withheld else result.verdict
+        verdicts[each.turn].append(verdict)
+        if is_withheld:
+            withheld[each.turn].append(verdict)
         old = block_at(turns[each.turn].content, each.block.path)
-        if turns[each.turn].keep_results and not _is_withheld(each, result):
+        if turns[each.turn].keep_results and not is_withheld:
             new[each.turn][each.block.path] = result
         elif (replacement := _replacement(old, each, result, is_enforced=is_enforced)) is not None:
             new[each.turn][each.block.path] = replacement
@@ -234,6 +236,14 @@ def _is_withheld(opened: _OpenedBlock, result: CheckResult) -> bool:
     """Whether nothing of an image is passed on: it is blocked, or nothing else can be written where it stands."""
     is_replaced = result.verdict.delivery in ("masked", "canonical")
     return result.is_blocked or (is_replaced and opened.block.reading.write is None)
+
+
+def _undelivered(verdict: Verdict) -> Verdict:
+    """The verdict of an image that is withheld, also where it may pass as another one that cannot be written."""
+    if verdict.delivery == "none":
+        return verdict
+    reasons = (*verdict.reasons, f"withheld: no {verdict.delivery} image can be written where it stands")
+    return verdict.model_copy(update={"delivery": "none", "delivery_proposed": "none", "reasons": reasons})
 
 
 def _encoded(result: CheckResult) -> bytes:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from guardalign_guardrails.images.decode import ImageSource, decode, freeze, still_digest
-from guardalign_guardrails.images.files import Unread, first_bytes, keep_png, read_file, read_named_file
+from guardalign_guardrails.images.files import Unread, first_bytes, keep_image, read_file, read_named_file
 from guardalign_guardrails.images.limits import ImageLimits
 from guardalign_guardrails.images.mask import Box, Fill, coverage, encode_png, mask_regions
 from guardalign_guardrails.images.overlay import OverlayRegion, draw_overlay
@@ -25,7 +25,7 @@ __all__ = [
     "encode_png",
     "first_bytes",
     "freeze",
-    "keep_png",
+    "keep_image",
     "mask_regions",
     "read_file",
     "read_named_file",

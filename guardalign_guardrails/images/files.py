@@ -11,6 +11,7 @@ import tempfile
 from typing import BinaryIO, Final, Literal, TypeAlias
 
 from guardalign_guardrails.errors import ImageDecodeError
+from guardalign_guardrails.images.containers import sniff
 from guardalign_guardrails.images.limits import refusal
 
 Unread: TypeAlias = Literal["file_reference", "remote_reference", "too_large"]
@@ -78,13 +79,15 @@ def check_bytes(size: int, max_bytes: int) -> None:
         raise refusal("too_large")
 
 
-def keep_png(data: bytes, folder: pathlib.Path) -> pathlib.Path:
-    """A file with a PNG's bytes, named by them: the same image is one file, however often it is kept.
+def keep_image(data: bytes, folder: pathlib.Path) -> pathlib.Path:
+    """A file with an encoded image's bytes, named by them: the same image is one file, however often it is kept.
 
     Raises:
         OSError: It cannot be written.
     """
-    path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.png"
+    kind = sniff(data) or "bin"
+    suffix = "jpg" if kind == "JPEG" else kind.lower()
+    path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
     if path.exists():
         return path
     folder.mkdir(parents=True, exist_ok=True)

@@ -26,9 +26,12 @@ _FLEETING: Final = ("timings", "is_cached")
 def with_verdicts(message: Message, verdicts: Sequence[Verdict]) -> Message:
     """The message with its findings on record; itself if there are none, or if they are on record.
 
-    Older records stay: of an image that was masked or removed, or that another guard checked, nothing else is left.
+    An image that does not go on as it came is on record too. Older records stay: of an image that was masked or
+    removed, or that another guard checked, nothing else is left.
     """
-    findings = [verdict.summary() for verdict in verdicts if verdict.finding != "none"]
+    findings = [
+        verdict.summary() for verdict in verdicts if verdict.finding != "none" or verdict.delivery != "original"
+    ]
     if not findings:
         return message
     old = message.response_metadata.get(VERDICTS_KEY)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from guardalign_guardrails.content.bodies import Form
+from guardalign_guardrails.images.containers import sniff
 from litellm_guardalign.version import litellm_version
 
 _ALWAYS: Final = (0, 0)
@@ -99,7 +100,7 @@ def _like(old: Any, new: Any) -> Any:
         if new == old.getvalue():
             return old
         file = io.BytesIO(new)
-        file.name = "image.png"
+        file.name = f"image.{(sniff(new) or 'bin').lower()}"
         return file
     if isinstance(old, list) and isinstance(new, list) and any(isinstance(each, io.BytesIO) for each in old):
         return [_like(each, other) for each, other in zip(old, new, strict=True)]

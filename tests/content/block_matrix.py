@@ -15,13 +15,27 @@ from PIL import Image
 
 Make = Callable[[bytes], Any]
 
+_MIMES = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+
 
 def b64(data: bytes) -> str:
     return base64.b64encode(data).decode()
 
 
 def url(data: bytes) -> str:
-    return f"data:image/png;base64,{b64(data)}"
+    return f"data:{mime(data)};base64,{b64(data)}"
+
+
+def mime(data: bytes) -> str:
+    return next(mime for magic, mime in _MIMES.items() if data.startswith(magic))
+
+
+def kind(data: bytes) -> str:
+    return mime(data).removeprefix("image/")
+
+
+def named(data: bytes) -> str:
+    return f"a.{kind(data).replace('jpeg', 'jpg')}"
 
 
 def pil(data: bytes) -> Image.Image:
@@ -40,12 +54,18 @@ READABLE: dict[str, Make] = {
         "image_url": {"url": url(p), "extra": 1},
         "cache_control": {"type": "ephemeral"},
     },
-    "OpenAI file": lambda p: {"type": "file", "file": {"filename": "a.png", "file_data": url(p)}},
+    "OpenAI file": lambda p: {"type": "file", "file": {"filename": named(p), "file_data": url(p)}},
     "ImagePromptValue's": lambda p: {"url": url(p), "detail": "low"},
     "ImagePromptValue's without detail": lambda p: {"url": url(p)},
     "Responses input_image": lambda p: {"type": "input_image", "image_url": url(p), "detail": "auto"},
-    "Responses input_file": lambda p: {"type": "input_file", "filename": "a.png", "file_data": url(p)},
+    "Responses input_file": lambda p: {"type": "input_file", "filename": named(p), "file_data": url(p)},
     "Responses image_generation_call": lambda p: {"type": "image_generation_call", "id": "ig", "result": b64(p)},
+    "Responses image_generation_call with a format": lambda p: {
+        "type": "image_generation_call",
+        "id": "ig",
+        "output_format": kind(p),
+        "result": b64(p),
+    },
     "Responses computer screenshot": lambda p: {
         "type": "computer_call_output",
         "call_id": "c",
@@ -55,25 +75,31 @@ READABLE: dict[str, Make] = {
         "type": "image",
         "source_type": "base64",
         "data": b64(p),
-        "mime_type": "image/png",
+        "mime_type": mime(p),
         "cache_control": {"type": "ephemeral"},
     },
     "v0 url": lambda p: {"type": "image", "source_type": "url", "url": url(p)},
-    "v0 file": lambda p: {"type": "file", "source_type": "base64", "data": b64(p), "mime_type": "image/png"},
+    "v0 file": lambda p: {"type": "file", "source_type": "base64", "data": b64(p), "mime_type": mime(p)},
     "v1 base64": lambda p: {
         "type": "image",
         "id": "b",
         "base64": b64(p),
-        "mime_type": "image/png",
+        "mime_type": mime(p),
         "extras": {"detail": "low"},
         "index": 0,
     },
     "v1 url": lambda p: {"type": "image", "url": url(p), "index": 3},
-    "v1 file": lambda p: {"type": "file", "base64": b64(p), "mime_type": "image/png"},
+    "v1 file": lambda p: {"type": "file", "base64": b64(p), "mime_type": mime(p)},
+    "v1 file with a name": lambda p: {
+        "type": "file",
+        "base64": b64(p),
+        "mime_type": mime(p),
+        "filename": named(p),
+    },
     "v1 file without a media type": lambda p: {"type": "file", "url": url(p)},
     "Anthropic base64": lambda p: {
         "type": "image",
-        "source": {"type": "base64", "media_type": "image/png", "data": b64(p)},
+        "source": {"type": "base64", "media_type": mime(p), "data": b64(p)},
         "cache_control": {"type": "ephemeral"},
     },
     "Anthropic document with a list": lambda p: {
@@ -87,20 +113,24 @@ READABLE: dict[str, Make] = {
         "content": [{"type": "text", "text": "shot"}, READABLE["Anthropic base64"](p)],
         "is_error": False,
     },
-    "Gemini media as text": lambda p: {"type": "media", "mime_type": "image/png", "data": b64(p)},
-    "Gemini media as bytes": lambda p: {"type": "media", "mime_type": "image/png", "data": p},
-    "Gemini inline_data": lambda p: {"inline_data": {"mime_type": "image/png", "data": b64(p)}},
-    "Gemini inlineData": lambda p: {"inlineData": {"mimeType": "image/png", "data": b64(p)}, "thought": False},
-    "Gemini inline_data as bytes": lambda p: {"inline_data": {"mime_type": "image/png", "data": p}},
-    "Bedrock bytes": lambda p: {"image": {"format": "png", "source": {"bytes": p}}},
-    "Bedrock base64": lambda p: {"image": {"format": "png", "source": {"bytes": b64(p)}}},
+    "Gemini media as text": lambda p: {"type": "media", "mime_type": mime(p), "data": b64(p)},
+    "Gemini media as bytes": lambda p: {"type": "media", "mime_type": mime(p), "data": p},
+    "Gemini inline_data": lambda p: {"inline_data": {"mime_type": mime(p), "data": b64(p)}},
+    "Gemini inlineData": lambda p: {"inlineData": {"mimeType": mime(p), "data": b64(p)}, "thought": False},
+    "Gemini inline_data as bytes": lambda p: {"inline_data": {"mime_type": mime(p), "data": p}},
+    "Bedrock bytes": lambda p: {"image": {"format": kind(p), "source": {"bytes": p}}},
+    "Bedrock base64": lambda p: {"image": {"format": kind(p), "source": {"bytes": b64(p)}}},
     "Bedrock toolResult": lambda p: {
         "toolResult": {"toolUseId": "t", "content": [{"text": "a"}, READABLE["Bedrock bytes"](p)], "status": "success"}
     },
-    "MCP image": lambda p: {"type": "image", "data": b64(p), "mimeType": "image/png", "annotations": {"priority": 1}},
+    "MCP image": lambda p: {"type": "image", "data": b64(p), "mimeType": mime(p), "annotations": {"priority": 1}},
     "MCP resource": lambda p: {
         "type": "resource",
-        "resource": {"uri": "shots://1", "mimeType": "image/png", "blob": b64(p)},
+        "resource": {"uri": "shots://1", "mimeType": mime(p), "blob": b64(p)},
+    },
+    "MCP resource in snake case": lambda p: {
+        "type": "resource",
+        "resource": {"uri": "shots://1", "mime_type": mime(p), "blob": b64(p)},
     },
     "Hugging Face image": lambda p: {"type": "image", "image": pil(p)},
     "Hugging Face data URL": lambda p: {"type": "image", "image": url(p)},
@@ -138,7 +168,7 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str, Make]] = {
     "OpenAI image_url with LiteLLM's format": (
         {"type": "image_url", "image_url": {"url": HTTP, "format": "image/webp"}},
         HTTP,
-        lambda p: {"type": "image_url", "image_url": {"url": url(p), "format": "image/png"}},
+        lambda p: {"type": "image_url", "image_url": {"url": url(p), "format": mime(p)}},
     ),
     "OpenAI file id": (
         {"type": "file", "file": {"file_id": "file-1"}},
@@ -174,72 +204,72 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str, Make]] = {
             "source_type": "base64",
             "data": b64(p),
             "metadata": {"a": 1},
-            "mime_type": "image/png",
+            "mime_type": mime(p),
         },
     ),
     "v0 id": (
         {"type": "image", "source_type": "id", "id": "file-1"},
         "file_reference",
-        lambda p: {"type": "image", "source_type": "base64", "data": b64(p), "mime_type": "image/png"},
+        lambda p: {"type": "image", "source_type": "base64", "data": b64(p), "mime_type": mime(p)},
     ),
     "v1 url": (
         {"type": "image", "id": "b", "url": HTTP, "extras": {"detail": "low"}},
         HTTP,
-        lambda p: {"type": "image", "id": "b", "base64": b64(p), "extras": {"detail": "low"}, "mime_type": "image/png"},
+        lambda p: {"type": "image", "id": "b", "base64": b64(p), "extras": {"detail": "low"}, "mime_type": mime(p)},
     ),
     "v1 url of another medium type": (
         {"type": "image", "url": "https://images.example/a.jpg", "mime_type": "image/jpeg"},
         "https://images.example/a.jpg",
-        lambda p: {"type": "image", "base64": b64(p), "mime_type": "image/png"},
+        lambda p: {"type": "image", "base64": b64(p), "mime_type": mime(p)},
     ),
     "v1 file_id": (
         {"type": "image", "file_id": "file-1", "index": 1},
         "file_reference",
-        lambda p: {"type": "image", "base64": b64(p), "index": 1, "mime_type": "image/png"},
+        lambda p: {"type": "image", "base64": b64(p), "index": 1, "mime_type": mime(p)},
     ),
     "Anthropic url": (
         {"type": "image", "source": {"type": "url", "url": HTTP}},
         HTTP,
-        lambda p: {"type": "image", "source": {"type": "base64", "data": b64(p), "media_type": "image/png"}},
+        lambda p: {"type": "image", "source": {"type": "base64", "data": b64(p), "media_type": mime(p)}},
     ),
     "Anthropic file": (
         {"type": "image", "source": {"type": "file", "file_id": "file-1"}},
         "file_reference",
-        lambda p: {"type": "image", "source": {"type": "base64", "data": b64(p), "media_type": "image/png"}},
+        lambda p: {"type": "image", "source": {"type": "base64", "data": b64(p), "media_type": mime(p)}},
     ),
     "Anthropic document URL": (
         {"type": "document", "source": {"type": "url", "url": HTTP}, "title": "t"},
         HTTP,
         lambda p: {
             "type": "image",
-            "source": {"type": "base64", "data": b64(p), "media_type": "image/png"},
+            "source": {"type": "base64", "data": b64(p), "media_type": mime(p)},
             "title": "t",
         },
     ),
     "Gemini media file_uri": (
         {"type": "media", "mime_type": "image/png", "file_uri": "gs://bucket/a.png"},
         "gs://bucket/a.png",
-        lambda p: {"type": "media", "mime_type": "image/png", "data": b64(p)},
+        lambda p: {"type": "media", "mime_type": mime(p), "data": b64(p)},
     ),
     "Gemini file_data": (
         {"file_data": {"mime_type": "image/png", "file_uri": HTTP}},
         HTTP,
-        lambda p: {"inline_data": {"mime_type": "image/png", "data": b64(p)}},
+        lambda p: {"inline_data": {"mime_type": mime(p), "data": b64(p)}},
     ),
     "Gemini fileData": (
         {"fileData": {"mimeType": "image/jpeg", "fileUri": HTTP}},
         HTTP,
-        lambda p: {"inlineData": {"mimeType": "image/png", "data": b64(p)}},
+        lambda p: {"inlineData": {"mimeType": mime(p), "data": b64(p)}},
     ),
     "Bedrock s3Location": (
         {"image": {"format": "jpeg", "source": {"s3Location": {"uri": "s3://bucket/a"}}}},
         "file_reference",
-        lambda p: {"image": {"format": "png", "source": {"bytes": p}}},
+        lambda p: {"image": {"format": kind(p), "source": {"bytes": p}}},
     ),
     "MCP resource_link": (
         {"type": "resource_link", "name": "a", "uri": HTTP, "mimeType": "image/png"},
         HTTP,
-        lambda p: {"type": "image", "data": b64(p), "mimeType": "image/png"},
+        lambda p: {"type": "image", "data": b64(p), "mimeType": mime(p)},
     ),
     "Hugging Face URL": ({"type": "image", "image": HTTP}, HTTP, lambda p: {"type": "image", "image": url(p)}),
     "Hugging Face path": (

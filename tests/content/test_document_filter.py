@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import json
+import pathlib
 
 import pytest
+from content.reread_images import CHANGING_TYPE, REREAD, TURNED
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -21,7 +24,7 @@ from guardalign_guardrails.content.documents.images import (
 )
 from guardalign_guardrails.content.documents.records import ACTION_KEY, RECORD_KEY, with_records
 from guardalign_guardrails.content.encoded_text import find_encoded
-from guardalign_guardrails.content.payload import read_data_url, to_data_url
+from guardalign_guardrails.content.payload import read_data_url, to_base64, to_data_url
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import colour_guard, painted
@@ -254,3 +257,82 @@ class TestRecords:
         assert [part in both[RECORD_KEY] for part in ('"finding":"none"', '"finding":"unchecked"')] == [True, True]
         assert both[ACTION_KEY] == "allow"
         assert with_records(both, unchecked) is both
+
+    def test_the_guards_own_reading_is_on_record_beside_others_and_once(self, filtered):
+        (verdict,) = filtered(document(to_data_url(TURNED, "image/jpeg"))).verdicts
+        harmless = with_records({}, filtered(document(url_of())).verdicts)
+        both = with_records(harmless, [verdict])
+        kept, new = json.loads(both[RECORD_KEY])
+        assert "delivery" not in kept
+        assert (new["finding"], new["action"], new["delivery"]) == ("none", "allow", "canonical")
+        assert with_records(both, [verdict]) is both
+
+    def test_two_files_with_the_same_pixels_are_two_records_if_one_has_a_second_reading(self, filtered):
+        plain = encode_png(painted())
+        files = [plain, plain + b"more"]
+        one, other = filtered(*(document(to_data_url(data, "image/png")) for data in files)).verdicts
+        assert (one.digest, one.delivery, other.delivery) == (other.digest, "original", "canonical")
+        assert len(json.loads(with_records({}, [one, other])[RECORD_KEY])) == 2
+
+    @pytest.mark.parametrize(("colour", "delivery"), [("red", "masked"), ("blue", "none")])
+    def test_what_goes_on_is_on_record_unless_it_is_the_original(self, filtered, colour, delivery):
+        (record,) = json.loads(with_records({}, filtered(document(url_of(colour))).verdicts)[RECORD_KEY])
+        assert record["delivery"] == delivery
+
+
+class TestTheGuardsOwnReading:
+    """An image with several readings does not go on as it came, in whatever form a document holds it."""
+
+    @pytest.mark.parametrize("name", REREAD)
+    def test_takes_the_place_of_the_original_in_text_and_metadata(self, filtered, cache_dir, name):
+        data, checked = REREAD[name], colour_guard(cache_dir).check(REREAD[name])
+        url, new = to_data_url(data, checked.mime_type), to_data_url(checked.output, checked.mime_type)
+        given = document(f"a ![]({url}) b", x=[url], y={"raw": data}, z=to_base64(data))
+        (after,) = filtered(given).passed
+        assert after["text"] == f"a ![]({new}) b"
+        assert after["metadata"] == {"x": [new], "y": {"raw": checked.output}, "z": to_base64(checked.output)}
+        (again,) = filtered(after).passed
+        assert again is after
+
+    @pytest.mark.parametrize("mime", CHANGING_TYPE)
+    def test_has_its_own_media_type_in_a_field_beside_it(self, filtered, cache_dir, mime):
+        data = CHANGING_TYPE[mime]
+        output = colour_guard(cache_dir).check(data).output
+        given = document("words", photo={"raw": data, "mime": "image/webp"}, mime_type="image/webp")
+        (after,) = filtered(given).passed
+        assert after["metadata"] == {"photo": {"raw": output, "mime": mime}, "mime_type": "image/webp"}
+
+    @pytest.mark.parametrize("mime", CHANGING_TYPE)
+    def test_is_kept_in_a_file_with_the_ending_of_its_type(self, filtered, cache_dir, tmp_path, mime):
+        original = tmp_path / "photo.webp"
+        original.write_bytes(CHANGING_TYPE[mime])
+        (after,) = filtered(
+            document(path=str(original), mime_type="image/webp"),
+            find=lambda given: [of_file(given["metadata"]["path"], ("metadata", "path"), tmp_path / "masked")],
+        ).passed
+        kept = pathlib.Path(after["metadata"]["path"])
+        assert (kept.parent, kept.suffix) == (tmp_path / "masked", {"image/jpeg": ".jpg", "image/png": ".png"}[mime])
+        assert kept.read_bytes() == colour_guard(cache_dir).check(CHANGING_TYPE[mime]).output
+        assert after["metadata"]["mime_type"] == mime
+        assert original.read_bytes() == CHANGING_TYPE[mime]
+
+    def test_is_withheld_with_its_document_where_no_folder_is_set_for_copies(self, filtered, tmp_path):
+        original = tmp_path / "photo.jpg"
+        original.write_bytes(TURNED)
+        given, kept = document(path=str(original)), []
+        parts = {"find": lambda given: [of_file(given["metadata"]["path"], ("metadata", "path"))]}
+        result = filtered(given, quarantine=lambda *args: kept.append(args), **parts)
+        assert (result.passed, [one for one, _ in kept]) == ([], [given])
+        assert [(v.action, v.delivery) for v in result.verdicts] == [("allow", "none")]
+        with pytest.raises(UnsafeContentError, match="masked_dir"):
+            result.raise_by("raise")
+        (after,) = filtered(given, withhold="image", **parts).passed
+        assert after["metadata"]["path"] == UNCHECKED_NOTICE
+
+    def test_is_not_due_where_the_policy_delivers_originals_of_the_source(self, filtered, cache_dir, tmp_path):
+        original = tmp_path / "photo.jpg"
+        original.write_bytes(TURNED)
+        given = document(path=str(original))
+        guard = colour_guard(cache_dir, sources={"retrieved": {"delivery": "original"}})
+        (after,) = filtered(given, guard=guard, find=lambda _: [of_file(original, ("metadata", "path"))]).passed
+        assert after is given

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from guardalign_guardrails.content.dialect import (
+    MIME_KEYS,
     Block,
     Dialect,
     Kind,
@@ -51,9 +52,8 @@ def resource(block: Block) -> Reading | None:
         return read_one({k: v for k, v in holder.items() if k != "uri"}, {"blob": "data"}, max_bytes)
 
     def write(data: bytes, mime: str) -> dict[Any, Any]:
-        new = {**holder, "blob": to_base64(data)}
-        stated = {key: mime for key in ("mimeType",) if key in holder}
-        return {**block, "resource": {**new, **stated}}
+        stated = {key: mime for key in MIME_KEYS if key in holder}
+        return {**block, "resource": {**holder, "blob": to_base64(data), **stated}}
 
     return Reading(read, write)
 

@@ -89,13 +89,17 @@ def chat_file(block: Block) -> Reading | None:
 
 
 def generated_image(block: Block) -> Reading | None:
-    """``{"type": "image_generation_call", "result": ...}``, an image the model made."""
+    """``{"type": "image_generation_call", "result": ..., "output_format": ...}``, an image the model made."""
     result = block.get("result")
     if block.get("type") != "image_generation_call" or not isinstance(result, str):
         return None
+
+    def write(data: bytes, mime: str) -> dict[Any, Any]:
+        stated = {key: mime.removeprefix("image/") for key in ("output_format",) if key in block}
+        return {**block, **stated, "result": written(result, data, mime)}
+
     return Reading(
-        lambda max_bytes: "several_locators" if located(block) else read_value(result, "data", max_bytes),
-        lambda data, mime: {**block, "result": written(result, data, mime)},
+        lambda max_bytes: "several_locators" if located(block) else read_value(result, "data", max_bytes), write
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks the images of documents: which documents pass, which pass with a masked image, which are withheld.
+"""Checks the images of documents: which documents pass, which pass with another image, which are withheld.
 
 The one filter behind every framework's readers, transformers, compressors and postprocessors. An adapter says where in
 its documents images are and how a document is rewritten. Text is not judged, and a document without an image is not
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from typing import Annotated, Final, Generic, Literal, TypeAlias, TypeVar
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
 
 from pydantic import BeforeValidator
 
 from guardalign_guardrails.actions import Source
 from guardalign_guardrails.content.chat import first_violation
+from guardalign_guardrails.content.dialect import Reading
 from guardalign_guardrails.content.documents.images import FoundImage, Replacement
 from guardalign_guardrails.content.screen import Screened, Turn, ascreen, screen
 from guardalign_guardrails.content.walk import MediaBlock
@@ -123,7 +124,7 @@ class DocumentFilter(Generic[DocumentT]):
 
         Raises:
             GuardAlignError: The guard cannot work: no encoder, no profile, a package is missing.
-            OSError: A masked image cannot be written.
+            OSError: A masked or canonical copy cannot be written.
         """
         filtered = FilteredDocuments[DocumentT](list(documents))
         for group in self._groups(documents):
@@ -176,14 +177,30 @@ class _ImagesOfDocument(Turn):
     images: Sequence[FoundImage] = ()
 
     def find(self) -> list[MediaBlock]:
-        return [MediaBlock((index,), image.reading) for index, image in enumerate(self.images)]
+        return [MediaBlock((index,), _typed(image.reading)) for index, image in enumerate(self.images)]
+
+
+class _Written(NamedTuple):
+    """What a reading wrote, and the media type of the image that it wrote."""
+
+    value: Any
+    mime: str
+
+
+def _typed(reading: Reading) -> Reading:
+    write = reading.write
+    if write is None:
+        return reading
+    return replace(reading, write=lambda data, mime: _Written(write(data, mime), mime))
 
 
 def _checked(images: Sequence[FoundImage], result: Screened) -> CheckedImages:
     # Each place has a verdict of its own, however alike two of them are.
     withheld = {id(verdict) for verdict in result.withheld}
     replacements = tuple(
-        Replacement(image, value, id(verdict) in withheld)
+        Replacement(image, value.value, is_withheld=False, mime=value.mime)
+        if isinstance(value, _Written)
+        else Replacement(image, value, id(verdict) in withheld)
         for image, value, verdict in zip(images, result.content, result.verdicts, strict=True)
         if value is not None
     )

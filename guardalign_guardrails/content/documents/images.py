@@ -18,7 +18,7 @@ from guardalign_guardrails.content.encoded_text import find_encoded
 from guardalign_guardrails.content.payload import Payload, Reason, is_data_url
 from guardalign_guardrails.content.rewrite import block_at, with_blocks
 from guardalign_guardrails.content.walk import Path, TooDeep, find_loose
-from guardalign_guardrails.images import keep_png, read_named_file
+from guardalign_guardrails.images import keep_image, read_named_file
 from guardalign_guardrails.images.containers import announces_image
 
 _MAX_DEPTH: Final = 24
@@ -50,11 +50,13 @@ class Replacement:
         image: The one that was found.
         value: What its reading wrote, or a notice.
         is_withheld: Whether it is a notice.
+        mime: Media type of the new image; None for a notice.
     """
 
     image: FoundImage
     value: Any = field(repr=False)
     is_withheld: bool
+    mime: str | None = None
 
 
 def find_in_text(text: str, path: Path) -> list[FoundImage]:
@@ -90,16 +92,17 @@ def of_file(location: pathlib.PurePath | str, path: Path, masked_dir: pathlib.Pa
     Args:
         location: The file's path. The file itself is never changed.
         path: Leads to the location from the document's fields.
-        masked_dir: Folder for masked copies, to which the location is changed; without one, an image that would have
-            to be masked is withheld.
+        masked_dir: Folder for masked and canonical copies, to which the location is changed; without one, an image
+            that would go on as such a copy is withheld.
     """
 
     def read(most: int) -> Payload:
         return read_named_file(location, most)
 
     if masked_dir is None:
-        return FoundImage(path, Reading(read))
-    return FoundImage(path, Reading(read, lambda data, _: type(location)(keep_png(data, masked_dir))))
+        return FoundImage(path, Reading(read), is_labelled=False)
+    write = lambda data, _: type(location)(keep_image(data, masked_dir))  # noqa: E731
+    return FoundImage(path, Reading(read, write), is_labelled=False)
 
 
 def unreadable(path: Path, reason: Reason) -> FoundImage:
@@ -112,7 +115,8 @@ def with_images(
 ) -> dict[str, Any]:
     """A document's fields with other images in them; the very same objects where nothing changed.
 
-    Where an image that does not state its media type becomes a PNG, the media type beside it becomes that of a PNG.
+    Where another image takes the place of one that does not state its media type, the media type beside it becomes the
+    new one's.
 
     Args:
         fields: Text and ``metadata`` of the document, by the names with which paths begin; they stay as they are.
@@ -152,18 +156,20 @@ def _walk(value: object, path: Path, top: int, containers: Iterator[int]) -> Ite
 def _media_types(
     fields: Mapping[str, Any], images: Sequence[FoundImage], replacements: Sequence[Replacement]
 ) -> dict[Path, object]:
-    """Media types stated beside images that do not state theirs, where such an image has become a PNG."""
-    masked = {id(replacement.image) for replacement in replacements if not replacement.is_withheld}
-    homes = [
-        (("metadata",) if len(image.path) == 1 else image.path[:-1], image) for image in images if not image.is_labelled
-    ]
+    """Media types stated beside images that do not state theirs, where other images have taken their places."""
+    new = {id(replacement.image): replacement.mime for replacement in replacements}
+    by_home: dict[Path, set[str | None]] = {}
+    for image in images:
+        if not image.is_labelled:
+            home = ("metadata",) if len(image.path) == 1 else image.path[:-1]
+            by_home.setdefault(home, set()).add(new.get(id(image)))
     types: dict[Path, object] = {}
-    for home, image in homes:
+    for home, mimes in by_home.items():
         beside = block_at(fields, home)
+        mime = next(iter(mimes))
         # If there is another one beside it, nothing says which of them is meant.
-        is_alone = sum(other == home for other, _ in homes) == 1
-        if id(image) in masked and is_alone and isinstance(beside, Mapping):
-            types.update({(*home, key): "image/png" for key, value in beside.items() if _is_type(key, value)})
+        if mime is not None and len(mimes) == 1 and isinstance(beside, Mapping):
+            types.update({(*home, key): mime for key, value in beside.items() if _is_type(key, value)})
     return types
 
 

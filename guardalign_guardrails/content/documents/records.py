@@ -35,6 +35,8 @@ def verdict_id(verdict: Verdict) -> str:
         verdict.encoder,
         verdict.uninspectable,
         verdict.failure,
+        # Of two files with the same pixels, one may have a second reading.
+        *(["canonical"] if verdict.delivery == "canonical" else []),
     )
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:_ID_LENGTH]
 
@@ -42,15 +44,15 @@ def verdict_id(verdict: Verdict) -> str:
 def with_records(metadata: dict[Any, Any], verdicts: Sequence[Verdict]) -> dict[Any, Any]:
     """The metadata with verdicts on record; the very same object if there is nothing to add.
 
-    A harmless image is put on record only where there is no record yet, so that what was once done to a document stays
-    known when its masked image is found harmless later. One that could not be checked is a finding, and always put on
+    A harmless image that goes on as it came is put on record only where there is no record yet, so that what was once
+    done to a document stays known when its masked or canonical image is found harmless later. One that could not be checked is a finding, and always put on
     record, also where the policy lets it pass.
     """
     known = _records(metadata.get(RECORD_KEY))
     names = {record["id"] for record in known}
     new: dict[str, dict[str, Any]] = {}
     for verdict in verdicts:
-        if verdict.finding == "none" and known:
+        if verdict.finding == "none" and verdict.delivery == "original" and known:
             continue
         if (name := verdict_id(verdict)) not in names:
             new[name] = _record(name, verdict)
@@ -71,6 +73,7 @@ def _record(name: str, verdict: Verdict) -> dict[str, Any]:
         "source": verdict.source,
         "finding": verdict.finding,
         "action": verdict.action,
+        "delivery": verdict.delivery if verdict.delivery != "original" else None,
         "proposed": verdict.proposed if verdict.proposed != verdict.action else None,
         "category": verdict.category if verdict.proposed != "allow" else None,
         "reason": verdict.uninspectable or verdict.failure,

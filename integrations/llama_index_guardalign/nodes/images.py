@@ -34,7 +34,7 @@ from guardalign_guardrails.content.documents.images import (
     unreadable,
 )
 from guardalign_guardrails.content.payload import Payload, read_bytes, read_url, to_base64
-from guardalign_guardrails.images import keep_png, read_named_file
+from guardalign_guardrails.images import keep_image, read_named_file
 
 # Metadata field with the file a node was read from. Some of LlamaIndex's parts open it as the node's image.
 _FILE_PATH_KEY: Final = "file_path"
@@ -229,7 +229,7 @@ def _new_resource(node: BaseNode, name: str, replacement: Replacement, masked_di
     if isinstance(replacement.value, _NewImage):
         data, mime = replacement.value
         if masked_dir is not None:
-            return {name: MediaResource(mimetype=mime, path=keep_png(data, masked_dir))}
+            return {name: MediaResource(mimetype=mime, path=keep_image(data, masked_dir))}
         # Not validated: LlamaIndex would decode the bytes to see whether they are base64.
         return {name: MediaResource(mimetype=mime).model_copy(update={"data": base64.b64encode(data)})}
     text = {} if _text_of(node) else {"text_resource": MediaResource(text=str(replacement.value))}
