@@ -8,10 +8,10 @@ import json
 import pathlib
 
 import pytest
-from content.reread_images import CHANGING_TYPE, REREAD, TURNED
 from hypothesis import given
 from hypothesis import strategies as st
 
+from content.reread_images import CHANGING_TYPE, REREAD, TURNED
 from guardalign_guardrails import GuardSettings, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.documents.filter import DocumentFilter, not_refuse
 from guardalign_guardrails.content.documents.images import (

@@ -8,9 +8,9 @@ import json
 
 import pytest
 from block_matrix import ELSEWHERE, READABLE
-from content.reread_images import CHANGING_TYPE, REREAD, SEE_THROUGH, TURNED, original_pixels, pixels_of, seen
 from PIL import Image
 
+from content.reread_images import CHANGING_TYPE, REREAD, SEE_THROUGH, TURNED, original_pixels, pixels_of, seen
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.bodies import screen_body
 from guardalign_guardrails.content.dialect import Reading

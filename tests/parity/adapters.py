@@ -33,8 +33,8 @@ def langchain(guard: Guard, conversation: list[Said]) -> Arrived:
     def block(part: Any) -> dict[str, Any]:
         if isinstance(part, str):
             return text(part)
-        if part.colour:
-            return {"type": "image", "base64": part.base64, "mime_type": "image/png"}
+        if part.is_whole:
+            return {"type": "image", "base64": part.base64, "mime_type": part.mime}
         return {"type": "image", "url": part.data_url}
 
     messages: list[Any] = []
@@ -62,7 +62,7 @@ def llama_index(guard: Guard, conversation: list[Said]) -> Arrived:
     def block(part: Any) -> Any:
         if isinstance(part, str):
             return TextBlock(text=part)
-        return ImageBlock(image=part.data) if part.colour else ImageBlock(url=part.data_url)
+        return ImageBlock(image=part.data) if part.is_whole else ImageBlock(url=part.data_url)
 
     messages = [
         ChatMessage(
@@ -165,7 +165,7 @@ def _litellm(guard: Guard, call: str, body: dict[str, Any]) -> Arrived:
 def _opened(value: Any) -> list[bytes]:
     """Pixels of all images in plain data, in order, without the package's own readers."""
     text = value if isinstance(value, str) else json.dumps(value, default=str)
-    found = re.findall(r"(?:data:image/png;base64,|\"base64\": \")([A-Za-z0-9+/=]{40,})", text)
+    found = re.findall(r"(?:data:image/(?:png|jpeg);base64,|\"base64\": \")([A-Za-z0-9+/=]{40,})", text)
     return [_pixels(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
 
 

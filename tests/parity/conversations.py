@@ -1,12 +1,11 @@
-"""Twenty conversations as data, and how each framework would write them."""
+"""Conversations as data, and how each framework would write them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
-from PIL import Image
-
+from content.reread_images import REREAD
 from guardalign_guardrails.content.payload import to_base64, to_data_url
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import painted
@@ -14,25 +13,31 @@ from guardalign_guardrails.testing.colours import painted
 
 @dataclass(frozen=True)
 class Shown:
-    """An image in a conversation: painted, elsewhere, or broken."""
+    """An image in a conversation: painted, a file with more than one reading, elsewhere, or broken."""
 
     colour: str = ""
     url: str = ""
+    file: str = ""
 
     @property
-    def image(self) -> Image.Image:
-        return painted(self.colour)
+    def is_whole(self) -> bool:
+        """Whether it can be opened."""
+        return bool(self.colour or self.file)
+
+    @property
+    def mime(self) -> str:
+        return "image/jpeg" if self.data.startswith(b"\xff\xd8") else "image/png"
 
     @property
     def data_url(self) -> str:
         """Where every framework can be told to find it."""
-        if self.url:
-            return self.url
-        return to_data_url(b"no image", "image/png") if not self.colour else to_data_url(self.data, "image/png")
+        return self.url or to_data_url(self.data, self.mime)
 
     @property
     def data(self) -> bytes:
-        return encode_png(self.image)
+        if not self.is_whole:
+            return b"no image"
+        return REREAD[self.file] if self.file else encode_png(painted(self.colour))
 
     @property
     def base64(self) -> str:
@@ -44,6 +49,7 @@ Said: TypeAlias = tuple[str, list[Part]]
 
 ELSEWHERE = Shown(url="https://example.com/a.png")
 BROKEN = Shown()
+SEE_THROUGH, TURNED, LARGE = (Shown(file=name) for name in ("see-through PNG", "turned JPEG", "large photo"))
 
 
 def show(colour: str) -> Shown:
@@ -69,6 +75,12 @@ CONVERSATIONS: dict[str, list[Said]] = {
     "user and tool": [("user", [show("green")]), ("tool", [show("red"), show("white")])],
     "the app speaks first": [("system", ["Be brief."]), ("user", ["Look", show("red")])],
     "two messages in a row": [("user", [show("red")]), ("user", ["and", show("green")])],
+    "see-through": [("user", ["Look", SEE_THROUGH])],
+    "turned": [("user", ["Look", TURNED, "and", show("white")])],
+    "large": [("user", [LARGE])],
+    "turned before": [("user", [TURNED]), ("assistant", ["Seen."]), ("user", ["And now?", SEE_THROUGH])],
+    "a tool shows a large one": [("user", ["Look", show("red")]), ("tool", ["Here", LARGE])],
+    "see-through beside one that is blocked": [("user", [SEE_THROUGH, show("blue")])],
     "elsewhere": [("user", ["Look", ELSEWHERE])],
     "broken": [("user", ["Look", BROKEN])],
     "elsewhere before": [("user", [ELSEWHERE]), ("assistant", ["No."]), ("user", ["And now?", show("white")])],

@@ -9,6 +9,7 @@ import pytest
 from adapters import ADAPTERS, Adapter
 from conversations import CONVERSATIONS
 
+from content.reread_images import original_pixels
 from guardalign_guardrails import Guard
 from guardalign_guardrails.content import screen
 from guardalign_guardrails.guarding.guard import uninspectable
@@ -16,7 +17,14 @@ from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy
 
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
-REFUSED = {"blocked", "routed", "one of two is blocked", "elsewhere", "broken"}
+REFUSED = {
+    "blocked",
+    "routed",
+    "one of two is blocked",
+    "see-through beside one that is blocked",
+    "elsewhere",
+    "broken",
+}
 
 
 class Watched(Guard):
@@ -38,6 +46,9 @@ def _kept(verdict: Any) -> tuple[Any, ...]:
         verdict.category or "",
         verdict.uninspectable or "",
         verdict.masks,
+        verdict.delivery,
+        verdict.delivery_reasons,
+        verdict.looked_at or 0,
     )
 
 
@@ -72,6 +83,16 @@ def test_the_first_adapter_does_what_the_policy_says(first, name):
     arrived, said = first[name]
     assert (arrived is None) == (name in REFUSED)
     assert len(said) == sum(not isinstance(part, str) for _, parts in CONVERSATIONS[name] for part in parts)
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.__name__)
+@pytest.mark.parametrize("name", ["see-through", "large", "turned before"])
+def test_no_adapter_passes_on_an_image_with_several_readings_as_it_came(guard, adapter, name):
+    shown = [part for _, parts in CONVERSATIONS[name] for part in parts if not isinstance(part, str)]
+    arrived, said = _seen(guard, adapter, CONVERSATIONS[name])
+    assert arrived == [guard.check(part.data).pixels.tobytes() for part in shown]
+    assert all(pixels != original_pixels(part.data) for part, pixels in zip(shown, arrived, strict=True))
+    assert all("canonical" in kept for kept in said)
 
 
 @pytest.mark.parametrize("adapter", ADAPTERS[1:], ids=lambda adapter: adapter.__name__)

@@ -45,8 +45,8 @@ def with_records(metadata: dict[Any, Any], verdicts: Sequence[Verdict]) -> dict[
     """The metadata with verdicts on record; the very same object if there is nothing to add.
 
     A harmless image that goes on as it came is put on record only where there is no record yet, so that what was once
-    done to a document stays known when its masked or canonical image is found harmless later. One that could not be checked is a finding, and always put on
-    record, also where the policy lets it pass.
+    done to a document stays known when its masked or canonical image is found harmless later. One that could not be
+    checked is a finding, and always put on record, also where the policy lets it pass.
     """
     known = _records(metadata.get(RECORD_KEY))
     names = {record["id"] for record in known}
