@@ -23,7 +23,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 
 from guardalign_guardrails.errors import ImageDecodeError
 from guardalign_guardrails.images.colour import is_srgb
@@ -45,6 +45,7 @@ _CANVAS_FLOOR: Final = 10_000_000
 # Pages stand alone, so that their pixels have no common limit; as many as this are leafed through.
 _LEAFED_PIXELS: Final = 100_000_000
 _MOST_CHANNELS: Final = 4
+_ORIENTATION: Final = 0x0112
 _PLAIN_MODES: Final = ("L", "P", "RGB", "RGBA", "LA", "PA")
 
 
@@ -85,8 +86,8 @@ def freeze(source: ImageSource, limits: ImageLimits = DEFAULT_LIMITS) -> bytes |
         limits: What the image may cost; what is over them is not copied.
 
     Returns:
-        The bytes of bytes-likes and files; a copy of a PIL image's current frame, turned as its EXIF orientation asks;
-        a copy of an array.
+        The bytes of bytes-likes and files; a copy of a PIL image's current frame, with its orientation; a copy of an
+        array.
 
     Raises:
         ImageDecodeError: There is nothing to check.
@@ -111,10 +112,11 @@ def _frozen(source: ImageSource, limits: ImageLimits) -> bytes | Image.Image | N
     if isinstance(source, Image.Image):
         check_size(source.width, source.height, limits)
         source.load()
-        try:
-            return ImageOps.exif_transpose(source)
-        except Exception:  # noqa: BLE001 - EXIF that cannot be read says nothing about the pixels
-            return source.copy()
+        copy = source.copy()
+        if (orientation := _orientation(source)) != 1:
+            # It may have been set on the object alone, which a copy does not know.
+            copy.getexif()[_ORIENTATION] = orientation
+        return copy
     if isinstance(source, np.ndarray):
         # One that is too large is refused before it is copied.
         return source if source.size > _MOST_CHANNELS * limits.max_pixels else source.copy()
@@ -243,10 +245,7 @@ def _load(image: Image.Image, index: int, limits: ImageLimits) -> Image.Image:
 def _decode_pil(image: Image.Image, limits: ImageLimits) -> DecodedImage:
     check_size(image.width, image.height, limits)
     image.load()
-    try:
-        orientation = image.getexif().get(0x0112, 1)
-    except Exception:  # noqa: BLE001 - EXIF that cannot be read says nothing about the pixels
-        orientation = 1
+    orientation = _orientation(image)
     departures = set()
     if orientation != 1:
         departures.add("orientation")
@@ -259,9 +258,18 @@ def _decode_pil(image: Image.Image, limits: ImageLimits) -> DecodedImage:
     elif is_srgb(profile):
         profile = b""
     views = ViewCollector()
-    tags = Tags(orientation=orientation if isinstance(orientation, int) else 1, profile=profile)
+    tags = Tags(orientation=orientation, profile=profile)
     views.add_still(read_frame(read_pixels(image, tags), tags))
     return views.finish("PIL", departures=departures)
+
+
+def _orientation(image: Image.Image) -> int:
+    """The orientation that a PIL image asks for, 1 for none."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # noqa: BLE001 - EXIF that cannot be read says nothing about the pixels
+        return 1
+    return orientation if isinstance(orientation, int) else 1
 
 
 def _as_refusal(error: Exception) -> ImageDecodeError:

@@ -47,6 +47,13 @@ def _photo(width: int, height: int) -> Image.Image:
     return Image.fromarray(np.clip(light + grain, 0, 255).astype(np.uint8)).convert("RGB")
 
 
+def _grainy() -> Image.Image:
+    """Large enough as a file to be taken for an image in the middle of a text."""
+    image = _photo(64, 48).convert("RGBA")
+    image.paste((0, 0, 0, 96), (0, 24, 24, 48))
+    return image
+
+
 SEE_THROUGH: Final = encoded(see_through_image(), "PNG")
 TURNED: Final = encoded(_wide(), "JPEG", quality=92, exif=turned_exif())
 LARGE: Final = encoded(_photo(2000, 1400), "JPEG", quality=80)
@@ -54,10 +61,17 @@ REREAD: Final = {"see-through PNG": SEE_THROUGH, "turned JPEG": TURNED, "large p
 """What the guard delivers as its own reading, with ``allow``."""
 
 CHANGING_TYPE: Final = {
-    "image/jpeg": encoded(see_through_image(), "WEBP", quality=90),
-    "image/png": encoded(see_through_image(), "WEBP", lossless=True),
+    "image/jpeg": encoded(_grainy(), "WEBP", quality=90),
+    "image/png": encoded(_grainy(), "WEBP", lossless=True),
 }
 """Files whose canonical reading is of another media type than they are, by that type."""
+
+
+def opened(data: bytes) -> Image.Image:
+    """A file as an app opens it, with whatever it says of itself."""
+    image = Image.open(io.BytesIO(data))
+    image.load()
+    return image
 
 
 def pixels_of(data: bytes) -> tuple[tuple[int, int], bytes]:

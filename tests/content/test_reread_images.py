@@ -10,7 +10,7 @@ import pytest
 from block_matrix import ELSEWHERE, READABLE
 from PIL import Image
 
-from content.reread_images import CHANGING_TYPE, REREAD, SEE_THROUGH, TURNED, original_pixels, pixels_of, seen
+from content.reread_images import CHANGING_TYPE, REREAD, SEE_THROUGH, TURNED, opened, original_pixels, pixels_of, seen
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.bodies import screen_body
 from guardalign_guardrails.content.dialect import Reading
@@ -100,6 +100,19 @@ class TestTheChat:
         assert pixels_of(written) == seen(guard.check(data).pixels)
         assert pixels_of(written)[1] != original_pixels(data)
         assert (result.is_changed, result.withheld) == (True, ())
+
+    @pytest.mark.parametrize("way", ["in its file", "in memory"])
+    def test_holds_a_turned_pil_image_upright(self, guard, way):
+        image = opened(TURNED)
+        if way == "in memory":
+            image = image.convert("RGB").transpose(Image.Transpose.ROTATE_180)
+            image.getexif()[0x0112] = 6
+        expected = guard.check(image)
+        (result,) = screen(guard, [Turn([{"type": "image", "image": image}])])
+        written = result.content[0]["image"]
+        assert [verdict.delivery for verdict in result.verdicts] == ["canonical"]
+        assert (written.size, written.getexif().get(0x0112, 1)) == ((48, 64), 1)
+        assert seen(written) == seen(expected.pixels)
 
     def test_keeps_prompt_cache_marks_and_ids(self, guard):
         (result,) = screen(guard, [Turn([block(SEE_THROUGH, cache_control=MARK, id="a", index=3)])])

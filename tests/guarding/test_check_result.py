@@ -84,12 +84,19 @@ class TestWhatMayPass:
         assert (np.asarray(first) == np.asarray(painted())).all()
         assert (second == np.asarray(painted())).all()
 
-    def test_is_the_frame_of_a_pil_image_that_was_scored_and_stands_upright(self, tmp_path):
-        image = painted("red").transpose(Image.Transpose.ROTATE_90)
+    @pytest.mark.parametrize("mode", ["enforce", "monitor"])
+    def test_is_a_turned_pil_image_upright_or_as_it_came_where_originals_go_on(self, tmp_path, mode):
+        image = painted("magenta").transpose(Image.Transpose.ROTATE_90)
         image.getexif()[0x0112] = 6
-        monitored = colour_guard(tmp_path, mode="monitor").check(image)
-        assert (np.asarray(monitored.output) == np.asarray(painted("red"))).all()
-        assert monitored.output.getexif().get(0x0112, 1) == 1
+        result = colour_guard(tmp_path, mode=mode).check(image)
+        assert (result.verdict.delivery, result.verdict.delivery_proposed) == (
+            "canonical" if mode == "enforce" else "original",
+            "canonical",
+        )
+        shown, tag = (painted("magenta"), 1) if mode == "enforce" else (image, 6)
+        assert (np.asarray(result.output) == np.asarray(shown)).all()
+        assert result.output.getexif().get(0x0112, 1) == tag
+        assert (np.asarray(result.pixels) == np.asarray(painted("magenta"))).all()
 
     @pytest.mark.parametrize(("name", "mime"), [("PNG", "image/png"), ("JPEG", "image/jpeg"), ("WEBP", "image/webp")])
     def test_says_of_which_type_its_bytes_are(self, tmp_path, name, mime):
