@@ -533,7 +533,7 @@ class TestRecords:
         (after,) = filtered(doc(b64(painted("red"))))
         (record,) = records(after)
         assert record.keys() == {
-            *("id", "digest", "source", "finding", "action", "category", "policy_fingerprint", "encoder")
+            *("id", "digest", "source", "finding", "action", "category", "delivery", "policy_fingerprint", "encoder")
         }
         assert (record["finding"], record["action"], record["category"]) == ("unsafe", "mask", "red_things")
         assert record["encoder"] == "colour"
