@@ -43,7 +43,7 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
     Takes what a chat model takes (a string, a list of message-likes, a prompt value) and returns the same type; the
     very same object if nothing has to change. By the action of each image:
 
-    - ``allow``: nothing changes.
+    - ``allow``: nothing changes, except that the guard's own reading takes the place of an image with several.
     - ``flag``: only the verdict is put on record.
     - ``prefix``: the policy's prefix goes to the head of the first system message (a new one if there is none), once.
     - ``mask``: the masked image, as PNG, takes the original's place in the same block; the prefix too.
@@ -54,9 +54,9 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
     An image given as a URL that the policy lets be fetched is inlined, so that the model sees the bytes that were
     checked.
 
-    Verdicts are found in ``message.response_metadata["guardalign"]`` of messages with a finding (chat models do not
-    send it to a provider), in the custom event ``guardalign.verdict`` of every input with an image, and in what
-    `inspect` returns. None of them holds pixels.
+    Verdicts are found in ``message.response_metadata["guardalign"]`` of messages with a finding or a replaced image
+    (chat models do not send it to a provider), in the custom event ``guardalign.verdict`` of every input with an image,
+    and in what `inspect` returns. None of them holds pixels.
 
     The guard's own run shows tracers text in place of every image. An enclosing chain records its raw input all the
     same; keep it out of a trace with the tracer's settings (LangSmith: ``LANGSMITH_HIDE_INPUTS=true``).

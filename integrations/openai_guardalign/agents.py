@@ -89,7 +89,8 @@ def image_guardrail(guard: GuardLike = None, *, name: str = "guardalign_images")
 def tool_guardrail(guard: GuardLike = None, *, name: str = "guardalign_tool_images") -> ToolOutputGuardrail[Any]:
     """A tool output guardrail that puts a notice in the place of a result if an image in it is blocked.
 
-    With it the image is not in the run's history either, where an `input_filter` leaves it.
+    With it the image is not in the run's history either, where an `input_filter` leaves it. It can replace no image, so
+    that masks and the guard's own readings are for an `input_filter` beside it.
 
     Args:
         guard: See `input_filter`.

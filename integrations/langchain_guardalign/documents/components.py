@@ -73,7 +73,8 @@ class ImageDocumentTransformer(_ImageDocumentFilter, BaseDocumentTransformer):
     and in metadata (data URLs, base64, bytes and PIL images anywhere; files and URLs in fields that are named). Use it
     before a text splitter, which would cut encoded images to pieces. By the action of each image:
 
-    - ``allow``, ``flag``, ``prefix``: it stays. The prefix is for the prompt: that is the chat guard's to add.
+    - ``allow``, ``flag``, ``prefix``: it stays, or the guard's own reading takes its place if it has several. The
+      prefix is for the prompt: that is the chat guard's to add.
     - ``mask``: the masked image, as PNG, takes its place in the same form; for a file, see ``masked_dir``.
     - ``block``, ``route``, and what cannot be checked if the policy blocks it: see ``on_violation``.
 
@@ -96,8 +97,8 @@ class ImageDocumentTransformer(_ImageDocumentFilter, BaseDocumentTransformer):
             if the policy has rules for it.
         path_fields: Metadata fields with local paths, or URLs, of images or other files. A file counts as an image
             by its suffix or first bytes, a URL by its suffix. Fields not named here are never taken for paths.
-        masked_dir: Folder for masked copies of local files, to which the field then points; the file itself is never
-            changed. None withholds a document whose file would have to be masked.
+        masked_dir: Folder for masked and canonical copies of local files, to which the field then points; the file
+            itself is never changed. None withholds a document whose file would have to be replaced.
     """
 
     def transform_documents(self, documents: Sequence[Document], **kwargs: Any) -> Sequence[Document]:

@@ -50,9 +50,9 @@ def node_filter(
         source: Where the images came from, for the policy.
         withhold: What is withheld for a blocked image, the node or only the image.
         quarantine: Called with what is withheld.
-        masked_dir: Folder for masked images of media resources, whose bytes LlamaIndex does not store.
-        is_for_storage: Whether nodes are about to be stored: all verdicts are put on record then, and a masked node
-            loses the embedding of what is masked.
+        masked_dir: Folder for masked and canonical images of media resources, whose bytes LlamaIndex does not store.
+        is_for_storage: Whether nodes are about to be stored: all verdicts are put on record then, and a node
+            whose image is replaced loses the embedding of the original.
     """
 
     def rewrite(node: BaseNode, checked: CheckedImages) -> BaseNode:

@@ -1,7 +1,7 @@
 """Finds the images of a node, and puts other images in their places.
 
 A node may lead to one image in several ways (bytes, a path, a URL, ``metadata["file_path"]``), and LlamaIndex's
-readers of nodes do not agree on which they follow. After a mask there is one way left. Knows nothing of guards.
+readers of nodes do not agree on which they follow. After a replacement there is one way left. Knows nothing of guards.
 """
 
 from __future__ import annotations

@@ -21,12 +21,14 @@ class ImageGuardPostprocessor(FiltersNodes, BaseNodePostprocessor):
 
     By the action of each image:
 
-    - ``allow``, ``flag``, ``prefix``: it stays. The prefix is for the prompt: that is the guarded LLM's to add.
-    - ``mask``: the masked image takes its place, and nothing in the node leads to the original any more.
+    - ``allow``, ``flag``, ``prefix``: it stays, or the guard's own reading takes its place if it has several. The
+      prefix is for the prompt: that is the guarded LLM's to add.
+    - ``mask``: the masked image takes its place.
     - ``block``, ``route``, and what cannot be checked if the policy blocks it: see ``on_violation``.
 
-    Order, scores, ids and relationships stay; a node that needs no change is the very same object. Records that nodes
-    bring along are not believed: everybody who can write to a store can write them.
+    Nothing in a node leads to an image that was replaced. Order, scores, ids and relationships stay; a node that needs
+    no change is the very same object. Records that nodes bring along are not believed: everybody who can write to a
+    store can write them.
 
     Put it before rerankers that open files, and keep a guard in front of the model: images get into prompts by other
     ways as well. It pickles with its guard and its quarantine, else `NotPicklable` names the member.
@@ -42,7 +44,7 @@ class ImageGuardPostprocessor(FiltersNodes, BaseNodePostprocessor):
             "Empty Response"), ``note`` puts a node with `NOTE` there, ``raise`` raises `UnsafeContentError`.
         quarantine: Called with the original of every node from which an image is withheld, and its verdicts. Not
             dumped.
-        masked_dir: Folder for masked images of media resources; None keeps them in the node.
+        masked_dir: Folder for masked and canonical images of media resources; None keeps them in the node.
     """
 
     on_empty: Literal["empty", "note", "raise"] = "empty"

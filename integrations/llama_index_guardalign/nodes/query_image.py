@@ -32,8 +32,8 @@ def check_query_image(
         query: A query; its text is not judged.
         guard: A guard, a policy, the path of a policy file, or settings.
         on_violation: ``raise`` raises `UnsafeContentError`, ``notice`` leaves a blocked image out of the query.
-        masked_dir: Folder for a masked copy of the image; without one, an image that would have to be masked is
-            blocked: embedding models take paths.
+        masked_dir: Folder for a masked or canonical copy of the image; without one, an image that would have to be
+            replaced is blocked: embedding models take paths.
 
     Returns:
         The very same object if nothing changed.
