@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 from seeing_smollm2 import IMAGE_TOKENS, seeing
 
+from content.reread_images import LARGE, SEE_THROUGH, TURNED, opened, original_pixels, seen
 from guardalign_guardrails import Guard
 from guardalign_guardrails.decoding.chat.settings import GenerationSettings
 from guardalign_guardrails.decoding.config import CalibrationConfig, SafetyPrefix
@@ -131,6 +132,17 @@ def test_an_unsafe_image_is_masked_before_the_processor_sees_it(guarded, shown):
     masked = guarded.guard.check(painted("red")).output
     assert np.array_equal(np.asarray(shown[0]), np.asarray(masked))
     assert not np.array_equal(np.asarray(shown[0]), np.asarray(painted("red")))
+
+
+@pytest.mark.parametrize("data", [TURNED, SEE_THROUGH, LARGE], ids=["turned", "see-through", "large"])
+@pytest.mark.parametrize("form", ["bytes", "PIL"])
+def test_an_image_with_several_readings_is_seen_as_it_was_scored(guarded, shown, data, form):
+    image = data if form == "bytes" else opened(data)
+    result = guarded.guard.check(image)
+    answer = guarded.chat(ask({"type": "image", "image": image}))
+    assert [(verdict.action, verdict.delivery) for verdict in answer.verdicts] == [("allow", "canonical")]
+    assert seen(shown[0]) == seen(result.pixels)
+    assert seen(shown[0])[1] != original_pixels(data)
 
 
 @pytest.mark.slow
