@@ -21,7 +21,7 @@ from guardalign_guardrails.images.views import SCORED_PIXELS, own_reading
 _SIDE: Final = 16
 # As much as a view of an encoder's size: a tiny animation earns no more views than a transparent still.
 _PIXELS_PER_VIEW: Final = 65_536
-_FEWEST: Final = 3
+_FEWEST: Final = 2
 # Thumbnails compared at once.
 _ROWS: Final = 1024
 # Pixels held in views at once, as a multiple of max_pixels; the floor lets small limits still hold some.
@@ -32,7 +32,7 @@ _HELD_FLOOR: Final = 48_000_000
 def frame_budget(count: int, pixels: int, limits: ImageLimits) -> int:
     """How many of ``count`` frames of ``pixels`` each are looked at.
 
-    min(max_frames, count, max(3, count * pixels / 65,536)), and no more than can be held.
+    min(max_frames, count, max(2, count * pixels / 65,536)), and no more than can be held.
     """
     fitting = max(_HELD_FACTOR * limits.max_pixels, _HELD_FLOOR) // min(pixels, SCORED_PIXELS)
     return max(1, min(limits.max_frames, count, max(_FEWEST, count * pixels // _PIXELS_PER_VIEW), fitting))

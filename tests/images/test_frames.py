@@ -85,22 +85,22 @@ def test_the_digest_of_an_animation_does_not_hang_on_the_secret_but_on_all_that_
 
 
 def test_a_frame_that_looks_like_another_counts_as_seen():
-    pages = [Image.new("RGB", (8, 8), shade) for shade in ("red", "blue", "red")]
+    pages = [Image.new("RGB", (256, 256), shade) for shade in ("red", "blue", "red")]
     result = decode(saved(pages, "TIFF"))
     assert result.frames_seen == (0, 1, 2)
     assert len(result.views) == 2
 
 
-def test_a_tiny_animation_costs_no_more_views_than_a_still():
+def test_a_tiny_animation_costs_two_views_however_many_frames_it_has():
     frames = [Image.new("RGBA", (16, 16), (30 * index, 200, 0, 100)) for index in range(8)]
     result = decode(saved(frames, "WEBP"))
     assert result.frame_count == 8
-    assert len(result.views) == 3
+    assert len(result.views) == 2
     assert result.frames_seen[0] == 0
-    assert len(result.frames_seen) == 3
+    assert len(result.frames_seen) == 2
 
 
-@pytest.mark.parametrize(("count", "views"), [(2, 3), (3, 3), (4, 3)])
+@pytest.mark.parametrize(("count", "views"), [(2, 2), (3, 2), (4, 2)])
 def test_further_backdrops_of_the_first_frame_take_what_is_left(count, views):
     frames = [Image.new("RGBA", (16, 16), (30 * index, 200, 0, 100)) for index in range(count)]
     result = decode(saved(frames, "PNG", disposal=1, blend=0))
@@ -128,7 +128,7 @@ def test_of_pages_too_large_to_leaf_through_some_are_seen(monkeypatch):
 
 @pytest.mark.parametrize(
     ("count", "pixels", "budget"),
-    [(1, 9, 1), (2, 9, 2), (8, 256, 3), (8, 65_536, 8), (20, 100_000, 8), (9, 40_000_000, 8), (300, 2_000, 8)],
+    [(1, 9, 1), (2, 9, 2), (8, 256, 2), (8, 65_536, 8), (20, 100_000, 8), (9, 40_000_000, 8), (300, 2_000, 8)],
 )
 def test_the_number_of_frames_follows_their_pixels(count, pixels, budget):
     assert frame_budget(count, pixels, ImageLimits()) == budget
