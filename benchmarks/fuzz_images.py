@@ -62,8 +62,10 @@ def _guard() -> Guard:
         "thresholds: {kind: score, flag: 0.2, mask: 0.4}\n"
         "regions: {method: grid, scales: [1, 2]}\n"
         "masking: {max_coverage: 1.0}\n"
+        # The parent has a time limit of its own, and what is measured is one file at a time.
+        "failure: {timeout_s: null}\n"
     )
-    guard = Guard(policy, "offline", cache=VerdictCache(max_entries=0))
+    guard = Guard(policy, "offline", cache=VerdictCache(max_entries=0), max_concurrent=1)
     guard.prepare()
     return guard
 
