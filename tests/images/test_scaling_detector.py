@@ -130,6 +130,16 @@ def test_a_page_of_text_is_silent():
     assert not find_scaling(page, CONSUMERS).is_suspicious
 
 
+@pytest.mark.parametrize("spacing", [24, 26])
+def test_a_scanned_page_is_silent_though_its_lines_meet_the_rows_that_are_read(spacing):
+    page = Image.new("RGB", (1109, 1568), "white")
+    draw = ImageDraw.Draw(page)
+    for line in range(1400 // spacing):
+        text = "Pack my box with five dozen liquor jugs; sphinx of black quartz, judge my vow. "
+        draw.text((90, spacing * line + 80), text[line % 40 :] + text[: 30 + line % 20], fill="black", font_size=15)
+    assert not find_scaling(page, CONSUMERS).is_suspicious
+
+
 def test_the_sampler_of_a_consumer_that_is_not_used_is_not_looked_at():
     image = scaling_attack(landscape((672, 672)), shape((224, 224)), "nearest-center")
     assert find_scaling(image, load_consumers(["claude", "llava-1.5"])).score == 0
@@ -142,7 +152,7 @@ def test_cell_means_are_those_of_the_rendering(sampler):
     size, target, cells = (120, 90), (50, 40), 6
     image = landscape(size)
     key = ((sampler, target[0]), (sampler, target[1]))
-    base, found = cell_means(planes(image), [key], cells)
+    base, found, apart = cell_means(planes(image), [key], cells)
     pixels = np.asarray(image, dtype=float)
     axes = []
     for length, made in zip(size, target, strict=True):
@@ -158,7 +168,11 @@ def test_cell_means_are_those_of_the_rendering(sampler):
         "iy,yxc,jx->icj", flat_down, pixels, flat_across
     )
     assert np.allclose(found[0], means, atol=0.02)
-    assert np.allclose(base, np.einsum("iy,yxc,jx->icj", flat_down, pixels, flat_across), atol=0.02)
+    flat = np.einsum("iy,yxc,jx->icj", flat_down, pixels, flat_across)
+    assert np.allclose(base, flat, atol=0.02)
+    rows = np.einsum("iy,yxc,jx->icj", down, pixels, flat_across) - flat
+    columns = np.einsum("iy,yxc,jx->icj", flat_down, pixels, across) - flat
+    assert np.allclose(apart[0], rows + columns, atol=0.02)
 
 
 def window(pixel, length, cells):

@@ -45,8 +45,11 @@ def detail(pixels: Floats, smooth: Floats) -> Floats:
     return mean
 
 
-def cell_means(pixels: Floats, pairs: Sequence[tuple[AxisKey, AxisKey]], cells: int) -> tuple[Floats, Floats]:
-    """Cell means of an image, and what those of its renderings differ from them.
+def cell_means(pixels: Floats, pairs: Sequence[tuple[AxisKey, AxisKey]], cells: int) -> tuple[Floats, Floats, Floats]:
+    """Cell means of an image, what those of its renderings differ from them, and how much of that is the axes' own.
+
+    Lines of text differ wherever the rows that are read happen to meet them, whichever columns are read. What lies
+    where the rows and columns that are read cross is more than both axes have by themselves.
 
     Args:
         pixels: Shape [height, planes, width].
@@ -54,8 +57,8 @@ def cell_means(pixels: Floats, pairs: Sequence[tuple[AxisKey, AxisKey]], cells: 
         cells: Cells per axis, at least 2 and at most the image's shorter side.
 
     Returns:
-        Means of the image, shape [cells (down), planes, cells (across)], and differences, shape [pairs, cells (down),
-        planes, cells (across)].
+        Means of the image, shape [cells (down), planes, cells (across)]; differences, shape [pairs, cells (down),
+        planes, cells (across)]; and the sum of the differences with only the rows, and only the columns, that are read.
     """
     height, count, width = pixels.shape
     across = tuple(dict.fromkeys(pair[0] for pair in pairs))
@@ -69,7 +72,10 @@ def cell_means(pixels: Floats, pairs: Sequence[tuple[AxisKey, AxisKey]], cells: 
         np.matmul(rows[row_of[row]], columns[column_of[column]], out=found[index])
     base = rows[0] @ columns[0]
     found -= base
-    return base.reshape(cells, count, cells), found.reshape(len(pairs), cells, count, cells)
+    by_rows, by_columns = rows @ columns[0] - base, rows[0] @ columns - base
+    apart = np.stack([by_rows[row_of[row]] + by_columns[column_of[column]] for column, row in pairs])
+    shape = (len(pairs), cells, count, cells)
+    return base.reshape(cells, count, cells), found.reshape(shape), apart.reshape(shape)
 
 
 def _row_means(lines: Floats, keys: tuple[AxisKey, ...], cells: int) -> Floats:

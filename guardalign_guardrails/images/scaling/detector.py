@@ -32,10 +32,19 @@ DETAIL_LIMITS: Final = (6.0, 18.0)
 """Levels of detail that only the pixels that are read have, over the few cells with most of it: in smooth and in busy
 cells."""
 
+LINES: Final = {16: 1.75, 24: 2.5}
+"""By cells per axis, how many times as much detail the rows or columns that are read may have by themselves: a page of
+text has that by chance, and the more cells, the more often."""
+
+CROSSING: Final = 1 / 3
+"""The share of that which counts where rows and columns cross that are read: nothing ordinary has detail there only."""
+
 _SURROUNDINGS: Final = 4  # pixels to each side: wider than half the distance of samples up to a ratio of 8
 _FLAT: Final = 30.0  # squared levels: detail below this is noise, and its ratios mean nothing
 _BUSY: Final = 25.0  # levels of detail
 _ORDINARY: Final = 0.5  # the pixels that are read may have this share more detail than all, by chance
+
+_SAMPLES: Final = 196  # pixels read of a cell for which the limits hold; with fewer they rise as chance does
 
 _TOP_SHARE: Final = 0.02
 _FEWEST_TOP: Final = 4
@@ -93,10 +102,16 @@ def find_scaling(image: Image.Image, consumers: Sequence[Consumer]) -> ScalingFi
     keys = [((sampler, size[0]), (sampler, size[1])) for sampler, size in made]
     pixels = planes(image)
     surroundings = planes(image.filter(ImageFilter.BoxBlur(_SURROUNDINGS)))
-    means, differences = cell_means(np.concatenate([pixels, detail(pixels, surroundings)], axis=1), keys, cells)
+    means, differences, apart = cell_means(np.concatenate([pixels, detail(pixels, surroundings)], axis=1), keys, cells)
     levels = np.abs(differences[:, :, :3]).mean(axis=2).reshape(len(made), -1)
-    hidden = _hidden_detail(means[:, 3], differences[:, :, 3]).reshape(len(made), -1)
-    scores = np.maximum.reduce([levels.mean(1) / MEAN_LIMIT, _top(levels) / TOP_LIMIT, _top(hidden)])
+    more = differences[:, :, 3]
+    hidden = _top(_hidden_detail(means[:, 3], more).reshape(len(made), -1))
+    crossing = _top(_hidden_detail(means[:, 3], more - apart[:, :, 3]).reshape(len(made), -1))
+    # What is read of a cell is a sample, and of few pixels a coarse one.
+    read = np.array([width * height for _, (width, height) in made]) / cells**2
+    chance = np.sqrt(np.maximum(_SAMPLES / read, 1))
+    few = np.maximum.reduce([_top(levels) / TOP_LIMIT, hidden / LINES[cells], crossing / CROSSING]) / chance
+    scores = np.maximum(levels.mean(1) / MEAN_LIMIT, few)
     order = np.argsort(-scores, kind="stable")
     pairs = tuple(
         ScaledPair(made[index][0], made[index][1], float(scores[index])) for index in order if scores[index] >= 1
