@@ -13,7 +13,7 @@ import itertools
 import json
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
@@ -207,11 +207,10 @@ def make_profile(
     Raises:
         ProfileError: There are no scores.
     """
-    ascending: Sequence[float] = sorted(round(score, _DIGITS) for score in scores)
-    if not ascending:
+    whole, both = (tuple(sorted(round(score, _DIGITS) for score in each)) for each in (scores, tiled))
+    if not whole:
         raise ProfileError("No benign image could be scored; give a folder with readable images.")
-    both = tuple(sorted(round(score, _DIGITS) for score in tiled))
-    return Profile(name=name, encoder_name=encoder_name, key=key, note=note, scores=tuple(ascending), tiled=both)
+    return Profile(name=name, encoder_name=encoder_name, key=key, note=note, scores=whole, tiled=both)
 
 
 def user_profiles() -> Path:

@@ -74,7 +74,7 @@ class DeliveryPlan:
         still: The first frame of what goes on, mode RGB, as it is scored; smaller than the original if the policy
             delivers originals that are larger than what was looked at.
         data: The canonical reading, encoded; None for the original.
-        views: What is scored, the still first.
+        views: What is scored, the still first; none of an image whose outcome is known.
         readings: How many of the views are readings of the image; the others are tiles.
         size: Width and height of the image as displayed, in pixels.
         digest: Key under which ``data`` is known when it comes back; None for the original.
@@ -95,8 +95,9 @@ class DeliveryPlan:
 
     @property
     def held_pixels(self) -> int:
-        """How many pixels are held to score it."""
-        return sum(view.pixels.width * view.pixels.height for view in self.views)
+        """How many pixels are held, to score it or to pass on what is known."""
+        held = [view.pixels for view in self.views] or [self.still]
+        return sum(pixels.width * pixels.height for pixels in held)
 
 
 def image_key(image: DecodedImage) -> str:
@@ -106,7 +107,7 @@ def image_key(image: DecodedImage) -> str:
 
 
 def plan_delivery(
-    image: DecodedImage, rule: DeliveryRule, sight: Sight, *, is_quiet: bool | None = None
+    image: DecodedImage, rule: DeliveryRule, sight: Sight, known: DeliveryRecord | None = None
 ) -> DeliveryPlan:
     """Decide which pixels of an image go on if it may pass.
 
@@ -114,7 +115,8 @@ def plan_delivery(
         image: The image.
         rule: The policy's rule for its source.
         sight: How closely the guard looks.
-        is_quiet: Whether resizing it shows nothing else, if that is known; None to find out.
+        known: What was found when the image was scored: it is not looked at again, and there is nothing to score; None
+            if it is new.
     """
     stills = _stills(image)
     side = sight.side(image.size, image.frame_count)
@@ -126,14 +128,14 @@ def plan_delivery(
     if max(image.size) > side:
         reasons.append("larger_than_checked")
     frames = [shrunk(view.pixels, side) for view in stills]
-    findings = [] if is_quiet else [find_scaling(frame, sight.consumers) for frame in frames]
+    findings = [] if known else [find_scaling(frame, sight.consumers) for frame in frames]
     shown = [
         ScoredView(pixels, f"{view.name}, resized without averaging {number}")
         for view, frame, finding in zip(stills, frames, findings, strict=False)
         if finding.is_suspicious
         for number, pixels in enumerate(renderings(frame, finding), start=1)
     ]
-    is_suspicious = any(finding.is_suspicious for finding in findings)
+    is_suspicious = known.is_quieted if known else any(finding.is_suspicious for finding in findings)
     if is_suspicious:
         reasons.append("scaling")
     is_paged = image.format == "TIFF"
@@ -152,13 +154,6 @@ def plan_delivery(
         again = decode(data)
         digest = image_key(again)
         frames[0] = again.flattened
-    delivered, *others = (
-        ScoredView(frame, view.name, is_delivered=is_original or is_sent)
-        for view, frame, is_sent in zip(stills, frames, goes_on, strict=True)
-    )
-    others += [_alternative(view, side) for view in image.views if all(view is not still for still in stills)]
-    others += shown
-    whole, *tiles = with_tiles(delivered, sight.reach)
     record = DeliveryRecord(
         kind="original" if is_original else "canonical",
         reasons=tuple(reasons),
@@ -167,6 +162,15 @@ def plan_delivery(
         frames_seen=image.frames_seen,
         is_quieted=is_suspicious and not is_original,
     )
+    if known:
+        return DeliveryPlan(record, frames[0], data, (), 0, image.size, digest)
+    delivered, *others = (
+        ScoredView(frame, view.name, is_delivered=is_original or is_sent)
+        for view, frame, is_sent in zip(stills, frames, goes_on, strict=True)
+    )
+    others += [_alternative(view, side) for view in image.views if all(view is not still for still in stills)]
+    others += shown
+    whole, *tiles = with_tiles(delivered, sight.reach)
     return DeliveryPlan(record, frames[0], data, (whole, *others, *tiles), 1 + len(others), image.size, digest)
 
 

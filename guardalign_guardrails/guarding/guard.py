@@ -388,9 +388,9 @@ class Guard:
             self._seen.put((read.digest,), SeenImage(name, image.digest, image.size))
         key = self._key(name, read.source)
         known = self.cache.get(key)
-        is_quiet = None if known is None else not known.delivery.is_quieted
         try:
-            plan = plan_delivery(image, self.policy.delivery_for(read.source), self._prepared_sight, is_quiet=is_quiet)
+            rule = self.policy.delivery_for(read.source)
+            plan = plan_delivery(image, rule, self._prepared_sight, known.delivery if known else None)
         except Exception as error:  # noqa: BLE001  what cannot be read again as it was written does not go on
             logger.error("No delivery of image %s: %s", image.digest[:12], type(error).__name__)
             return Failure(image.digest, self.policy.failure.on_error, failure=type(error).__name__)

@@ -98,6 +98,16 @@ class TestWhatGoesOn:
         assert again.verdict.is_cached
         assert (again.verdict.delivery, again.output) == ("original", output)
 
+    @pytest.mark.parametrize("name", SEVERAL_READINGS)
+    def test_a_known_image_is_written_again_and_not_looked_at_again(self, cache_dir, monkeypatch, name):
+        guard = colour_guard(cache_dir)
+        first = guard.check(SEVERAL_READINGS[name])
+        for step in ("find_scaling", "with_tiles", "renderings"):
+            monkeypatch.setattr(f"guardalign_guardrails.guarding.delivery.{step}", None)
+        again = guard.check(SEVERAL_READINGS[name])
+        assert (again.verdict.failure, again.verdict.is_cached) == (None, True)
+        assert again.output == first.output
+
     def test_pil_images_and_arrays_go_on_in_their_own_form(self, cache_dir):
         guard = colour_guard(cache_dir)
         image, array = guard.check(see_through()).output, guard.check(np.asarray(see_through())).output
