@@ -55,7 +55,12 @@ def half_covered_objects(image: Image.Image, boxes: Sequence[Box], size: tuple[i
             # A pixel wider on each side: the object's edge may be fainter than the tolerance.
             left, top = max(0, columns.start - 1), max(0, rows.start - 1)
             right, bottom = min(width, columns.stop + 1), min(height, rows.stop + 1)
-            found.append((left * across, top * down, right * across, bottom * down))
+            # Divided last: the image's own edge comes out as it is, not a rounding error beyond.
+            xs, ys = (
+                (left * size[0] / width, right * size[0] / width),
+                (top * size[1] / height, bottom * size[1] / height),
+            )
+            found.append((xs[0], ys[0], xs[1], ys[1]))
     return found
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
@@ -132,6 +132,7 @@ PLACES = st.tuples(st.integers(0, 250), st.integers(0, 250), st.integers(1, 80),
 
 @settings(max_examples=60, deadline=None)
 @given(SIDES, st.lists(PLACES, min_size=1, max_size=4), st.lists(PLACES, min_size=1, max_size=3))
+@example((117, 262), [(36, 0, 80, 1)], [(4, 0, 80, 2)])
 def test_what_is_found_lies_in_the_image_partly_under_a_mask_and_not_wholly(size, things, covers):
     image = sheet(*((x, y, x + w, y + h) for x, y, w, h in things), size=size)
     masks = [(float(x), float(y), float(x + w), float(y + h)) for x, y, w, h in covers]
