@@ -24,6 +24,7 @@ from guardalign_guardrails.errors import (
     ProfileMissing,
     PromptError,
     SettingsError,
+    UnguardedWarning,
     UnsafeContentError,
 )
 from guardalign_guardrails.policy import (
@@ -98,6 +99,7 @@ __all__ = [
     "Source",
     "SourceRule",
     "Thresholds",
+    "UnguardedWarning",
     "UnsafeContentError",
     "Verdict",
     "VerdictCache",

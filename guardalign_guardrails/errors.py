@@ -23,6 +23,10 @@ class SettingsError(GuardAlignError):
     """An integration is set up in a way that cannot work, or would leave something unguarded."""
 
 
+class UnguardedWarning(UserWarning):
+    """Something is set up in a way that lets images reach a model unchecked."""
+
+
 class NotPicklable(GuardAlignError):
     """A guard, or a component that holds one, was given something that cannot be pickled.
 
