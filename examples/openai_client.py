@@ -76,9 +76,8 @@ def main() -> None:
         console.rule(name)
         for image in IMAGES:
             response = guarded.responses.create(model="gpt-4o", input=question(image))
-            said = response.output_text or response.output[0].content[0].refusal
             console.print(f"{image} [dim]{found[-1].action}[/]: ", end="")
-            console.print(said, markup=False, highlight=False)
+            console.print(response.output_text, markup=False, highlight=False)
 
 
 if __name__ == "__main__":

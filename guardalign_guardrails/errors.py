@@ -152,7 +152,9 @@ class UnsafeContentError(GuardAlignError):
     """
 
     def __init__(self, verdict: Verdict) -> None:
-        where = f"(digest {verdict.digest[:12] or 'unknown'}, source {verdict.source})"
+        # What could not be opened has no digest.
+        digest = f"digest {verdict.digest[:12]}, " if verdict.digest else ""
+        where = f"({digest}source {verdict.source})"
         if verdict.finding == "unchecked":
             what = f"Could not check content {where}: {verdict.uninspectable or verdict.failure}"
         elif verdict.finding == "none":

@@ -97,7 +97,8 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
 
 def _message(verdict: Verdict) -> str:
     """The message for a client. It names no category, which would help to probe the policy; logs have it."""
-    where = f"of this request (digest {verdict.digest[:12] or 'unknown'})"
+    # What could not be opened has no digest.
+    where = f"of this request (digest {verdict.digest[:12]})" if verdict.digest else "of this request"
     if verdict.failure is not None:
         return f"GuardAlign could not check content {where}; try again."
     if verdict.uninspectable is not None:

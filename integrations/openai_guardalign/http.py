@@ -77,7 +77,7 @@ class _Guarded:
 
     def _response(self, answer: RefusalResponse, request: Any) -> Any:
         headers = {"content-type": answer.media_type}
-        response = self._httpx.Response(200, headers=headers, content=answer.data, request=request)
+        response = self._httpx.Response(answer.status, headers=headers, content=answer.data, request=request)
         response.elapsed = datetime.timedelta(0)
         return response
 

@@ -17,7 +17,7 @@ from guardalign_guardrails import Guard, GuardAlignError, UnsafeContentError, Ve
 from guardalign_guardrails.content.bodies import Body, BodyRules, Form, ScreenedBody, ascreen_body, screen_body
 from guardalign_guardrails.guarding.guard import uninspectable
 from guardalign_guardrails.verdict import event_of
-from openai_guardalign.refusals import continued, refusal
+from openai_guardalign.refusals import continued, refusal, unknown_id
 
 OnVerdicts = Callable[[tuple[Verdict, ...]], None]
 """Called with the verdicts of one request, in reading order, before it is sent."""
@@ -67,6 +67,8 @@ class RequestFilter:
             UnsafeContentError: An image was blocked, and ``on_violation`` is ``raise`` or a refusal has no form there.
             GuardAlignError: The guard cannot work: no encoder, no profile.
         """
+        if (unknown := unknown_id(_path(request))) is not None:
+            return unknown
         if (form := _form(request)) is None:
             return request
         request.read()
@@ -74,6 +76,8 @@ class RequestFilter:
 
     async def apassed(self, request: Any) -> Any:
         """`passed` without blocking the event loop."""
+        if (unknown := unknown_id(_path(request))) is not None:
+            return unknown
         if (form := _form(request)) is None:
             return request
         await request.aread()

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from guardalign_guardrails import Guard, UnsafeContentError
+from guardalign_guardrails.guarding.guard import uninspectable
 from guardalign_guardrails.images import ImageLimits, encode_png
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, colour_policy, painted
 
@@ -198,3 +199,9 @@ class TestWhatCannotBeOpened:
             guard.policy.refusal_unchecked,
         ]
         assert [result.verdict.summary()["finding"] for result in (unsafe, unchecked)] == ["unsafe", "unchecked"]
+
+    def test_says_nothing_of_a_digest_where_nothing_could_be_opened(self, tmp_path):
+        verdict = uninspectable(colour_guard(tmp_path), "file_reference", "tool").verdict
+        assert str(UnsafeContentError(verdict)).startswith("Could not check content (source tool): file_reference")
+        unsafe = colour_guard(tmp_path).check(painted("blue")).verdict
+        assert f"(digest {unsafe.digest[:12]}, source user)" in str(UnsafeContentError(unsafe))

@@ -121,7 +121,7 @@ class TestChatCompletions:
 
     def test_an_image_elsewhere_is_not_fetched_and_the_client_is_told_what_to_do(self, client, upstream):
         block = {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}
-        with pytest.raises(openai.BadRequestError, match=r"remote_reference\. Send images inline"):
+        with pytest.raises(openai.BadRequestError, match=r"of this request: remote_reference\. Send images inline"):
             ask(client, user(block))
         assert upstream.requests == []
 

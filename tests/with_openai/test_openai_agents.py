@@ -24,7 +24,7 @@ from agents import (
 from agents.exceptions import ModelRefusalError
 from agents.run import ModelInputData
 from openai import AsyncOpenAI
-from openai_ways import MASKED, PREFIX, REFUSAL, client_of, images, item_block, opened_in, same, user
+from openai_ways import MASKED, PREFIX, REFUSAL, Answer, client_of, images, item_block, opened_in, same, user
 from scripted_agents import ScriptedModel, assistant_message, function_call
 
 from guardalign_guardrails import GuardSettings, NotPicklable, SettingsError, UnsafeContentError
@@ -253,14 +253,33 @@ class TestGuardedClient:
     """The guarded client under the SDK's own models."""
 
     @pytest.mark.parametrize("kind", [OpenAIResponsesModel, OpenAIChatCompletionsModel])
-    async def test_it_masks_and_refuses_below_an_agent(self, server, checks, kind):
+    async def test_it_masks_below_an_agent(self, server, checks, kind, run):
         model = kind("gpt-4o", guard_client(client_of(server, AsyncOpenAI), checks))
         agent = Agent("a", instructions="Be brief.", model=model)
-        config = RunConfig(tracing_disabled=True)
-        result = await Runner.run(agent, look_at(painted("red")), run_config=config)
+        result = await run(agent, look_at(painted("red")))
         assert result.final_output == "one two three"
         assert same(*images(server.last), MASKED)
         assert server.last.raw.decode().count(PREFIX) == 1
-        with pytest.raises(ModelRefusalError, match=REFUSAL[:20]):
-            await Runner.run(agent, look_at(painted("blue")), run_config=config)
-        assert len(server.requests) == 1
+
+    async def test_a_refusal_is_the_runs_answer(self, server, checks, run):
+        model = OpenAIResponsesModel("gpt-4o", guard_client(client_of(server, AsyncOpenAI), checks))
+        result = await run(Agent("a", model=model), look_at(painted("blue")))
+        assert result.final_output == REFUSAL
+        assert server.requests == []
+
+    async def test_or_the_sdks_error_for_refusals_which_an_app_may_turn_into_an_answer(self, server, checks, run):
+        """Of chat completions the SDK reads the refusal first, and an object cannot be a refusal."""
+        guarded = guard_client(client_of(server, AsyncOpenAI), checks)
+        chat = Agent("a", model=OpenAIChatCompletionsModel("gpt-4o", guarded))
+        structured = Agent("a", model=OpenAIResponsesModel("gpt-4o", guarded), output_type=Answer)
+        for agent in (chat, structured):
+            with pytest.raises(ModelRefusalError, match=REFUSAL[:20]):
+                await run(agent, look_at(painted("blue")))
+        answered = await Runner.run(
+            chat,
+            look_at(painted("blue")),
+            run_config=RunConfig(tracing_disabled=True),
+            error_handlers={"model_refusal": lambda failed: str(failed.error.refusal)},
+        )
+        assert answered.final_output == REFUSAL
+        assert server.requests == []

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import json
 import threading
 
 import pytest
-from openai import AsyncAzureOpenAI, AzureOpenAI, ContentFilterFinishReasonError
+from openai import AsyncAzureOpenAI, AsyncOpenAI, AzureOpenAI, ContentFilterFinishReasonError, NotFoundError, OpenAI
 from openai.types.chat import ChatCompletion
 from openai.types.responses import Response
 from openai_ways import (
+    HTTPX,
     MASKED,
     REFUSAL,
     Answer,
@@ -38,6 +41,28 @@ def of(way, server):
     return way.client(server)
 
 
+def awaited(value):
+    """The value itself, or what is awaited for it; pages are read."""
+
+    async def of_awaitable():
+        return await value
+
+    return asyncio.run(of_awaitable()) if inspect.isawaitable(value) else value
+
+
+def ended(manager, method):
+    """What a stream of the SDK, sync or async, ends with."""
+    if hasattr(manager, "__enter__"):
+        with manager as stream:
+            return getattr(stream, method)()
+
+    async def read():
+        async with manager as stream:
+            return await getattr(stream, method)()
+
+    return asyncio.run(read())
+
+
 def azure(server, kind, **options):
     endpoint = server.base_url.removesuffix("/v1")
     return client_of(server, kind, base_url=None, azure_endpoint=endpoint, api_version="2025-01-01", **options)
@@ -57,11 +82,16 @@ class TestEveryWayOfAsking:
         assert said.refusal == ""
         assert said.parsed == (Answer(word="cat") if way.way == "parse" else None)
 
-    def test_a_blocked_image_makes_no_request_and_is_refused_as_a_model_refuses(self, way, server, checks):
+    def test_a_blocked_image_makes_no_request_and_apps_show_the_refusal(self, way, server, checks):
         client = guard_client(of(way, server), checks)
         said = way.ask(client, [user(way.content(painted("blue")))])
         assert server.requests == []
-        assert (said.text, said.refusal, said.parsed) == ("", REFUSAL, None)
+        assert said.parsed is None
+        if way.api == "chat":
+            assert (said.text, said.refusal) == (REFUSAL, REFUSAL)
+        else:
+            # Text would be parsed where an object is asked for.
+            assert (said.text, said.refusal) == (("", REFUSAL) if way.way == "parse" else (REFUSAL, ""))
 
     def test_a_request_without_an_image_is_the_same_to_the_byte(self, way, server, checks):
         client = of(way, server)
@@ -95,6 +125,7 @@ class TestWhatIsAnswered:
         assert isinstance(completion, ChatCompletion)
         assert [choice.finish_reason for choice in completion.choices] == ["content_filter"] * 2
         assert [choice.message.refusal for choice in completion.choices] == [REFUSAL] * 2
+        assert [choice.message.content for choice in completion.choices] == [REFUSAL] * 2
         assert completion.model == "gpt-4o"
         assert completion.usage.total_tokens == 0
         assert ChatCompletion.model_validate(completion.model_dump(), strict=False).id == completion.id
@@ -106,7 +137,7 @@ class TestWhatIsAnswered:
         )
         assert isinstance(response, Response)
         assert response.status == "completed"
-        assert response.output[0].content[0].refusal == REFUSAL
+        assert response.output_text == REFUSAL
         assert response.tools[0].name == "look"
         assert Response.model_validate(response.model_dump()).id == response.id
 
@@ -133,15 +164,35 @@ class TestWhatIsAnswered:
         with pytest.raises(ContentFilterFinishReasonError):
             plain.chat.completions.parse(model="m", messages=[user("hi")], response_format=Answer)
 
+    @pytest.mark.parametrize("is_async", [False, True])
+    def test_a_stream_that_the_sdk_parses_ends_with_the_refusal_and_no_object(self, server, checks, is_async):
+        chat = guard_client(client_of(server, AsyncOpenAI if is_async else OpenAI), checks).chat.completions
+        responses = guard_client(client_of(server, AsyncOpenAI if is_async else OpenAI), checks).responses
+        asked = {"model": "m", "messages": [user([chat_block(painted("blue"))])], "response_format": Answer}
+        message = ended(chat.stream(**asked), "get_final_completion").choices[0].message
+        assert (message.content, message.refusal, message.parsed) == (REFUSAL, REFUSAL, None)
+        asked = {"model": "m", "input": [user([item_block(painted("blue"))])], "text_format": Answer}
+        response = ended(responses.stream(**asked), "get_final_response")
+        assert (response.output[0].content[0].refusal, response.output_parsed) == (REFUSAL, None)
+        assert server.requests == []
+
+    @pytest.mark.parametrize("kind", ["json_object", "json_schema", "text"])
+    def test_text_never_stands_where_json_was_asked_for(self, plain, checks, kind):
+        wanted = {"type": kind, "name": "answer", "schema": {"type": "object"}}
+        response = guard_client(plain, checks).responses.create(
+            model="m", input=[user([item_block(painted("blue"))])], text={"format": wanted}
+        )
+        assert response.output[0].content[0].type == ("output_text" if kind == "text" else "refusal")
+
     def test_a_refusal_says_whether_an_image_was_unsafe_or_could_not_be_checked(self, simple, server, checks):
         client = guard_client(simple.client(server), checks)
         block = {"chat": {"type": "image_url", "image_url": {"url": "https://example.org/a.png"}}}
         block["responses"] = {"type": "input_image", "image_url": "https://example.org/a.png"}
         said = simple.ask(client, [user([block[simple.api]])])
-        assert said.refusal == checks.policy.refusal_unchecked != REFUSAL
+        assert said.text == checks.policy.refusal_unchecked != REFUSAL
         assert said.whole.guardalign["verdicts"][0]["finding"] == "unchecked"
         said = simple.ask(client, [user(simple.content(painted("blue")))])
-        assert said.refusal == REFUSAL
+        assert said.text == REFUSAL
         assert said.whole.guardalign["verdicts"][0]["finding"] == "unsafe"
 
     def test_the_findings_are_in_the_refusal(self, simple, server, checks):
@@ -182,6 +233,67 @@ class TestWhatIsAnswered:
         assert [same(image, MASKED) for image in images(server.last)] == [True]
 
 
+class TestStoredRefusals:
+    """A refused request was never sent, so that no server knows the id of its refusal."""
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda api, key: api.responses.retrieve(key),
+            lambda api, key: api.responses.retrieve(key, stream=True),
+            lambda api, key: api.responses.cancel(key),
+            lambda api, key: api.responses.delete(key),
+            lambda api, key: api.responses.with_raw_response.retrieve(key),
+            lambda api, key: api.responses.input_items.list(key),
+        ],
+    )
+    @pytest.mark.parametrize("is_async", [False, True])
+    @pytest.mark.parametrize("is_background", [False, True])
+    def test_asking_for_one_is_the_sdks_own_error_and_reaches_no_server(
+        self, server, checks, call, is_async, is_background
+    ):
+        client = guard_client(client_of(server, AsyncOpenAI if is_async else OpenAI), checks)
+        blocked = {"model": "m", "input": [user([item_block(painted("blue"))])], "background": is_background}
+        first = awaited(client.responses.create(**blocked, previous_response_id="resp_1"))
+        # A client that polls a response in the background has nothing to wait for.
+        assert (first.status, first.background) == ("completed", is_background)
+        with pytest.raises(NotFoundError, match="refusal of the safety policy") as raised:
+            awaited(call(client, first.id))
+        assert raised.value.code == "guardalign_refusal"
+        assert server.requests == []
+
+    @pytest.mark.parametrize(
+        "call",
+        [
+            lambda api, key: api.retrieve(key),
+            lambda api, key: api.update(key, metadata={}),
+            lambda api, key: api.delete(key),
+            lambda api, key: api.messages.list(key),
+        ],
+    )
+    def test_so_it_is_for_a_chat_completion(self, plain, server, checks, call):
+        chat = guard_client(plain, checks).chat.completions
+        refused = chat.create(model="m", messages=[user([chat_block(painted("blue"))])], store=True)
+        with pytest.raises(NotFoundError, match="refusal of the safety policy"):
+            call(chat, refused.id)
+        assert server.requests == []
+
+    def test_other_ids_go_to_the_server(self, checks):
+        paths = []
+
+        def answer(request):
+            paths.append(request.url.path)
+            return HTTPX.Response(200, json={"id": "resp_1", "object": "response", "output": []})
+
+        client = guard_client(
+            OpenAI(api_key="test", http_client=HTTPX.Client(transport=HTTPX.MockTransport(answer))), checks
+        )
+        client.responses.retrieve("resp_1")
+        client.responses.cancel("resp_1")
+        client.chat.completions.retrieve("chatcmpl-1")
+        assert paths == ["/v1/responses/resp_1", "/v1/responses/resp_1/cancel", "/v1/chat/completions/chatcmpl-1"]
+
+
 class TestRouting:
     def test_a_routed_request_goes_to_the_other_model_with_a_notice(self, simple, server, checks):
         client = guard_client(simple.client(server), checks, route_to="careful")
@@ -194,7 +306,7 @@ class TestRouting:
 
     def test_without_another_model_it_is_refused(self, simple, server, checks):
         said = simple.ask(guard_client(simple.client(server), checks), [user(simple.content(painted("yellow")))])
-        assert (said.refusal, server.requests) == (REFUSAL, [])
+        assert (said.text, server.requests) == (REFUSAL, [])
 
     @pytest.mark.parametrize("fixed", [None, "usual"])
     def test_on_azure_it_goes_to_the_other_deployment(self, server, checks, fixed):
