@@ -13,6 +13,7 @@ from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializa
 from pydantic import ConfigDict
 
 from guardalign_guardrails.content.chat import Placement, first_violation
+from langchain_guardalign.artifacts import Artifacts
 from langchain_guardalign.chat.delegation import Delegation
 from langchain_guardalign.chat.screened_runnable import ScreenedRunnable
 from langchain_guardalign.component import GuardedComponent
@@ -37,7 +38,7 @@ class GuardedRoute(ScreenedRunnable, GuardedComponent, RunnableSerializable[Lang
 
     model_config = ConfigDict(arbitrary_types_allowed=True)
 
-    artifacts: bool = False
+    artifacts: Artifacts = "mcp"
     placement: Placement = "system"
     safe: Branch
     unsafe: Branch

@@ -21,6 +21,7 @@ from guardalign_guardrails import UnsafeContentError, Verdict
 from guardalign_guardrails.content.chat import OnViolation, Placement, first_violation
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.guarding.settings import GuardLike
+from langchain_guardalign.artifacts import Artifacts
 from langchain_guardalign.component import GuardedComponent
 from langchain_guardalign.events import Configs, adispatch, dispatch, traced_input
 from langchain_guardalign.route import GuardedRoute
@@ -69,8 +70,9 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
             package. May be given without its name.
         on_violation: What happens with what the policy blocks: ``notice`` puts a short text in the image's place,
             ``raise`` raises `UnsafeContentError`. Everything else (masks, prefix, flags) is in the policy.
-        artifacts: Whether images in the ``artifact`` of tool messages are checked and replaced too. Models are not
-            given artifacts, but apps put them back into chats.
+        artifacts: In which ``artifact`` of tool messages images are checked and replaced too: ``True`` for all, ``mcp``
+            for those of MCP tools, which hold what the server sent, ``False`` for none. Models are not given artifacts,
+            but apps put them back into chats.
         placement: Where the prefix goes: ``system``, or ``user`` for models that know no system message.
 
     Raises:
@@ -80,7 +82,7 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     on_violation: OnViolation = "notice"
-    artifacts: bool = False
+    artifacts: Artifacts = "mcp"
     placement: Placement = "system"
 
     def __init__(self, guard: GuardLike = None, **settings: Any) -> None:

@@ -22,6 +22,7 @@ from guardalign_guardrails.content.screen import Screened, Turn
 from guardalign_guardrails.content.screened_chat import ScreenedChat
 from guardalign_guardrails.content.walk import Path
 from guardalign_guardrails.verdict import event_of
+from langchain_guardalign.artifacts import Artifacts, is_checked, plain_of, restored
 from langchain_guardalign.messages import like, messages_of, role
 from langchain_guardalign.rewrite import with_prefix, with_verdicts
 
@@ -48,7 +49,7 @@ class ModelInput:
     messages: list[BaseMessage] = field(repr=False)
     by_message: list[tuple[Verdict, ...]]
     shown: Sequence[tuple[int, Path]] = field(default=(), repr=False)
-    has_artifacts: bool = False
+    has_artifacts: Artifacts = "mcp"
     decision: ChatDecision | None = None
     error: Exception | None = None
 
@@ -101,12 +102,12 @@ class GuardReport:
         return event_of(self.verdicts)
 
 
-def read_input(value: LanguageModelInput | ModelInput, *, artifacts: bool = False) -> ModelInput:
+def read_input(value: LanguageModelInput | ModelInput, *, artifacts: Artifacts = "mcp") -> ModelInput:
     """Read a model input and look for its images, unless that is done already.
 
     Args:
         value: The input. What cannot be read becomes an input with an ``error``.
-        artifacts: Whether images in the artifacts of tool messages are checked too.
+        artifacts: In which artifacts of tool messages images are checked too.
     """
     if isinstance(value, ModelInput):
         return value
@@ -125,8 +126,8 @@ def read_input(value: LanguageModelInput | ModelInput, *, artifacts: bool = Fals
             shown += [(index, block.path) for block in turn.media]
         if own == "tool" and (artifact := getattr(message, "artifact", None)) is not None:
             has_artifacts = True
-            if artifacts:
-                turns.append((index, "artifact", Turn(artifact, source, True, own)))
+            if is_checked(artifact, artifacts):
+                turns.append((index, "artifact", Turn(plain_of(artifact), source, True, own)))
     return ModelInput(value, messages, turns, messages, [()] * len(messages), shown, has_artifacts)
 
 
@@ -134,7 +135,7 @@ def screen(
     guard: Guard,
     inputs: Sequence[LanguageModelInput | ModelInput],
     *,
-    artifacts: bool = False,
+    artifacts: Artifacts = "mcp",
     on_violation: OnViolation = "refuse",
     can_route: bool = False,
 ) -> list[ModelInput]:
@@ -143,7 +144,7 @@ def screen(
     Args:
         guard: Checks.
         inputs: Inputs, read or not; those that cannot be read come back with their ``error``.
-        artifacts: Whether images in the artifacts of tool messages are checked too.
+        artifacts: In which artifacts of tool messages images are checked too.
         on_violation: What a blocked image of the current user turn means for the decision.
         can_route: Whether something handles inputs whose severest action is ``route``; they are blocked otherwise.
 
@@ -162,7 +163,7 @@ async def ascreen(
     guard: Guard,
     inputs: Sequence[LanguageModelInput | ModelInput],
     *,
-    artifacts: bool = False,
+    artifacts: Artifacts = "mcp",
     on_violation: OnViolation = "refuse",
     can_route: bool = False,
 ) -> list[ModelInput]:
@@ -219,9 +220,11 @@ def _screened(one: ModelInput, chat: ScreenedChat) -> ModelInput:
         return one
     messages, by_message = list(one.read), list(one.by_message)
     shown: list[tuple[int, Path]] = []
-    for (index, attribute, _), result in zip(one.turns, chat.turns, strict=True):
+    for (index, attribute, turn), result in zip(one.turns, chat.turns, strict=True):
         if result.is_changed:
-            messages[index] = messages[index].model_copy(update={attribute: result.content})
+            old = getattr(one.read[index], attribute)
+            new = restored(old, turn.content, result.content) if attribute == "artifact" else result.content
+            messages[index] = messages[index].model_copy(update={attribute: new})
         by_message[index] += result.verdicts
         if attribute == "content":
             shown += [(index, path) for path in _shown(result)]

@@ -32,6 +32,7 @@ from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from langchain_guardalign.agents.state import AgentRules, Review, refused, review
 from langchain_guardalign.agents.tool_results import MESSAGES_KEY, Result, chats_of, with_chats
+from langchain_guardalign.artifacts import Artifacts
 from langchain_guardalign.chat.refusal import RefusingModel
 from langchain_guardalign.chat.wrapped_model import placement_of
 from langchain_guardalign.events import adispatch, dispatch, write_to_stream
@@ -75,7 +76,8 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         persist: Whether the state is changed. If not, the originals stay in it and are checked again and again; tool
             results are checked before they enter it in either case.
         route_to: A chat model, or its name as `init_chat_model` takes it.
-        artifacts: Whether images in the ``artifact`` of tool messages are checked and replaced too.
+        artifacts: In which ``artifact`` of tool messages images are checked and replaced too: ``True`` for all, ``mcp``
+            for those of MCP tools, which hold what the server sent, ``False`` for none.
         placement: Where the prefix goes: ``system``, ``user`` for models that know no system message, or ``auto`` for
             what the name of the model that answers says.
         name: The middleware's name in the graph; None for one that is made of the policy, so that guards with different
@@ -96,7 +98,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         on_violation: OnViolation = "refuse",
         persist: bool = True,
         route_to: BaseChatModel | str | None = None,
-        artifacts: bool = False,
+        artifacts: Artifacts = "mcp",
         placement: PlacementSetting = "auto",
         name: str | None = None,
     ) -> None:

@@ -23,6 +23,7 @@ from typing_extensions import Self
 
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, PlacementSetting
+from langchain_guardalign.artifacts import Artifacts
 from langchain_guardalign.chat import wrapped_model as wrapped
 from langchain_guardalign.chat.delegation import Delegation, TargetBatch, by_target
 from langchain_guardalign.chat.refusal import RefusingModel
@@ -73,7 +74,8 @@ class GuardedChatModel(ScreenedRunnable, GuardedComponent, BaseChatModel):
         route_to: Answers inputs whose severest action is ``route``.
         placement: Where the prefix goes: ``system``, ``user`` for models that know no system message, or ``auto`` for
             the model's name.
-        artifacts: Whether images in the ``artifact`` of tool messages are checked and replaced too.
+        artifacts: In which ``artifact`` of tool messages images are checked and replaced too: ``True`` for all, ``mcp``
+            for those of MCP tools, which hold what the server sent, ``False`` for none.
     """
 
     model_config = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -82,7 +84,7 @@ class GuardedChatModel(ScreenedRunnable, GuardedComponent, BaseChatModel):
     on_violation: OnViolation = "refuse"
     route_to: BaseChatModel | None = None
     placement: PlacementSetting = "auto"
-    artifacts: bool = False
+    artifacts: Artifacts = "mcp"
 
     # What bind_tools bound for each model: providers write tools differently.
     _for_model: dict[str, Any] = PrivateAttr(default_factory=dict)
