@@ -16,6 +16,7 @@ from PIL import Image
 
 from guardalign_guardrails.content.dialect import MIME_KEYS, Reading, mime_of, read_value, written
 from guardalign_guardrails.content.dialects import DIALECTS, WHOLE_BLOCK_DIALECTS
+from guardalign_guardrails.content.encoded_text import find_encoded
 from guardalign_guardrails.content.payload import Reason, is_data_url, mime_of_data_url
 from guardalign_guardrails.images.containers import sniff
 
@@ -104,9 +105,14 @@ _MAX_NODES: Final = 100_000
 _TEXT_IMAGE: Final = re.compile(
     rb"\A\s*(P([1-7]|f|y\w+)\s+[#\d]|/\* XPM|SIMPLE\s*=|Image type|%!PS)|#define[ \t].*_width[ \t]", re.IGNORECASE
 )
+_SVG: Final = re.compile(r"<(\w+:)?svg\b", re.IGNORECASE)
+# Readers allow anything in front of it.
+_PDF: Final = b"%PDF-"
+_PDF_REACH: Final = 1024
 # Text files may be attached in blocks of these types; of one called "document" LiteLLM makes an image.
 _FILE_KINDS: Final = frozenset({"file", "input_file", "media"})
 _TEXT_MIMES: Final = ("text/", "application/json", "application/yaml")
+_MARKUP_MIMES: Final = re.compile("text/(html|xml)")
 _MAX_TEXT_BYTES: Final = 4 * 1024 * 1024
 
 
@@ -193,16 +199,22 @@ def _text_in(value: object, path: Path, nodes: Iterator[int]) -> Iterator[TextBl
 def text_of_file(data: bytes, media_types: Set[str]) -> str | None:
     """The text of a file that is text and is said to be nothing else; None for any other file.
 
+    A file with a drawing or an encoded image in it is not: a model may be shown that.
+
     Args:
         data: The file.
         media_types: All media types that are stated of it, in lower case.
     """
     if not _state_text(media_types) or sniff(data) is not None or b"\0" in data or _TEXT_IMAGE.search(data):
         return None
+    if _PDF in data[:_PDF_REACH]:
+        return None
     try:
-        return data.decode()
+        text = data.decode()
     except UnicodeDecodeError:
         return None
+    is_markup = text.lstrip("\ufeff \t\r\n").startswith("<") or any(map(_MARKUP_MIMES.match, media_types))
+    return None if (is_markup and _SVG.search(text)) or find_encoded(text) else text
 
 
 def _state_text(media_types: Set[str]) -> bool:

@@ -137,6 +137,29 @@ def test_a_block_that_leaves_open_which_image_a_model_would_see_is_not_read(bloc
     assert read([block]) == [reason]
 
 
+SVG = '<svg xmlns="http://www.w3.org/2000/svg"><rect width="9" height="9"/></svg>'
+DRAWN_AS_TEXT = [
+    (mime, base64.b64encode(file.encode()).decode())
+    for mime, file in (
+        ("text/plain", SVG),
+        ("application/json", f"\ufeff\n<?xml version='1.0'?><!-- a drawing --><!DOCTYPE svg>{SVG}"),
+        ("text/plain", SVG.replace("<", "<s:").replace("<s:/", "</s:")),
+        ("text/plain", "%PDF-1.4 one page"),
+        ("text/csv", "in front\n%PDF-1.4 one page"),
+        ("text/html", f"words and {SVG}"),
+        ("text/html", f'<p>words <img src="{URL}"></p>'),
+        ("text/markdown", f"words ![]({URL})"),
+        ("text/plain", URL),
+        ("text/plain", B64),
+        ("application/json", f'{{"cells": [{{"image": "{URL}"}}]}}'),
+    )
+]
+WRITTEN_ABOUT = [
+    ("text/markdown", base64.b64encode(b"An `<svg>` element holds shapes; `%PDF` begins others.").decode()),
+    ("text/html", base64.b64encode(b"<p>A page without an image.</p>").decode()),
+]
+
+
 @pytest.mark.parametrize(
     ("block", "is_media"),
     [
@@ -153,6 +176,9 @@ def test_a_block_that_leaves_open_which_image_a_model_would_see_is_not_read(bloc
         ({"type": "document", "mime_type": "text/csv", "source": {"type": "base64", "data": "YSxi"}}, True),
         ({"type": "file", "mime_type": "text/plain", "base64": PPM}, True),
         ({"type": "file", "mime_type": "text/plain", "base64": XBM}, True),
+        *(({"type": "file", "mime_type": mime, "base64": file}, True) for mime, file in DRAWN_AS_TEXT),
+        *(({"type": "input_file", "file_data": f"data:{mime};base64,{file}"}, True) for mime, file in DRAWN_AS_TEXT),
+        *(({"type": "file", "mime_type": mime, "base64": file}, False) for mime, file in WRITTEN_ABOUT),
         ({"type": "image", "mime_type": "text/plain", "base64": PPM}, True),
         ({"type": "image_url", "image_url": {"url": f"data:image/png;base64,{PPM}"}, "mime_type": "text/plain"}, True),
     ],

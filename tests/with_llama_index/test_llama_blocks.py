@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import copy
+import io
 import os
 from pathlib import Path
 
@@ -184,3 +186,38 @@ class TestWords:
         (after,), (verdict,) = screened(guard, [DocumentBlock(data=png(BLUE), document_mimetype="text/plain")])
         assert verdict.action == "block"
         assert kinds_of([after]) == ["text"]
+
+
+DRAWN_AS_TEXT = {
+    "a PPM": b"P3 2 2 255 " + b"0 0 255 " * 4,
+    "an SVG": b"<?xml version='1.0'?>\n<svg xmlns='http://www.w3.org/2000/svg'><rect width='9' height='9'/></svg>",
+    "an XBM": b"#define x_width 8\n#define x_height 1\nstatic char x_bits[] = {0x00};",
+    "an XPM": b'/* XPM */\nstatic char *x[] = {"1 1 1 1", "a c #000", "a"};',
+    "a PDF": b"%PDF-1.4 one page",
+    "a page with an image": f'<p>words <img src="{data_url(WHITE)}"></p>'.encode(),
+    "a data URL": data_url(WHITE).encode(),
+}
+GIVEN = {
+    "bytes": lambda file, _: {"data": file},
+    "base64": lambda file, _: {"data": base64.b64encode(file)},
+    "a stream": lambda file, _: {"data": io.BytesIO(file)},
+    "a path": lambda file, folder: {"path": _kept(file, folder)},
+    "a data URL": lambda file, _: {"url": "data:text/plain;base64," + base64.b64encode(file).decode()},
+}
+
+
+def _kept(file: bytes, folder: Path) -> Path:
+    (folder / "notes.txt").write_bytes(file)
+    return folder / "notes.txt"
+
+
+@pytest.mark.parametrize("given", GIVEN.values(), ids=GIVEN)
+@pytest.mark.parametrize("file", DRAWN_AS_TEXT.values(), ids=DRAWN_AS_TEXT)
+@pytest.mark.parametrize("is_nested", [False, True], ids=["alone", "in a citable block"])
+def test_a_drawing_or_a_page_that_says_it_is_text_is_a_finding(guard, tmp_path, given, file, is_nested):
+    block = DocumentBlock(**given(file, tmp_path), document_mimetype="text/plain", title="notes.txt")
+    if is_nested:
+        block = CitableBlock(title="t", source="s", content=[block])
+    (after,), (verdict,) = screened(guard, [block])
+    assert (verdict.uninspectable, verdict.action) == ("unsupported_format", "block")
+    assert (after.nested_blocks[0] if is_nested else after) == TextBlock(text=UNCHECKED_NOTICE)
