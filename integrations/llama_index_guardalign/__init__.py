@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from llama_index_guardalign.chat.guarded_llm import GuardedLLM
+from llama_index_guardalign.chat.memory import GuardedMemory
 from llama_index_guardalign.chat.screening import ScreenedMessages, ascreen_chat, screen_chat
 from llama_index_guardalign.chat.tool_guard import guard_tool
 from llama_index_guardalign.events import GuardVerdictEvent
@@ -19,6 +20,7 @@ __all__ = [
     "GuardAlignLVLM",
     "GuardVerdictEvent",
     "GuardedLLM",
+    "GuardedMemory",
     "GuardedReader",
     "ImageGuardPostprocessor",
     "ImageGuardTransform",

@@ -219,11 +219,13 @@ def llama_index_agents(app: App) -> Around:
     from llama_images import ask as ask_llama
     from llama_images import said
 
-    brought = _llama_names(app)
+    brought = {**_llama_names(app), "message": ask_llama(BLUE)}
     llm, guard = brought["llm"], brought["guard"]
     names = yield brought
+    assert names["answer"] == guard.policy.refusal
 
     async def use() -> None:
+        assert str(await names["agent"].run("Hello", memory=names["memory"])) == "one two three"
         assert str(await names["agent"].run(ask_llama(RED))) == "one two three"
         assert str(await names["Flow"]().run(chat=[ask_llama(RED)])) == str(llm.chat([said("x")]))
         assert [shows(image, "red") for image in llm.images] == [False, False]

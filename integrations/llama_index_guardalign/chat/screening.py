@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
 
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.llms.llm import LLM
 
-from guardalign_guardrails import Guard, Policy, Verdict
+from guardalign_guardrails import Action, Guard, Policy, Verdict
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, PlacementSetting, placement_for
 from guardalign_guardrails.content.screen import Screened, Turn
 from guardalign_guardrails.content.screened_chat import ScreenedChat, ascreen_chats, screen_chats
@@ -115,6 +115,36 @@ async def ascreen_chat(
     chat = await asyncio.to_thread(_screened, ready, messages, screened)
     announce(component, chat.verdicts)
     return chat
+
+
+def without_blocked(
+    guard: GuardLike, messages: Sequence[ChatMessage], actions: Container[Action], component: str
+) -> list[ChatMessage]:
+    """Messages of the user with a notice in place of what the policy blocks; the very same where it blocks nothing.
+
+    Args:
+        guard: See `screen_chat`.
+        messages: One turn of the user.
+        actions: Which actions count as blocked.
+        component: Its name in the `GuardVerdictEvent`.
+    """
+    return _without_blocked(messages, screen_chat(guard, messages, component=component), actions)
+
+
+async def awithout_blocked(
+    guard: GuardLike, messages: Sequence[ChatMessage], actions: Container[Action], component: str
+) -> list[ChatMessage]:
+    """`without_blocked` without blocking the event loop."""
+    return _without_blocked(messages, await ascreen_chat(guard, messages, component=component), actions)
+
+
+def _without_blocked(
+    messages: Sequence[ChatMessage], chat: ScreenedMessages, actions: Container[Action]
+) -> list[ChatMessage]:
+    return [
+        new if any(verdict.action in actions for verdict in own) else old
+        for old, new, own in zip(messages, chat.messages, chat.by_message, strict=True)
+    ]
 
 
 def _all_turns(guard: Guard, messages: Sequence[ChatMessage]) -> list[Turn]:
