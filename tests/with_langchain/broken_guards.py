@@ -361,6 +361,20 @@ class OneName(SoundMiddleware):
         return "OneName"
 
 
+class NamedByItsPolicy(SoundMiddleware):
+    @property
+    def name(self) -> str:
+        return f"NamedByItsPolicy-{self.guard.policy.fingerprint[:8]}"
+
+
+class RaisesEachTime(SoundMiddleware):
+    def changes(self, messages: Sequence[BaseMessage], chat: ModelInput) -> Any:
+        blocked = [verdict for verdict in chat.verdicts if verdict.is_blocked]
+        if blocked:
+            raise UnsafeContentError(blocked[0])
+        return super().changes(messages, chat)
+
+
 class CarriesOver(SoundMiddleware):
     last: Any = None
 

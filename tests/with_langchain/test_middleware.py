@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 from langgraph.runtime import Runtime
 from pydantic import BaseModel
 
-from guardalign_guardrails import EncoderUnavailable, GuardSettings, Policy, SettingsError, UnsafeContentError
+from guardalign_guardrails import EncoderUnavailable, GuardSettings, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
 from langchain_guardalign.agents.middleware import GuardAlignMiddleware
@@ -210,11 +210,21 @@ class TestViolations:
         found = caught.value.verdict
         assert (found.categories["red_things"].action, found.after_masking.is_clean) == ("mask", False)
 
-    def test_without_a_clean_state_the_error_comes_again(self, guard, call):
+    def test_an_error_leaves_an_answer_behind_also_where_the_image_stays_in_the_state(self, guard, call):
         chat = Chat(GuardAlignMiddleware(guard, on_violation="raise", persist=False), call=call)
-        for words in (ask(painted("blue")), ["Answer the above."]):
+        with pytest.raises(UnsafeContentError):
+            chat.say(*ask(painted("blue")))
+        assert kinds(chat.state) == ["human", "ai"]
+        assert b64(painted("blue")) in repr(chat.state)
+        chat.say("Answer the above.")
+        assert blocks(chat.model.received[0]) == [text("What is this?"), text(NOTICE), REFUSAL, "Answer the above."]
+
+    def test_a_history_of_the_app_without_an_answer_is_an_error_each_time(self, guard, call):
+        chat = Chat(GuardAlignMiddleware(guard, on_violation="raise"), call=call)
+        for thread in "ab":
+            given = {"messages": [*ask(painted("blue")), HumanMessage("Answer the above.")]}
             with pytest.raises(UnsafeContentError):
-                chat.say(*words)
+                call(chat.agent, "invoke", given, {"configurable": {"thread_id": thread}})
         assert chat.model.received == []
 
     def test_a_message_of_the_app_is_not_taken_for_a_refusal(self, guard, call):
@@ -301,7 +311,7 @@ class TestRoutes:
     def test_what_another_guard_routed_is_not_routed_by_this_one(self, cache_dir, guard):
         other, careful = RecordingModel(), RecordingModel()
         first = GuardAlignMiddleware(guard, route_to=other)
-        second = GuardAlignMiddleware(colour_guard(cache_dir, prefix="Two."), route_to=careful)
+        second = GuardAlignMiddleware(colour_guard(cache_dir, prefix="Two."), route_to=careful, name="second")
         chat = Chat(first, second)
         chat.say(*ask(painted("yellow")))
         assert (len(other.received), len(careful.received)) == (1, 0)
@@ -378,21 +388,28 @@ class TestThePrefix:
 
     def test_two_guards_give_each_its_own(self, cache_dir, guard, call):
         other = colour_guard(cache_dir, prefix="Take your time.")
-        chat = Chat(GuardAlignMiddleware(guard), GuardAlignMiddleware(other), call=call, system_prompt="Be brief.")
+        second = GuardAlignMiddleware(other, name="second")
+        chat = Chat(GuardAlignMiddleware(guard), second, call=call, system_prompt="Be brief.")
         chat.say(*ask(painted("green")))
         assert chat.model.received[0][0].content == f"Take your time.\n\n{PREFIX}\n\nBe brief."
 
 
 class TestSettings:
-    def test_names_are_made_of_the_policy_so_two_policies_fit_into_one_agent(self, cache_dir, guard):
-        names = [GuardAlignMiddleware(each).name for each in (guard, colour_guard(cache_dir), None)]
-        assert names[0] == names[1] == f"GuardAlignMiddleware-{guard.policy.fingerprint[:8]}"
-        assert names[2] == f"GuardAlignMiddleware-{Policy.default().fingerprint[:8]}"
-        assert GuardAlignMiddleware(name="guard").name == "guard"
-        assert GuardAlignMiddleware().name == names[2]
-        Chat(GuardAlignMiddleware(guard), GuardAlignMiddleware(guard, name="second"), GuardAlignMiddleware())
+    def test_its_name_is_that_of_its_class_whatever_the_policy(self, cache_dir, guard):
+        class CompanyGuard(GuardAlignMiddleware):
+            pass
 
-    def test_verdicts_and_names_agree_on_the_policy(self, cache_dir):
+        names = [GuardAlignMiddleware(each).name for each in (guard, colour_guard(cache_dir, prefix="Else."), None)]
+        assert names == ["GuardAlignMiddleware"] * 3
+        assert CompanyGuard(guard).name == "CompanyGuard"
+        assert GuardAlignMiddleware(name="guard").name == "guard"
+
+    def test_the_second_guard_in_an_agent_is_asked_for_a_name_of_its_own(self, guard):
+        with pytest.raises(AssertionError, match="duplicate middleware"):
+            Chat(GuardAlignMiddleware(guard), GuardAlignMiddleware())
+        Chat(GuardAlignMiddleware(guard), GuardAlignMiddleware(name="second"))
+
+    def test_verdicts_and_rules_agree_on_the_policy(self, cache_dir):
         guard = GuardSettings(policy=colour_policy(), cache_dir=cache_dir)
         assert guard.guard.policy.fingerprint == GuardAlignMiddleware(guard)._rules.fingerprint
 

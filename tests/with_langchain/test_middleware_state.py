@@ -85,8 +85,9 @@ class TestTraces:
         chat = Chat(middleware, call=call, tool=camera(painted("blue")))
         chat.stream(*ask(RED), mode="updates", config={"callbacks": [Tracer()]})
         own = [run for run in runs if run.name.startswith(middleware.name)]
-        assert [run.name for run in own] == [f"{middleware.name}.before_model"] * 2
-        assert [(run.inputs, run.outputs) for run in own] == [({}, {})] * 2
+        hooks = ["before_agent", "before_model", "before_model"]
+        assert sorted(run.name for run in own) == [f"{middleware.name}.{hook}" for hook in hooks]
+        assert [(run.inputs, run.outputs) for run in own] == [({}, {})] * 3
         assert leaks(repr(own), RED) == []
         # LangGraph's own runs are its own affair: the whole agent's holds what it was given.
         (whole,) = [run for run in runs if run.parent_run_id is None]

@@ -1,7 +1,8 @@
 """The guard as middleware of LangChain agents: no image reaches the model, or stays in the state, unchecked.
 
 The policy says what is unsafe, `screening` checks messages, `state` says what a finding means for a turn; this class
-connects them to LangChain's hooks. Each hook and its async twin differ in the calls that wait.
+connects them to LangChain's hooks. Each hook and its async twin differ in the calls that wait. It knows one agent:
+sub-agents and other models beside it need a guard of their own.
 """
 
 from __future__ import annotations
@@ -25,13 +26,15 @@ from langchain_core.messages import AIMessage, BaseMessage, SystemMessage, ToolM
 from langgraph.runtime import Runtime
 from langgraph.types import Command
 
-from guardalign_guardrails import UnsafeContentError, Verdict
+from guardalign_guardrails import Verdict
 from guardalign_guardrails.content.chat import OnViolation, PlacementSetting
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
+from langchain_guardalign.agents.errors import UnsafeTurnError
 from langchain_guardalign.agents.state import AgentRules, Review, refused, review
 from langchain_guardalign.agents.tool_results import MESSAGES_KEY, Result, chats_of, with_chats
+from langchain_guardalign.agents.unguarded import warn_of_models_beside
 from langchain_guardalign.artifacts import Artifacts
 from langchain_guardalign.chat.refusal import RefusingModel
 from langchain_guardalign.chat.wrapped_model import placement_of
@@ -47,11 +50,14 @@ State = AgentState[Any]
 class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
     """Checks every image of an agent's messages: before they stay in its state and before the model gets them.
 
-    Put it last in the list of middleware, so that no other one changes what it has checked.
+    Put it last in the list of middleware, so that no other one changes what it has checked. It guards this one agent:
+    for sub-agents and a supervisor, wrap the model (`GuardedChatModel`). Where it can see that a model beside the
+    agent's own may get what it does not check, it warns with `UnguardedWarning`.
 
+    - All messages are checked when a turn begins (``before_agent``), before other middleware with a model of its own
+      reads the state, and again before each model call (``before_model``). Messages that change keep their ids, so the
+      masked image or the notice takes the original's place in the state and in every later checkpoint.
     - Tool results are checked before they enter the state (``wrap_tool_call``).
-    - Before each model call all messages are (``before_model``). Messages that change keep their ids, so the masked
-      image or the notice takes the original's place in the state and in every later checkpoint.
     - Right before the model, its messages are checked once more (``wrap_model_call``), with whatever other middleware
       made of them; the safety prefix is added to the system message here, and never stays in the state.
 
@@ -70,19 +76,19 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         guard: Checks: a guard, a policy or its file's path, or settings; None for the policy that ships with the
             package. Nothing is loaded until the first image.
         on_violation: What happens to a turn in which the user's image is blocked. ``refuse`` ends it with the policy's
-            refusal as the answer. ``raise`` raises `UnsafeContentError`; if ``persist`` is on, the state is cleaned and
-            the refusal put into it first, so that the thread can go on. ``notice`` lets the model answer, with a notice
-            in the image's place.
-        persist: Whether the state is changed. If not, the originals stay in it and are checked again and again; tool
-            results are checked before they enter it in either case.
+            refusal as the answer. ``raise`` raises `UnsafeContentError`, after the refusal was put into the state (and
+            the state cleaned if ``persist`` is on), so that the thread can go on. ``notice`` lets the model answer,
+            with a notice in the image's place.
+        persist: Whether images in the state are replaced. If not, the originals stay in it and are checked again and
+            again; tool results are checked before they enter it in either case.
         route_to: A chat model, or its name as `init_chat_model` takes it.
         artifacts: In which ``artifact`` of tool messages images are checked and replaced too: ``True`` for all, ``mcp``
             for those of MCP tools, which hold what the server sent, ``False`` for none.
         placement: Where the prefix goes: ``system``, ``user`` for models that know no system message, or ``auto`` for
             what the name of the model that answers says.
-        name: The middleware's name in the graph; None for one that is made of the policy, so that guards with different
-            policies can be in one agent. A name of your own lets a thread that waits for this very node survive a
-            change of the policy.
+        name: The middleware's name in the graph, by default that of the class. A paused thread goes on under the name
+            it was paused under, whatever became of the policy. LangChain asks for a name of its own for the second
+            guard in one agent.
 
     Raises:
         SettingsError: ``guard`` or ``on_violation`` is none of these.
@@ -114,7 +120,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         self.tools = []
         policy = self.guard.policy
         self._rules = AgentRules(policy, policy.fingerprint, can_route=self.route_to is not None, is_kept=persist)
-        self._name = name or f"{type(self).__name__}-{self._rules.fingerprint[:8]}"
+        self._name = name or type(self).__name__
 
     def __getstate__(self) -> dict[str, Any]:
         for name, value in self.__dict__.items():
@@ -127,22 +133,30 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
         return self._name
 
     @hook_config(can_jump_to=["end"])
+    def before_agent(self, state: State, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """Sanitise the messages of the state, if they are to stay so, before any middleware reads them."""
+        return self._cleaned(state, runtime, is_first_look=True)
+
+    @hook_config(can_jump_to=["end"])
+    async def abefore_agent(self, state: State, runtime: Runtime[Any]) -> dict[str, Any] | None:
+        """`before_agent` without blocking the event loop."""
+        return await self._acleaned(state, runtime, is_first_look=True)
+
+    @hook_config(can_jump_to=["end"])
     def before_model(self, state: State, runtime: Runtime[Any]) -> dict[str, Any] | None:
-        """Sanitise the messages of the state, if they are to stay so."""
-        if not self.persist:
-            return None
-        found = review(self._rules, self._screen([state[MESSAGES_KEY]])[0], is_first_look=True)
-        _report(found.new_verdicts, runtime)
-        return self._update(found)
+        """Sanitise what has come into the state since the turn began.
+
+        Raises:
+            UnsafeContentError: The user's image was blocked and ``on_violation`` is ``raise``.
+        """
+        self._raise_if_refused(state[MESSAGES_KEY])
+        return self._cleaned(state, runtime, is_first_look=not self.persist)
 
     @hook_config(can_jump_to=["end"])
     async def abefore_model(self, state: State, runtime: Runtime[Any]) -> dict[str, Any] | None:
         """`before_model` without blocking the event loop."""
-        if not self.persist:
-            return None
-        found = review(self._rules, (await self._ascreen([state[MESSAGES_KEY]]))[0], is_first_look=True)
-        await _areport(found.new_verdicts, runtime)
-        return self._update(found)
+        self._raise_if_refused(state[MESSAGES_KEY])
+        return await self._acleaned(state, runtime, is_first_look=not self.persist)
 
     def wrap_model_call(self, request: Request, handler: Callable[[Request], Response]) -> Response | AIMessage:
         """Sanitise what the model is about to get, or answer in its place.
@@ -151,6 +165,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
             UnsafeContentError: The user's image was blocked and ``on_violation`` is ``raise``.
         """
         found = review(self._rules, self._screen([_all_messages(request)])[0], is_first_look=not self.persist)
+        warn_of_models_beside(request)
         _report(found.new_verdicts, request.runtime)
         answer = self._answer(found)
         return handler(self._prepared(request, found)) if answer is None else answer
@@ -160,6 +175,7 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
     ) -> Response | AIMessage:
         """`wrap_model_call` without blocking the event loop."""
         found = review(self._rules, (await self._ascreen([_all_messages(request)]))[0], is_first_look=not self.persist)
+        warn_of_models_beside(request)
         await _areport(found.new_verdicts, request.runtime)
         answer = self._answer(found)
         return await handler(self._prepared(request, found)) if answer is None else answer
@@ -192,27 +208,56 @@ class GuardAlignMiddleware(AgentMiddleware[State, Any, Any]):
     def _is_enforced(self) -> bool:
         return self._rules.policy.mode == "enforce"
 
+    @property
+    def _reads_state(self) -> bool:
+        # An error in a turn would leave its message without an answer, and the next turn would join it.
+        return self.persist or self.on_violation == "raise"
+
+    def _cleaned(self, state: State, runtime: Runtime[Any], *, is_first_look: bool) -> dict[str, Any] | None:
+        if not self._reads_state:
+            return None
+        found = review(self._rules, self._screen([state[MESSAGES_KEY]])[0], is_first_look=is_first_look)
+        _report(self._reported(found), runtime)
+        return self._update(found)
+
+    async def _acleaned(self, state: State, runtime: Runtime[Any], *, is_first_look: bool) -> dict[str, Any] | None:
+        if not self._reads_state:
+            return None
+        found = review(self._rules, (await self._ascreen([state[MESSAGES_KEY]]))[0], is_first_look=is_first_look)
+        await _areport(self._reported(found), runtime)
+        return self._update(found)
+
+    def _reported(self, found: Review) -> Sequence[Verdict]:
+        """What a look at the state reports: what the model call will not, if there is one."""
+        return found.new_verdicts if self.persist or found.violation else ()
+
     def _update(self, found: Review) -> dict[str, Any] | None:
         """What becomes of the state; None if nothing does."""
         if not self._is_enforced:
             return None
         # A message without an id would be added, not replaced; the model gets it sanitised all the same.
-        update = [new for old, new in zip(found.before, found.messages, strict=True) if new is not old and new.id]
+        pairs = zip(found.before, found.messages, strict=True) if self.persist else ()
+        update = [new for old, new in pairs if new is not old and new.id]
         if found.violation is None or self.on_violation == "notice":
             return {MESSAGES_KEY: update} if update else None
         update.append(self._refusal(found.violation))
-        # An error here would undo the update: it is raised in the next step, when the state is clean.
+        # An error here would undo the update: it is raised in the next step, when the state is written.
         jump = {"jump_to": "end"} if self.on_violation == "refuse" else {}
         return {MESSAGES_KEY: update, **jump}
 
+    def _raise_if_refused(self, messages: Sequence[BaseMessage]) -> None:
+        verdict = refused(messages) if self.on_violation == "raise" and self._is_enforced else None
+        if verdict is not None:
+            raise UnsafeTurnError(verdict)
+
     def _answer(self, found: Review) -> AIMessage | None:
         """The answer in the model's place; None if the model answers."""
-        verdict = found.violation
+        self._raise_if_refused(found.before)
+        if found.violation is None or self.on_violation == "notice":
+            return None
         if self.on_violation == "raise":
-            verdict = verdict or refused(self._rules, found.before)
-            if verdict is not None:
-                raise UnsafeContentError(verdict)
-        return self._refusal(verdict) if verdict and self.on_violation == "refuse" else None
+            raise UnsafeTurnError(found.violation)
+        return self._refusal(found.violation)
 
     def _refusal(self, violation: Verdict) -> AIMessage:
         # Plain text, also where LangChain has a content block for refusals: that one means that the provider refused

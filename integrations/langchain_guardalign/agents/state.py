@@ -83,13 +83,15 @@ def review(rules: AgentRules, screened: ModelInput, *, is_first_look: bool) -> R
     )
 
 
-def refused(rules: AgentRules, messages: Sequence[BaseMessage]) -> Verdict | None:
-    """The verdict of the refusal that the messages end with; None if they do not end with one."""
+def refused(messages: Sequence[BaseMessage]) -> Verdict | None:
+    """The verdict of the refusal that the messages end with; None if they do not end with one.
+
+    Whatever policy refused: the policy may have been edited since a thread stopped here.
+    """
     if not messages or not isinstance(messages[-1], AIMessage):
         return None
     for entry in _records(messages[-1]):
-        is_own = entry.get("policy_fingerprint") == rules.fingerprint and entry.get("source") == "user"
-        if entry["action"] in ("block", "route") and is_own:
+        if entry["action"] in ("block", "route") and entry.get("source") == "user":
             return _read(entry)
     return None
 

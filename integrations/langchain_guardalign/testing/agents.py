@@ -52,7 +52,14 @@ class Camera(BaseTool):
 
 
 class AgentChat:
-    """An agent, and one chat with it."""
+    """An agent, and one chat with it.
+
+    Args:
+        middleware: What the agent has; None for none.
+        call: Calls a method, or its async twin.
+        tool: A tool that the model calls once a turn.
+        **settings: Others of `create_agent`.
+    """
 
     def __init__(
         self,
@@ -60,17 +67,17 @@ class AgentChat:
         call: Call,
         *,
         tool: BaseTool | None = None,
-        system_prompt: str | None = None,
+        **settings: Any,
     ) -> None:
         self.call = call
         self.model = RecordingModel(tool=tool.name if tool else None)
-        self.agent: Any = create_agent(
-            self.model,
-            [tool] if tool else [],
-            middleware=[middleware] if isinstance(middleware, AgentMiddleware) else list(middleware or ()),
-            system_prompt=system_prompt,
-            checkpointer=InMemorySaver(),
-        )
+        self._settings = {"tools": [tool] if tool else [], "checkpointer": InMemorySaver(), **settings}
+        self.start(middleware)
+
+    def start(self, middleware: Middleware | Sequence[Middleware] | None) -> None:
+        """Make the agent, the first time or again with other middleware: an app that is deployed anew."""
+        listed = [middleware] if isinstance(middleware, AgentMiddleware) else list(middleware or ())
+        self.agent: Any = create_agent(self.model, middleware=listed, **self._settings)
 
     def say(
         self,
@@ -89,6 +96,10 @@ class AgentChat:
                 raise
             return {}
         return result
+
+    def resume(self) -> None:
+        """Go on with a thread that was paused."""
+        self.call(self.agent, "invoke", None, _THREAD)
 
     def stream(self, messages: Sequence[BaseMessage], mode: str, *, may_raise: bool = False) -> list[Any]:
         """One turn, streamed; empty if the guard raised."""

@@ -273,6 +273,31 @@ class MiddlewareContract(ABC):
         if self.persists and not has_raised:
             assert not leaks(repr(chat.state()), image), "a blocked image is still in the agent's state"
 
+    def test_a_chat_goes_on_after_a_blocked_image(self, guard: Guard, call: Call) -> None:
+        """A turn that was stopped must not end the chat for good, nor be in it twice."""
+        image = canary("blue")
+        chat = AgentChat(self.make(guard), call)
+        chat.say(question(image), may_raise=True)
+        before = len(chat.model.received)
+        for words in ("One?", "Two?", "Three?"):
+            assert chat.say([HumanMessage(words)], may_raise=True), "a harmless turn raised after a blocked one"
+        assert len(chat.model.received) - before == 3, "the model was not asked in a turn after a blocked one"
+        self._never_received(chat, image, "of an earlier turn")
+        kinds = [message.type for message in chat.state()]
+        assert kinds == ["human", "ai"] * 4, f"four turns, the first of them blocked, left the messages {kinds}"
+
+    def test_a_paused_thread_goes_on_when_the_policy_is_edited(self, tmp_path: Path, call: Call) -> None:
+        """LangGraph finds the step to go on with by its name; one made of the policy is another after an edit."""
+        image = canary("red")
+        camera = Camera(image=image)
+        chat = AgentChat(self.make(colour_guard(tmp_path)), call, tool=camera, interrupt_after=["tools"])
+        chat.say([HumanMessage("Take an image.")])
+        assert len(chat.model.received) == 1, "the thread was to be paused after the tool"
+        chat.start(self.make(colour_guard(tmp_path, prefix="Look twice.")))
+        chat.resume()
+        assert len(chat.model.received) == 2, "a paused thread ended without the model after an edit of the policy"
+        self._is_masked(images_of(chat.model.received[-1]), image)
+
     def test_a_blocked_image_of_a_tool_is_gone_from_the_state(self, guard: Guard, call: Call) -> None:
         """Tool results are part of the history, too."""
         self._needs_persistence()
