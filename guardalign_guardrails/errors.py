@@ -165,7 +165,8 @@ class UnsafeContentError(GuardAlignError):
             )
         else:
             what = f"Blocked an image {where}: {verdict.category}"
-        super().__init__(f"{what}; see .verdict for what was found.")
+        remedy = f" {verdict.remedy}" if verdict.remedy else ""
+        super().__init__(f"{what}; see .verdict for what was found.{remedy}")
         self.verdict = verdict
 
     def __reduce__(self) -> tuple[Any, ...]:

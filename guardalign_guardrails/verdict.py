@@ -92,6 +92,7 @@ class Verdict(_Record):
         uninspectable: Why the image could not be opened, a code of `ImageDecodeError.reason` or of the integration that
             found it (such as ``remote_reference``); None if it could.
         failure: Why detection failed, an error's class name or ``timeout``; None if it did not.
+        remedy: What a developer can do to have content checked that was not; None if it was checked.
         reasons: Short sentences on how the action came about.
         delivery: Which pixels go on: ``original``, the image as it came; ``canonical``, the guard's own reading of it;
             ``masked``; or ``none``.
@@ -122,6 +123,7 @@ class Verdict(_Record):
     after_masking: AfterMasking | None = None
     uninspectable: str | None = None
     failure: str | None = None
+    remedy: str | None = None
     reasons: tuple[str, ...] = ()
     delivery: Delivery = "none"
     delivery_proposed: Delivery = "none"

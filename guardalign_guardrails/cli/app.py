@@ -116,6 +116,8 @@ def _quiet_libraries() -> None:
     """Let our own warnings through, one line each; what model libraries say on the way to an error, we say better."""
     logging.basicConfig(level=logging.CRITICAL, format=f"{PROGRAM}: %(message)s")
     logging.getLogger("guardalign_guardrails").setLevel(logging.WARNING)
+    # Commands say of each file why it could not be checked.
+    logging.getLogger("guardalign_guardrails.guarding.report").setLevel(logging.ERROR)
     # Read when the library is imported.
     os.environ.setdefault("HF_HUB_VERBOSITY", "critical")
 

@@ -86,6 +86,7 @@ def decide_chat(
     *,
     on_violation: OnViolation = "refuse",
     can_route: bool = False,
+    is_marked: bool = False,
 ) -> ChatDecision:
     """Decide on a chat that was screened.
 
@@ -95,10 +96,13 @@ def decide_chat(
         by_message: The verdicts of each.
         on_violation: What a blocked image of the current user turn means.
         can_route: Whether there is a model for chats whose severest action is ``route``; they are blocked otherwise.
+        is_marked: Whether an image says that another guard masked it. It asks for the prefix as a masked one does, and
+            for nothing else.
     """
     pairs = zip(roles, by_message, strict=True)
     found = first_violation([v for role, own in pairs if role != "system" for v in own if v.source == "user"])
-    is_due = is_prefix_due(policy, [verdict.action for own in by_message for verdict in own])
+    actions = [verdict.action for own in by_message for verdict in own]
+    is_due = is_prefix_due(policy, [*actions, "mask"] if is_marked else actions)
     if found is None:
         return ChatDecision("model", None, is_due)
     if found.action == "route" and can_route:

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Final
 
-import numpy as np
 from PIL import Image
 
 from guardalign_guardrails.actions import Source
@@ -25,6 +24,7 @@ from guardalign_guardrails.guarding.result import CheckResult
 from guardalign_guardrails.guarding.steps import Steps, afinish, finish
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.images.containers import sniff
+from guardalign_guardrails.images.mask import is_marked, with_mark
 from guardalign_guardrails.verdict import Verdict
 
 NOTICE: Final = "[image removed by the safety policy]"
@@ -79,12 +79,14 @@ class Screened:
         content: The sanitised content; the very same object if nothing changed.
         verdicts: One for each block that stands for an image or other media, in reading order.
         withheld: Those of them in whose place a notice, or a black image, stands now; their ``delivery`` is ``none``.
+        is_marked: Whether an image in it says that a guard has masked it before. Anyone can write that.
     """
 
     turn: Turn
     content: Any = field(repr=False)
     verdicts: tuple[Verdict, ...] = ()
     withheld: tuple[Verdict, ...] = ()
+    is_marked: bool = False
 
     @property
     def is_changed(self) -> bool:
@@ -197,9 +199,12 @@ def _rewrite(
     new: list[dict[Path, object]] = [{} for _ in turns]
     verdicts: list[list[Verdict]] = [[] for _ in turns]
     withheld: list[list[Verdict]] = [[] for _ in turns]
+    marked: set[int] = set()
     for each in opened:
         is_image = not isinstance(each.payload, str)
         result = next(checked) if is_image else uninspectable(guard, str(each.payload), each.source)
+        if not isinstance(each.payload, str) and is_marked(each.payload):
+            marked.add(each.turn)
         is_withheld = _is_withheld(each, result)
         verdict = _undelivered(result.verdict) if is_withheld else result.verdict
         verdicts[each.turn].append(verdict)
@@ -211,8 +216,8 @@ def _rewrite(
         elif (replacement := _replacement(old, each, result, is_enforced=is_enforced)) is not None:
             new[each.turn][each.block.path] = replacement
     return [
-        Screened(turn, with_blocks(turn.content, blocks), tuple(own), tuple(out))
-        for turn, blocks, own, out in zip(turns, new, verdicts, withheld, strict=True)
+        Screened(turn, with_blocks(turn.content, blocks), tuple(own), tuple(out), index in marked)
+        for index, (turn, blocks, own, out) in enumerate(zip(turns, new, verdicts, withheld, strict=True))
     ]
 
 
@@ -248,4 +253,6 @@ def _undelivered(verdict: Verdict) -> Verdict:
 
 def _encoded(result: CheckResult) -> bytes:
     output = result.output
-    return output if isinstance(output, bytes) else encode_png(Image.fromarray(np.asarray(output)))
+    if isinstance(output, Image.Image):
+        return with_mark(encode_png(output)) if is_marked(output) else encode_png(output)
+    return output if isinstance(output, bytes) else encode_png(Image.fromarray(output))

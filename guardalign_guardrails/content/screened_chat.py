@@ -33,6 +33,11 @@ class ScreenedChat:
         """All verdicts, in reading order."""
         return tuple(verdict for turn in self.turns for verdict in turn.verdicts)
 
+    @property
+    def is_marked(self) -> bool:
+        """Whether an image in it says that a guard has masked it before."""
+        return any(turn.is_marked for turn in self.turns)
+
 
 def screen_chats(
     guard: Guard, chats: Sequence[Sequence[Turn]], *, on_violation: OnViolation = "refuse", can_route: bool = False
@@ -98,5 +103,6 @@ def _chat(
         [result.verdicts for result in results],
         on_violation=on_violation,
         can_route=can_route,
+        is_marked=any(result.is_marked for result in results),
     )
     return ScreenedChat(results, decision)

@@ -14,6 +14,7 @@ from guardalign_guardrails.actions import Action, Delivery, FailureAction, Mode
 from guardalign_guardrails.detection.scoring import ScoreMap
 from guardalign_guardrails.guarding.decide import ImageDecision
 from guardalign_guardrails.guarding.delivery import DeliveryRecord
+from guardalign_guardrails.guarding.remedies import remedy_for
 from guardalign_guardrails.verdict import AfterMasking, Box, RegionFinding, Verdict
 
 
@@ -123,6 +124,7 @@ def failed_verdict(blank: Verdict, failure: Failure, *, mode: Mode) -> Verdict:
             "delivery_proposed": proposed,
             "uninspectable": failure.uninspectable,
             "failure": failure.failure,
+            "remedy": remedy_for(failure.uninspectable, failure.failure),
             "reasons": (f"{what}: the policy says {failure.action}",),
         }
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, replace
 from typing import Final
 
@@ -15,6 +16,8 @@ from guardalign_guardrails.guarding.reading import OpenedImage, ReadImage
 from guardalign_guardrails.guarding.result import CheckResult
 from guardalign_guardrails.policy import Policy
 from guardalign_guardrails.verdict import Verdict
+
+logger = logging.getLogger(__name__)
 
 _PLACEHOLDER_SIZE: Final = (336, 336)
 
@@ -91,6 +94,8 @@ class Reporter:
     ) -> CheckResult:
         """The result for an image without an outcome; where the policy masks it, a plain image of ``size``."""
         verdict = failed_verdict(self._blank(failure.digest, read.source, took_ms), failure, mode=self.policy.mode)
+        why = failure.uninspectable or failure.failure
+        logger.warning("Could not check content (%s, source %s): %s", why, read.source, verdict.remedy)
         plain = Image.new("RGB", size, self.policy.masking.colour) if verdict.delivery == "masked" else None
         return CheckResult(verdict, read.scored, plain)
 

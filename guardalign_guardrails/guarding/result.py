@@ -17,6 +17,7 @@ from PIL import Image
 from guardalign_guardrails.errors import ImageDecodeError, UnsafeContentError
 from guardalign_guardrails.images import decode, encode_png
 from guardalign_guardrails.images.containers import media_type
+from guardalign_guardrails.images.mask import is_marked, with_mark
 from guardalign_guardrails.verdict import Verdict
 
 ImageOutput: TypeAlias = bytes | Image.Image | NDArray[Any]
@@ -117,8 +118,11 @@ class CheckResult:
         return cast("Image.Image", self._still)
 
     def _in_form_of_read(self) -> ImageOutput:
-        if isinstance(self._read, Image.Image):
-            return self._replacement()
         if isinstance(self._read, np.ndarray):
             return np.asarray(self._replacement()).copy()
-        return encode_png(self._replacement()) if self._encoded is None else self._encoded
+        # Of an image that another guard masked the mark stays.
+        has_mark = self.verdict.delivery == "masked" or (self._read is not None and is_marked(self._read))
+        if isinstance(self._read, Image.Image):
+            return with_mark(self._replacement()) if has_mark else self._replacement()
+        encoded = encode_png(self._replacement()) if self._encoded is None else self._encoded
+        return with_mark(encoded) if has_mark else encoded

@@ -21,7 +21,7 @@ MIN_FRAME_PIXELS: Final = 16_384
 # Pillow keeps a pointer or two for every row, so an image one pixel wide costs ten times its area.
 MAX_SIDE: Final = 65_535
 
-_REMEDIES: Final = {
+REMEDIES: Final = {
     "unsupported_format": f"Only {', '.join(ACCEPTED)} images are accepted; convert it to PNG first.",
     "too_large": "The image has more bytes than ImageLimits.max_bytes; shrink it or raise the limit.",
     "too_many_pixels": "The image has more pixels than ImageLimits allows; scale it down or raise max_pixels.",
@@ -32,6 +32,7 @@ _REMEDIES: Final = {
     "unreadable": "The file cannot be read; pass a regular file that exists and is readable.",
     "wrong_type": "Pass bytes, a pathlib.Path, a PIL image or a numpy array.",
 }
+"""What to do about each reason."""
 
 
 class ImageLimits(BaseModel):
@@ -58,7 +59,7 @@ DEFAULT_LIMITS: Final = ImageLimits()
 
 def refusal(reason: str, message: str | None = None) -> ImageDecodeError:
     """The error for a reason, with the usual remedy unless a better one is given."""
-    return ImageDecodeError(reason, message or _REMEDIES[reason])
+    return ImageDecodeError(reason, message or REMEDIES[reason])
 
 
 def check_size(width: int, height: int, limits: ImageLimits) -> None:

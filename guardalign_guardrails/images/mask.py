@@ -9,19 +9,30 @@ from __future__ import annotations
 
 import io
 import math
+import zlib
 from collections.abc import Sequence
-from typing import Final, Literal
+from typing import Final, Literal, TypeVar
 
 import numpy as np
 from PIL import Image, ImageFilter
 
 Fill = Literal["solid", "blur", "pixelate"]
 Box = tuple[float, float, float, float]
+MarkedT = TypeVar("MarkedT", bytes, Image.Image)
 
 DEFAULT_FEATHER: Final = 0.04
 # Blurs and mosaics with more detail than this have been undone in public; eight cells carry colour and no shape.
 _MAX_CELLS: Final = 8
 _PNG_COMPRESSION: Final = 6
+# A text chunk, which readers of PNG skip, right behind the header.
+_MARK_KEY: Final = "guardalign"
+_MARK_VALUE: Final = "masked"
+_MARK_TEXT: Final = b"tEXt" + f"{_MARK_KEY}\0{_MARK_VALUE}".encode()
+_MARK: Final = (len(_MARK_TEXT) - 4).to_bytes(4, "big") + _MARK_TEXT + zlib.crc32(_MARK_TEXT).to_bytes(4, "big")
+_PNG_START: Final = b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"
+_HEADER_BYTES: Final = 33
+# Other writers put their own chunks in front when they copy it.
+_MARK_WITHIN: Final = 1024
 
 
 def mask_regions(
@@ -76,6 +87,26 @@ def encode_png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
     bare.save(buffer, "PNG", compress_level=_PNG_COMPRESSION)
     return buffer.getvalue()
+
+
+def with_mark(image: MarkedT) -> MarkedT:
+    """A masked image with a mark that says so: in a text chunk of a PNG, in the ``info`` of a PIL image.
+
+    A guard that finds the mark on an image it did not mask itself can give a model the safety prefix. Anyone can write
+    the mark, so it is no reason for anything else. Bytes that are no PNG stay as they are.
+    """
+    if isinstance(image, Image.Image):
+        marked = image.copy()
+        marked.info[_MARK_KEY] = _MARK_VALUE
+        return marked
+    return image[:_HEADER_BYTES] + _MARK + image[_HEADER_BYTES:] if image.startswith(_PNG_START) else image
+
+
+def is_marked(image: bytes | Image.Image) -> bool:
+    """Whether an encoded or decoded image says that a guard masked it."""
+    if isinstance(image, Image.Image):
+        return image.info.get(_MARK_KEY) == _MARK_VALUE
+    return _MARK in image[:_MARK_WITHIN]
 
 
 def coverage(boxes: Sequence[Box], size: tuple[int, int]) -> float:

@@ -39,6 +39,7 @@ class ModelInput:
         by_message: The verdicts of each message, in reading order; empty for a message without media.
         shown: Where images stand in contents: message and path.
         has_artifacts: Whether a tool message has an artifact, which is no part of a trace.
+        is_marked: Whether an image in it says that a guard has masked it before.
         decision: Who answers; None before the input is screened, or if it cannot be read.
         error: Why the input cannot be read; None if it can.
     """
@@ -49,7 +50,8 @@ class ModelInput:
     messages: list[BaseMessage] = field(repr=False)
     by_message: list[tuple[Verdict, ...]]
     shown: Sequence[tuple[int, Path]] = field(default=(), repr=False)
-    has_artifacts: Artifacts = "mcp"
+    has_artifacts: bool = False
+    is_marked: bool = False
     decision: ChatDecision | None = None
     error: Exception | None = None
 
@@ -216,6 +218,7 @@ def _screened(one: ModelInput, chat: ScreenedChat) -> ModelInput:
     if one.error is not None:
         return one
     one.decision = chat.decision
+    one.is_marked = chat.is_marked
     if not any(result.verdicts for result in chat.turns):
         return one
     messages, by_message = list(one.read), list(one.by_message)

@@ -13,6 +13,7 @@ from guardalign_guardrails.content.rewrite import with_blocks
 from guardalign_guardrails.content.screen import UNCHECKED_NOTICE, Turn, screen
 from guardalign_guardrails.content.walk import find
 from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.images.mask import with_mark
 from guardalign_guardrails.testing.colours import CELL, colour_guard, painted
 
 LIMIT = 1_000_000
@@ -20,7 +21,7 @@ WORDS = {"type": "text", "text": "look"}
 RED, GREEN, WHITE = (encode_png(painted(*colours)) for colours in (["red"], ["green"], []))
 _masked = painted()
 _masked.paste("black", (0, 0, CELL, CELL))
-MASKED = encode_png(_masked)
+MASKED = with_mark(encode_png(_masked))
 
 
 @pytest.fixture

@@ -12,6 +12,7 @@ from guardalign_guardrails.content.bodies import BodyRules, ascreen_body, screen
 from guardalign_guardrails.content.payload import to_base64, to_data_url
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.images.mask import with_mark
 from guardalign_guardrails.testing.chats import images_in
 from guardalign_guardrails.testing.colours import CELL, colour_guard, painted
 
@@ -32,7 +33,7 @@ def masked() -> bytes:
     """What is left of a red square."""
     image = painted()
     image.paste("black", (0, 0, CELL, CELL))
-    return encode_png(image)
+    return with_mark(encode_png(image))
 
 
 def block(form: str, colour: str) -> dict:

@@ -28,7 +28,10 @@ from pydantic import BaseModel, ValidationError
 
 from guardalign_guardrails import EncoderUnavailable, Guard, GuardSettings, Policy, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.chat import placement_for
+from guardalign_guardrails.content.payload import to_base64
 from guardalign_guardrails.content.screen import NOTICE
+from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.images.mask import with_mark
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
 from langchain_guardalign.chat.guarded_model import GuardedChatModel
 from langchain_guardalign.events import EVENT
@@ -198,7 +201,7 @@ class TestNoWayAround:
         with traced() as tracer:
             way(guarded, ask(painted(colour)))
         assert tracer.kinds == ["model"]
-        assert (b64(MASKED) if colour == "red" else NOTICE) in repr(tracer.seen)
+        assert (to_base64(with_mark(encode_png(MASKED))) if colour == "red" else NOTICE) in repr(tracer.seen)
         assert b64(painted(colour)) not in repr(tracer.seen)
 
     @pytest.mark.parametrize("way", [way for name, way in WITHIN_NOTHING.items() if "events" in name or "log" in name])

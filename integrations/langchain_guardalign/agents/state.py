@@ -73,6 +73,7 @@ def review(rules: AgentRules, screened: ModelInput, *, is_first_look: bool) -> R
     is_routed = rules.can_route and "route" in _actions_of_turn(rules, screened)
     actions = [verdict.action for verdict in screened.verdicts]
     actions += [entry["action"] for message in before for entry in _records(message)]
+    actions += ["mask"] if screened.is_marked else []
     return Review(
         before=before,
         messages=screened.messages,
