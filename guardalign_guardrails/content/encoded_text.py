@@ -7,14 +7,13 @@ resolved, and no link is followed.
 
 from __future__ import annotations
 
-import base64
-import binascii
 import re
 from dataclasses import dataclass, field
 from typing import Final
 from urllib.parse import unquote
 
 from guardalign_guardrails.content.dialect import Reading
+from guardalign_guardrails.content.media_text import first_bytes
 from guardalign_guardrails.content.payload import read_base64, read_data_url, to_base64, to_data_url
 from guardalign_guardrails.images.containers import announces_image
 
@@ -50,7 +49,6 @@ _REACH_OF_BASE64: Final = {before: re.compile(reach.replace("[^", "[^:")) for be
 _REACH_OF_PLAIN: Final = {before: re.compile(reach) for before, reach in _REACH.items()}
 # JSON may write a slash as "\/" and a line break as "\n".
 _ESCAPE: Final = re.compile(r"\\[nrt]?")
-_NOISE: Final = re.compile(r"[^A-Za-z0-9+/_-]+")
 
 
 @dataclass(frozen=True)
@@ -138,11 +136,7 @@ def _reach(text: str, start: int, before: str, *, is_base64: bool) -> str:
 def _first_bytes(encoded: str) -> bytes:
     """The bytes that the first characters of base64 encode, whatever stands between them; none if there are too few."""
     peek = encoded[:_PEEK] if encoded[:1].strip() else encoded.lstrip()[:_PEEK]
-    compact = _NOISE.sub("", _ESCAPE.sub("", unquote(peek) if "%" in peek else peek))[:_SNIFFED]
-    try:
-        return base64.b64decode(compact.replace("-", "+").replace("_", "/"), validate=True)
-    except (binascii.Error, ValueError):
-        return b""
+    return first_bytes(_ESCAPE.sub("", unquote(peek) if "%" in peek else peek), _SNIFFED)
 
 
 def _data_url(text: str, start: int, end: int) -> EncodedImage:

@@ -51,7 +51,7 @@ class Ambiguous(bytes):
 Payload: TypeAlias = bytes | Image.Image | Remote | Reason
 """An encoded image, a decoded one, its URL, or why there is none."""
 
-_HEAD: Final = re.compile(r"\s*data:([^,]{0,1024}),", re.IGNORECASE)
+_HEAD: Final = re.compile(r"\s*data:([^,]*),", re.IGNORECASE)
 _PERCENT_GROWTH: Final = 3
 _SLACK: Final = 1024
 _AMBIGUOUS: Final = re.compile("[%_-]")
