@@ -1,15 +1,17 @@
-"""GuardAlign as a guardrail of the LiteLLM proxy: any client, in any language, gets the same image guard.
+"""GuardAlign for LiteLLM: with its proxy any client, in any language, gets the same image guard.
 
 Name ``litellm_guardalign.ImageGuardrail`` in the proxy's config, or start a guarded proxy with
-``python -m litellm_guardalign``.
+``python -m litellm_guardalign``. Where LiteLLM is used as a library, `guarded` wraps its functions.
 """
 
 from typing import TYPE_CHECKING, Any
 
+from litellm_guardalign.library import guarded
+
 if TYPE_CHECKING:
     from litellm_guardalign.guardrail import ImageGuardrail
 
-__all__ = ["ImageGuardrail"]
+__all__ = ["ImageGuardrail", "guarded"]
 
 
 def __getattr__(name: str) -> Any:

@@ -2,21 +2,27 @@
 
 LiteLLM's newer hook, ``apply_guardrail``, drops changed images, never sees a message of images alone, and reads no
 images of the Responses API. The core decides (`guardalign_guardrails.content.bodies`); this module carries it out.
+
+Outside the proxy LiteLLM calls other hooks, and none that may change a synchronous call, see `in_library`.
 """
 
 from __future__ import annotations
 
+import sys
 import time
+import warnings
 from typing import Any, ClassVar, Final, NoReturn
 
 from litellm.exceptions import GuardrailRaisedException
 from litellm.integrations.custom_guardrail import CustomGuardrail
 
-from guardalign_guardrails import Verdict
+from guardalign_guardrails import UnguardedWarning, Verdict
 from guardalign_guardrails.content.bodies import ScreenedBody, ascreen_body
+from guardalign_guardrails.errors import SettingsError
 from litellm_guardalign.calls import body_of, can_refuse, changes, kind_of
+from litellm_guardalign.in_library import ascreen_call, refuse_what_cannot_be_changed
 from litellm_guardalign.record import name_in_answer, put, record_of
-from litellm_guardalign.settings import GuardrailSettings
+from litellm_guardalign.settings import GuardrailSettings, faults_of, gaps_of
 
 _BLOCKED: Final = 400
 _UNCHECKED: Final = 503
@@ -41,8 +47,20 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
     def __init__(self, *, guardalign: object = None, **params: Any) -> None:
         self.settings = GuardrailSettings.read(guardalign, params)
         self.guard = self.settings.guard
+        for gap in gaps_of(params):
+            warnings.warn(f"GuardAlign's guardrail does not guard every request. {gap}", UnguardedWarning, stacklevel=2)
         self.guard.prepare()
         super().__init__(**params)
+
+    def apply_stream_scope(self, stream_scope: object) -> None:
+        """Refuse a scope that leaves requests unguarded; LiteLLM hands it over after the guardrail was made.
+
+        Raises:
+            SettingsError: The scope leaves out streams or whole answers.
+        """
+        if faults := faults_of({"event_hook": "pre_call", "stream_scope": stream_scope}):
+            raise SettingsError("; ".join(faults))
+        super().apply_stream_scope(stream_scope)
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str
@@ -63,6 +81,37 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
         self._log(data, screened, started)
         self._carry_out(data, screened)
         return data
+
+    async def async_pre_call_deployment_hook(self, kwargs: dict[str, Any], call_type: Any) -> dict[str, Any] | None:
+        """Sanitise an asynchronous call of the library; for the proxy, whose hook is the one above, do as LiteLLM does.
+
+        Raises:
+            UnsafeContentError: An image was blocked. A hook cannot answer in a model's place, so that a refusal is
+                raised too.
+            SettingsError: The content was not given by name, and cannot be changed here.
+        """
+        if self._is_of_the_proxy:
+            result: dict[str, Any] | None = await super().async_pre_call_deployment_hook(kwargs, call_type)
+            return result
+        return await ascreen_call(self.guard, self.settings, kwargs, str(getattr(call_type, "value", call_type)))
+
+    def log_pre_api_call(self, model: Any, messages: Any, kwargs: dict[str, Any]) -> None:
+        """Stop a call of the library that no hook could change, if the policy asks for a change.
+
+        Raises:
+            UnguardedCall: It does.
+        """
+        if not self._is_of_the_proxy:
+            refuse_what_cannot_be_changed(self.guard, messages, kwargs)
+
+    @property
+    def _is_of_the_proxy(self) -> bool:
+        """Whether the proxy made this guardrail, and calls the hook before a call whenever its config says so."""
+        # Nothing of a request may decide this: an app may hand on what its own clients send.
+        registry = sys.modules.get("litellm.proxy.guardrails.guardrail_registry")
+        handler = getattr(registry, "IN_MEMORY_GUARDRAIL_HANDLER", None)
+        made = getattr(handler, "guardrail_id_to_custom_guardrail", {})
+        return any(guardrail is self for guardrail in made.values())
 
     def _carry_out(self, data: dict[str, Any], screened: ScreenedBody) -> None:
         decision = screened.decision

@@ -51,25 +51,65 @@ class GuardrailSettings(GuardSettings):
             PolicyError: The policy file cannot be read.
             SettingsError: Something is misspelt, misplaced, or would leave requests unguarded.
         """
-        misplaced = sorted((set(cls.model_fields) - {"on_violation"}).intersection(params))
-        if misplaced:
-            raise SettingsError(f"{', '.join(misplaced)}: put it below '{KEY}:' in litellm_params.")
-        for name in _DISCARDING:
-            if params.get(name):
-                raise SettingsError(f"{name}: leave it out; with it LiteLLM would send on the images as they came.")
-        modes = set(_modes(params.get("event_hook")))
-        if modes != {"pre_call"}:
-            raise SettingsError("mode: must be 'pre_call'; at any other time images can no longer be changed.")
+        if faults := [*cls.misplaced(params), *faults_of(params)]:
+            raise SettingsError("; ".join(faults))
         try:
             return cls.model_validate({} if value is None else value)
         except ValidationError as error:
-            faults = [f"{'.'.join(map(str, item['loc'])) or KEY}: {item['msg']}" for item in error.errors()]
-            raise SettingsError("; ".join(faults)) from error
+            invalid = [f"{'.'.join(map(str, item['loc'])) or KEY}: {item['msg']}" for item in error.errors()]
+            raise SettingsError("; ".join(invalid)) from error
+
+    @classmethod
+    def misplaced(cls, params: Mapping[str, object]) -> list[str]:
+        """The fault of settings that stand beside ``guardalign`` instead of below it, if there are any."""
+        names = sorted((set(cls.model_fields) - {"on_violation"}).intersection(params))
+        return [f"{', '.join(names)}: put it below '{KEY}:' in litellm_params."] if names else []
 
     def rules(self, *, can_refuse: bool) -> BodyRules:
         """What findings mean in a request to an API that has, or has not, a place for a refusal."""
         on_violation = "raise" if self.on_violation == "refuse" and not can_refuse else self.on_violation
         return BodyRules(on_violation, self.route_to, self.placement)
+
+
+def faults_of(params: Mapping[str, object]) -> list[str]:
+    """Faults in LiteLLM's own keys with which no request, or not every kind of request, would be guarded.
+
+    Args:
+        params: What LiteLLM hands to a guardrail, the mode under ``event_hook``.
+    """
+    faults = [
+        f"{name}: leave it out; with it LiteLLM would send on the images as they came."
+        for name in _DISCARDING
+        if params.get(name)
+    ]
+    if not is_of_every_stream(params.get("stream_scope")):
+        faults.append("stream_scope: leave it out; it would leave either streams or whole answers unguarded.")
+    if set(_modes(params.get("event_hook"))) != {"pre_call"}:
+        faults.append("mode: must be 'pre_call'; at any other time images can no longer be changed.")
+    return faults
+
+
+def gaps_of(params: Mapping[str, object]) -> list[str]:
+    """What lets requests pass unguarded that do not ask for the guardrail; meant so by some, overlooked by most.
+
+    Args:
+        params: What LiteLLM hands to a guardrail, the mode under ``event_hook``.
+    """
+    gaps = []
+    if params.get("default_on") is not True:
+        gaps.append("default_on: is not true; only requests, keys, teams and models that name the guardrail have it.")
+    mode = params.get("event_hook")
+    mode = mode.model_dump() if isinstance(mode, BaseModel) else mode
+    if isinstance(mode, Mapping) and not mode.get("default"):
+        gaps.append("mode: has tags and no default; requests without these tags, which clients give, are not guarded.")
+    return gaps
+
+
+def is_of_every_stream(stream_scope: object) -> bool:
+    """Whether a guardrail's ``stream_scope`` leaves out neither streams nor whole answers."""
+    if isinstance(stream_scope, Mapping):
+        return all(is_of_every_stream(each) for each in stream_scope.values())
+    return stream_scope is None or str(stream_scope).lower() in ("", "both")
 
 
 def _modes(value: Any) -> Iterable[str]:

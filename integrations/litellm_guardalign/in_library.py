@@ -1,0 +1,137 @@
+"""What the guardrail can do among ``litellm.callbacks``, where LiteLLM is a library and no proxy runs.
+
+Before an asynchronous call LiteLLM asks its callbacks for changes: the call is guarded there. Before a synchronous one,
+and for callbacks of one call alone, it only reports what it is about to send, and swallows every exception of a
+callback. The call is stopped there, by an exception that is none of these, if the policy asks for any change.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Mapping
+from typing import Any, Final
+
+from guardalign_guardrails.content.bodies import BodyRules, ascreen_body, screen_body
+from guardalign_guardrails.errors import SettingsError, UnguardedWarning, UnsafeContentError
+from guardalign_guardrails.guarding.guard import Guard
+from guardalign_guardrails.verdict import Verdict
+from litellm_guardalign.calls import body_of, changes, kind_of
+from litellm_guardalign.library import as_data
+from litellm_guardalign.record import put
+from litellm_guardalign.settings import GuardrailSettings
+
+# Where a call has its content; given without a name, it is not seen by a hook.
+_CONTENT: Final[Mapping[str, str]] = {
+    "acompletion": "messages",
+    "aembedding": "input",
+    "agenerate_content": "contents",
+    "agenerate_content_stream": "contents",
+    "aimage_edit": "image",
+    "aimage_variation": "image",
+    "anthropic_messages": "messages",
+    "aresponses": "input",
+    "atext_completion": "prompt",
+}
+# What these send is all in the report that LiteLLM makes of it; of others, files are not.
+_REPORTED: Final = frozenset({"acompletion", "aembedding", "anthropic_messages", "aresponses", "atext_completion"}) | {
+    "completion",
+    "embedding",
+    "responses",
+    "text_completion",
+}
+_MARK: Final = "guardalign"
+_REMEDY: Final = "Guard LiteLLM's function itself: litellm_guardalign.guarded(litellm.completion)."
+
+
+class UnguardedCall(BaseException):
+    """A call of LiteLLM was stopped: the policy asks for a change, and LiteLLM lets no callback change this call.
+
+    It is no `Exception`, since LiteLLM swallows those of its callbacks and would send the images.
+    """
+
+
+class _Checked(str):
+    """Marks a call as checked, by being this very object; no caller can give it."""
+
+    __slots__ = ()
+
+
+_CHECKED: Final = _Checked("checked")
+
+
+async def ascreen_call(guard: Guard, settings: GuardrailSettings, call: dict[str, Any], name: str) -> dict[str, Any]:
+    """An asynchronous call, sanitised.
+
+    Args:
+        guard: Checks.
+        settings: Of the guardrail. A route counts as a block, since a call's keys and addresses are its model's.
+        call: Arguments by name.
+        name: LiteLLM's word for the call.
+
+    Raises:
+        UnsafeContentError: An image was blocked.
+        SettingsError: The content was not given by name.
+    """
+    kind = kind_of(name)
+    log = call.get("litellm_logging_obj")
+    if kind is None:
+        return call
+    if _CONTENT.get(name, "model") not in call and getattr(log, "messages", None):
+        raise SettingsError(f"Give {name} its {_CONTENT.get(name, 'content')} by name; else no callback sees it.")
+    data = as_data(call)
+    body = body_of(data)
+    screened = await ascreen_body(
+        guard, body, kind.form, BodyRules(settings.rules(can_refuse=False).on_violation, None, settings.placement)
+    )
+    put(data, changes(data, body, screened.body))
+    if screened.decision.handled_by == "error" and screened.decision.violation is not None:
+        raise UnsafeContentError(screened.decision.violation)
+    if log is not None:
+        log.model_call_details[_MARK] = _CHECKED
+    return data
+
+
+def refuse_what_cannot_be_changed(guard: Guard, messages: Any, report: Mapping[str, Any]) -> None:
+    """Stop a call that is about to be sent and was not checked before, if the policy asks for any change in it.
+
+    Args:
+        guard: Checks.
+        messages: Content of the call.
+        report: What LiteLLM is about to send.
+
+    Raises:
+        UnguardedCall: It does.
+    """
+    name = str(report.get("call_type"))
+    if report.get(_MARK) is _CHECKED or kind_of(name) is None:
+        return
+    warnings.warn(
+        f"LiteLLM lets no callback change this call ({name}); what the policy asks a change for is not sent. {_REMEDY}",
+        UnguardedWarning,
+        stacklevel=2,
+    )
+    if name not in _REPORTED:
+        raise UnguardedCall(f"What {name} sends cannot be checked by a callback. {_REMEDY}")
+    more = report.get("additional_args")
+    sent = more.get("complete_input_dict") if isinstance(more, Mapping) else None
+    body = as_data({"messages": messages, "sent": _parsed(sent)})
+    screened = screen_body(guard, body, "other")
+    found = [verdict for verdict in screened.verdicts if verdict.action not in ("allow", "flag")]
+    if screened.body is not body or screened.decision.handled_by != "model" or screened.decision.is_prefix_due:
+        raise UnguardedCall(f"{_what(found)} {_REMEDY}")
+
+
+def _parsed(sent: Any) -> Any:
+    if not isinstance(sent, str | bytes):
+        return sent
+    try:
+        return json.loads(sent)
+    except ValueError:
+        return sent
+
+
+def _what(found: list[Verdict]) -> str:
+    digests = ", ".join(verdict.digest[:12] for verdict in found if verdict.digest)
+    where = f" (digest {digests})" if digests else ""
+    return f"The safety policy asks for a change of this call{where}, which LiteLLM lets no callback make."
