@@ -6,12 +6,12 @@ Name ``litellm_guardalign.ImageGuardrail`` in the proxy's config, or start a gua
 
 from typing import TYPE_CHECKING, Any
 
-from litellm_guardalign.library import guarded
+from litellm_guardalign.library import UnguardedCall, guarded
 
 if TYPE_CHECKING:
     from litellm_guardalign.guardrail import ImageGuardrail
 
-__all__ = ["ImageGuardrail", "guarded"]
+__all__ = ["ImageGuardrail", "UnguardedCall", "guarded"]
 
 
 def __getattr__(name: str) -> Any:

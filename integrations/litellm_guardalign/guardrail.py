@@ -3,7 +3,7 @@
 LiteLLM's newer hook, ``apply_guardrail``, drops changed images, never sees a message of images alone, and reads no
 images of the Responses API. The core decides (`guardalign_guardrails.content.bodies`); this module carries it out.
 
-Outside the proxy LiteLLM calls other hooks, and none that may change a synchronous call, see `in_library`.
+Outside the proxy LiteLLM calls other hooks, and none that may change a synchronous call, see `library.callbacks`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from guardalign_guardrails import UnguardedWarning, Verdict
 from guardalign_guardrails.content.bodies import ScreenedBody, ascreen_body
 from guardalign_guardrails.errors import SettingsError
 from litellm_guardalign.calls import body_of, can_refuse, changes, kind_of
-from litellm_guardalign.in_library import ascreen_call, refuse_what_cannot_be_changed
+from litellm_guardalign.library.callbacks import ascreen_call, refuse_what_cannot_be_changed
 from litellm_guardalign.record import name_in_answer, put, record_of
 from litellm_guardalign.settings import GuardrailSettings, faults_of, gaps_of
 

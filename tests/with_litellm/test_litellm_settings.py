@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import pickle
 import re
+import warnings
 from pathlib import Path
 
 import pytest
 import yaml
 
-from guardalign_guardrails import GuardAlignError, Policy
+from guardalign_guardrails import GuardAlignError, Policy, UnguardedWarning
 from guardalign_guardrails.detection.encoders import registry
 from guardalign_guardrails.errors import PolicyError, SettingsError
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy
@@ -41,6 +42,11 @@ def test_nothing_set_is_the_shipped_policy_that_refuses():
         ({}, {"encoder": "offline", "route_to": "m"}, "encoder, route_to: put it below"),
         ({}, {"run_in_parallel": True}, "run_in_parallel: leave it out"),
         ({}, {"scan_raw_request": True}, "scan_raw_request: leave it out"),
+        ({}, {"stream_scope": "streaming"}, "stream_scope: leave it out"),
+        ({}, {"stream_scope": {"pre_call": "non_streaming"}}, "stream_scope: leave it out"),
+        ({}, {"event_hook": []}, "mode: must be 'pre_call'"),
+        ({}, {"event_hook": "post_call"}, "mode: must be 'pre_call'"),
+        ({}, {"event_hook": "logging_only"}, "mode: must be 'pre_call'"),
         ({}, {"event_hook": "during_call"}, "mode: must be 'pre_call'"),
         ({}, {"event_hook": ["pre_call", "post_call"]}, "mode: must be 'pre_call'"),
         ({}, {"event_hook": None}, "mode: must be 'pre_call'"),
@@ -57,6 +63,36 @@ def test_a_mistake_is_an_error_for_which_litellm_stops(settings, params, message
 @pytest.mark.parametrize("event_hook", ["pre_call", ["pre_call"], {"tags": {"a": ["pre_call"]}, "default": "pre_call"}])
 def test_every_way_to_write_the_mode_is_understood(event_hook):
     assert read({}, event_hook=event_hook) == GuardrailSettings()
+
+
+@pytest.mark.parametrize(
+    ("params", "gaps"),
+    [
+        ({}, []),
+        ({"stream_scope": "both"}, []),
+        ({"default_on": False}, ["default_on"]),
+        ({"default_on": None}, ["default_on"]),
+        ({"event_hook": {"tags": {"a": "pre_call"}}}, ["mode"]),
+        ({"event_hook": {"tags": {"a": "pre_call"}, "default": "pre_call"}}, []),
+    ],
+)
+def test_what_lets_requests_pass_that_do_not_ask_for_the_guardrail_is_a_warning(tmp_path, monkeypatch, params, gaps):
+    pytest.importorskip("litellm", reason="LiteLLM has its own virtual environment: make test-litellm")
+    from litellm_guardalign import ImageGuardrail
+
+    monkeypatch.setitem(registry._PREFIXES, "colour", lambda rest, options: ColourEncoder())
+    (tmp_path / "policy.yaml").write_text(colour_policy().to_yaml())
+    settings = {"policy": str(tmp_path / "policy.yaml"), "encoder": "colour", "cache_dir": str(tmp_path)}
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", UnguardedWarning)
+        guardrail = ImageGuardrail(guardalign=settings, **{**PRE_CALL, **params})
+    found = [str(warning.message) for warning in caught if warning.category is UnguardedWarning]
+    assert len(found) == len(gaps)
+    assert all(f" {gap}: " in text for text, gap in zip(found, gaps, strict=True))
+    # LiteLLM hands this one over after the guardrail was made.
+    with pytest.raises(SettingsError, match="stream_scope"):
+        guardrail.apply_stream_scope("streaming")
+    guardrail.apply_stream_scope("both")
 
 
 def test_a_policy_that_is_not_there_is_such_an_error_too(tmp_path):

@@ -87,7 +87,7 @@ def _chunks(call: Mapping[str, Any], text: str, record: dict[str, Any]) -> Itera
 
 
 def _response_data(model: Any, text: str, record: dict[str, Any]) -> dict[str, Any]:
-    part = {"type": "output_text", "text": text, "annotations": []}
+    part = {"type": "output_text", "text": text, "annotations": [], "logprobs": []}
     item = {"id": f"msg_guardalign_{uuid.uuid4().hex}", "type": "message", "role": "assistant", "status": "completed"}
     return {
         "id": f"resp_guardalign_{uuid.uuid4().hex}",

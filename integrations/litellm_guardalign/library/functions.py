@@ -2,7 +2,7 @@
 
 A callback is not enough there: LiteLLM has no hook that may change a synchronous call, and none at all for
 ``callbacks=[...]`` of one call. So the function itself is wrapped. What `ImageGuardrail` among ``litellm.callbacks``
-can do is in `in_library`.
+can do is in `callbacks`.
 """
 
 from __future__ import annotations
@@ -62,6 +62,13 @@ _OTHERS: Final = frozenset(
 )
 # Where callers may put objects of LiteLLM and OpenAI, such as the message of the last answer.
 _OF_OBJECTS: Final = frozenset({"contents", "fallbacks", "input", "messages", "prompt", "system"})
+
+
+class UnguardedCall(BaseException):
+    """A call of LiteLLM was stopped: the policy asks for a change, and LiteLLM lets no callback change this call.
+
+    It is no `Exception`, since LiteLLM swallows those of its callbacks and would send the images.
+    """
 
 
 def guarded(
@@ -187,8 +194,8 @@ def _answer(policy: Policy, name: str, given: Mapping[str, Any], screened: Scree
         return None
     if handled_by == "error":
         raise UnsafeContentError(violation)
-    # LiteLLM takes seconds to import; whoever calls one of its functions has done so.
-    from litellm_guardalign.refusals import refusal
+    # LiteLLM takes seconds to import; its callers have done so.
+    from litellm_guardalign.library.refusals import refusal
 
     return refusal(_REFUSING[name], given, policy.refusal_for(violation), event_of(screened.verdicts))
 

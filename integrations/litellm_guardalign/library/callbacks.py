@@ -17,7 +17,7 @@ from guardalign_guardrails.errors import SettingsError, UnguardedWarning, Unsafe
 from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.verdict import Verdict
 from litellm_guardalign.calls import body_of, changes, kind_of
-from litellm_guardalign.library import as_data
+from litellm_guardalign.library.functions import UnguardedCall, as_data
 from litellm_guardalign.record import put
 from litellm_guardalign.settings import GuardrailSettings
 
@@ -44,20 +44,13 @@ _MARK: Final = "guardalign"
 _REMEDY: Final = "Guard LiteLLM's function itself: litellm_guardalign.guarded(litellm.completion)."
 
 
-class UnguardedCall(BaseException):
-    """A call of LiteLLM was stopped: the policy asks for a change, and LiteLLM lets no callback change this call.
-
-    It is no `Exception`, since LiteLLM swallows those of its callbacks and would send the images.
-    """
-
-
-class _Checked(str):
+class _CheckedMark(str):
     """Marks a call as checked, by being this very object; no caller can give it."""
 
     __slots__ = ()
 
 
-_CHECKED: Final = _Checked("checked")
+_CHECKED: Final = _CheckedMark("checked")
 
 
 async def ascreen_call(guard: Guard, settings: GuardrailSettings, call: dict[str, Any], name: str) -> dict[str, Any]:
@@ -118,7 +111,8 @@ def refuse_what_cannot_be_changed(guard: Guard, messages: Any, report: Mapping[s
     body = as_data({"messages": messages, "sent": _parsed(sent)})
     screened = screen_body(guard, body, "other")
     found = [verdict for verdict in screened.verdicts if verdict.action not in ("allow", "flag")]
-    if screened.body is not body or screened.decision.handled_by != "model" or screened.decision.is_prefix_due:
+    is_prefix_missing = screened.decision.is_prefix_due and not _says(body, guard.policy.prefix.strip())
+    if screened.body is not body or screened.decision.handled_by != "model" or is_prefix_missing:
         raise UnguardedCall(f"{_what(found)} {_REMEDY}")
 
 
@@ -129,6 +123,15 @@ def _parsed(sent: Any) -> Any:
         return json.loads(sent)
     except ValueError:
         return sent
+
+
+def _says(value: Any, words: str) -> bool:
+    """Whether some words stand in any text of a value."""
+    if isinstance(value, str):
+        return words in value
+    if isinstance(value, Mapping):
+        return any(_says(each, words) for each in value.values())
+    return isinstance(value, list | tuple) and any(_says(each, words) for each in value)
 
 
 def _what(found: list[Verdict]) -> str:
