@@ -61,6 +61,7 @@ def test_what_is_not_run_says_why():
     """Nothing is left out silently: this is the whole list."""
     assert {block.page: block.reason for block in PYTHON if block.reason is not None} == {
         "docs/decoding/large-models.md": "needs one process per card; tests/decoding/test_tensor_parallel.py runs two",
+        "docs/litellm.md": "LiteLLM has an environment of its own; tests/with_litellm/test_litellm_library.py runs it",
         "docs/processes.md": "Celery is not installed with the tests",
         "docs/langchain/rag.md": "needs langchain-classic; examples/rag_with_images.py uses it",
     }

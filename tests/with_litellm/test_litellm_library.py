@@ -14,6 +14,7 @@ pytest.importorskip("litellm", reason="LiteLLM has its own virtual environment: 
 import litellm
 from PIL import Image
 
+from doc_pages.pages import blocks
 from guardalign_guardrails import SettingsError, UnguardedWarning, UnsafeContentError
 from guardalign_guardrails.content.payload import to_base64, to_data_url
 from guardalign_guardrails.content.screen import NOTICE
@@ -22,7 +23,7 @@ from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.chats import images_in
 from guardalign_guardrails.testing.colours import CELL, ColourEncoder, colour_guard, colour_policy, painted
 from litellm_guardalign import ImageGuardrail, UnguardedCall, guarded
-from with_langchain.openai_server import digest
+from with_langchain.openai_server import digest, opened
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
 
@@ -198,7 +199,7 @@ class TestOtherFunctions:
     async def test_an_image_to_be_embedded_is_masked_or_an_error(self, guard, at_other, received, call):
         embed = guarded(call, guard)
         await answered(embed, input=[url("red")], **at_other)
-        assert received[0].body["input"] == [to_data_url(encode_png(masked()), "image/png")]
+        assert [digest(opened(each)) for each in received[0].body["input"]] == [digest(masked())]
         with pytest.raises(UnsafeContentError):
             await answered(embed, input=[url("blue")], **at_other)
         assert len(received) == 1
@@ -287,6 +288,17 @@ class TestWhatGuardedTakes:
         answer = guarded(litellm.completion, path)(messages=[user("blue")], **at)
         assert answer.choices[0].message.content == "Not here."
 
+    def test_the_page_shows_what_works(self, upstream, tmp_path, monkeypatch, capsys):
+        monkeypatch.setitem(registry._PREFIXES, "offline", lambda rest, options: ColourEncoder())
+        monkeypatch.setenv("OPENAI_API_KEY", "k")
+        monkeypatch.setenv("OPENAI_API_BASE", upstream.base_url)
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "policy.yaml").write_text(colour_policy().to_yaml())
+        (block,) = blocks("docs/litellm.md", "python")
+        exec(block.compiled(), {"messages": [user("red")]})
+        assert [digest(image) for image in upstream.last.images] == [digest(masked())]
+        assert capsys.readouterr().out == "one two three\n"
+
     def test_only_functions_that_send_images_to_models(self, guard, router):
         for call in (print, router.aresponses, functools.partial(litellm.completion, messages=[user("blue")])):
             with pytest.raises(SettingsError, match="call_type"):
@@ -324,7 +336,7 @@ class TestCallbacks:
         await litellm.aresponses(input=inputs("red"), **at)
         assert [digest(image) for image in upstream.last.images] == [digest(masked())]
         await litellm.aembedding(input=[url("red")], **at_other)
-        assert received[-1].body["input"] == [to_data_url(encode_png(masked()), "image/png")]
+        assert [digest(opened(each)) for each in received[-1].body["input"]] == [digest(masked())]
         await litellm.aimage_edit(image=io.BytesIO(encode_png(painted("red"))), prompt="a hat", **at_other)
         assert [digest(each) for each in received[-1].files] == [digest(masked())]
 
