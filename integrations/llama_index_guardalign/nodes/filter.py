@@ -6,6 +6,7 @@ them.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias
@@ -26,7 +27,9 @@ from guardalign_guardrails.content.documents.records import ACTION_KEY, RECORD_K
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardField, GuardSettings, StoredPath
 from llama_index_guardalign.events import announce
-from llama_index_guardalign.nodes.images import copied, find_images, with_images, without_second_url
+from llama_index_guardalign.nodes.images import Storage, copied, find_images, with_images, without_second_url
+
+logger = logging.getLogger(__name__)
 
 Quarantine: TypeAlias = Callable[[BaseNode, tuple[Verdict, ...]], object]
 """Called with the original of every node from which an image is withheld, and its verdicts."""
@@ -40,7 +43,7 @@ def node_filter(
     source: Source = "retrieved",
     withhold: Withhold = "document",
     quarantine: Quarantine | None = None,
-    masked_dir: Path | None = None,
+    masked_dir: Path | str | None = None,
     is_for_storage: bool = False,
 ) -> DocumentFilter[BaseNode]:
     """A filter for nodes.
@@ -50,13 +53,14 @@ def node_filter(
         source: Where the images came from, for the policy.
         withhold: What is withheld for a blocked image, the node or only the image.
         quarantine: Called with what is withheld.
-        masked_dir: Folder for masked and canonical images of media resources, whose bytes LlamaIndex does not store.
+        masked_dir: Folder for masked and canonical images; None keeps them in the nodes.
         is_for_storage: Whether nodes are about to be stored: all verdicts are put on record then, and a node
             whose image is replaced loses the embedding of the original.
     """
+    storage = Storage(None if masked_dir is None else Path(masked_dir), is_lasting=is_for_storage)
 
     def rewrite(node: BaseNode, checked: CheckedImages) -> BaseNode:
-        new = with_images(node, checked.images, checked.replacements, masked_dir)
+        new = with_images(node, checked.images, checked.replacements, storage)
         if guard.policy.mode == "enforce":
             new = without_second_url(new)
         recorded = [verdict for verdict in checked.verdicts if is_for_storage or verdict.finding != "none"]
@@ -105,10 +109,17 @@ class FiltersNodes(BaseComponent):
         return super().__getstate__()
 
     def _filtered(self, nodes: Sequence[BaseNode]) -> FilteredNodes:
-        return announced(self.class_name(), self._filter.filter(nodes), self.on_violation)
+        return self._reported(self._filter.filter(nodes))
 
     async def _afiltered(self, nodes: Sequence[BaseNode]) -> FilteredNodes:
-        return announced(self.class_name(), await self._filter.afilter(nodes), self.on_violation)
+        return self._reported(await self._filter.afilter(nodes))
+
+    def _reported(self, filtered: FilteredNodes) -> FilteredNodes:
+        announced(self.class_name(), filtered, self.on_violation)
+        # What is not stored is missed much later, and not by those who stored it.
+        if self._is_for_storage and (withheld := filtered.places.count(None)):
+            logger.warning("%s withheld %d of %d nodes", self.class_name(), withheld, len(filtered.places))
+        return filtered
 
     @property
     def _filter(self) -> DocumentFilter[BaseNode]:

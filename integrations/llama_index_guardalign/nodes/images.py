@@ -6,7 +6,6 @@ readers of nodes do not agree on which they follow. After a replacement there is
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import mimetypes
 from collections.abc import Mapping, Sequence
@@ -23,6 +22,7 @@ from llama_index.core.schema import (
     NodeWithScore,
     TextNode,
 )
+from pydantic import AnyUrl
 
 from guardalign_guardrails.content.dialect import Reading
 from guardalign_guardrails.content.documents import images as document_images
@@ -38,6 +38,8 @@ from guardalign_guardrails.images import keep_image, read_named_file
 
 # Metadata field with the file a node was read from. Some of LlamaIndex's parts open it as the node's image.
 _FILE_PATH_KEY: Final = "file_path"
+# And with its name, which nothing opens. Readers keep it out of embeddings.
+_FILE_NAME_KEY: Final = "file_name"
 _PLAIN: Final = ("text", "metadata")
 
 
@@ -46,6 +48,20 @@ class _NewImage(NamedTuple):
 
     data: bytes
     mime: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Storage:
+    """Where a new image of a node is kept.
+
+    Attributes:
+        masked_dir: Folder for its file; None to keep it in the node.
+        is_lasting: Whether an image that is kept in the node must survive a store, which the bytes of LlamaIndex's
+            media resources do not.
+    """
+
+    masked_dir: Path | None = None
+    is_lasting: bool = False
 
 
 def find_images(node: BaseNode) -> list[FoundImage]:
@@ -64,7 +80,7 @@ def find_images(node: BaseNode) -> list[FoundImage]:
 
 
 def with_images(
-    node: BaseNode, images: Sequence[FoundImage], replacements: Sequence[Replacement], masked_dir: Path | None
+    node: BaseNode, images: Sequence[FoundImage], replacements: Sequence[Replacement], storage: Storage
 ) -> BaseNode:
     """A node with other images in it; the very same object if none changes. The node itself stays as it is.
 
@@ -72,26 +88,27 @@ def with_images(
         node: Any node.
         images: All that `find_images` found.
         replacements: Of those that change, in the same order.
-        masked_dir: Folder for an image of a media resource; None to keep it in the node, whose bytes LlamaIndex does
-            not store.
+        storage: Where new images of the node's own are kept.
     """
     if not replacements:
         return node
     own = {each.image.path[0]: each for each in replacements if each.image.path[0] not in (*_PLAIN, "obj")}
-    update = _new_inner(node, images, replacements, masked_dir) | _new_text_and_metadata(node, images, replacements)
-    if not own.keys().isdisjoint(("image", "image_resource")):
-        update["metadata"] = _without_source(node, update.get("metadata", node.metadata))
-    if "image" in own and isinstance(node, ImageNode):
-        return _new_image_node(node, own["image"], update)
-    for name in own:
-        update |= _new_resource(node, name, own[name], masked_dir)
+    update = _new_inner(node, images, replacements, storage) | _new_text_and_metadata(node, images, replacements)
+    if (new := own.get("image") or own.get("image_resource")) is not None:
+        file = _kept(new, storage)
+        update |= _with_other_source(node, update.get("metadata", node.metadata), new, file)
+        if isinstance(node, ImageNode):
+            return _new_image_node(node, new, file, update)
+        update |= _new_resource(node, "image_resource", new, file, is_lasting=storage.is_lasting)
+    for name in own.keys() - {"image", "image_resource"}:
+        update |= _new_resource(node, name, own[name], None, is_lasting=False)
     return copied(node, update)
 
 
 def without_all_images(node: BaseNode, text: str) -> BaseNode:
     """The node as it may be traced: a text in place of every image, file and recording; itself if there is none."""
     images = find_images(node)
-    return with_images(node, images, [Replacement(image, text, is_withheld=True) for image in images], None)
+    return with_images(node, images, [Replacement(image, text, is_withheld=True) for image in images], Storage())
 
 
 def copied(node: BaseNode, update: Mapping[str, Any]) -> BaseNode:
@@ -108,12 +125,15 @@ def copied(node: BaseNode, update: Mapping[str, Any]) -> BaseNode:
 def without_second_url(node: BaseNode) -> BaseNode:
     """The node without a URL beside its bytes or path; itself if there is none.
 
-    Where both are given, the bytes were looked at, but some models are sent the URL.
+    Where both are given, the bytes were looked at, but some models are sent the URL. A media resource may have its
+    bytes in a data URL as well: the bytes alone are not stored.
     """
     ways = _ways_of(node)
     if not ways.url or (ways.data is None and ways.path is None):
         return node
     if isinstance(node, Node) and node.image_resource is not None:
+        if ways.path is None and _is_data_url_of(ways.url, ways.data):
+            return node
         return copied(node, {"image_resource": node.image_resource.model_copy(update={"url": None})})
     return copied(node, {"image_url": None})
 
@@ -177,19 +197,51 @@ def _unseen(node: BaseNode) -> list[FoundImage]:
     return [unreadable((name,), "unsupported_block") for name in names]
 
 
-def _without_source(node: BaseNode, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """Metadata that does not lead to a file from which the node's image may have been read."""
+def _is_data_url_of(url: str, data: str | bytes | None) -> bool:
+    head, _, body = url.partition(",")
+    is_base64 = head[:5].lower() == "data:" and head[-7:].lower() == ";base64"
+    return is_base64 and body.encode() == (data.encode() if isinstance(data, str) else data)
+
+
+def _kept(replacement: Replacement, storage: Storage) -> Path | None:
+    """The file with a new image, if there is one."""
+    if storage.masked_dir is None or not isinstance(replacement.value, _NewImage):
+        return None
+    return keep_image(replacement.value.data, storage.masked_dir)
+
+
+def _with_other_source(
+    node: BaseNode, metadata: Mapping[str, Any], replacement: Replacement, file: Path | None
+) -> dict[str, Any]:
+    """Metadata that does not lead to a file from which the node's image may have been read.
+
+    The new image's file stands there, or the name of the old one: an index leaves out nodes without text and metadata
+    to embed, and most readers give nothing but the path for that.
+    """
     path = metadata.get(_FILE_PATH_KEY)
-    is_image = _source_of(node) is not None
-    if isinstance(path, str | Path) and not is_image:
-        # A suffix that says nothing may be an image's.
-        kind = mimetypes.guess_type(str(path), strict=False)[0] or "image/"
-        is_image = kind.startswith(("image/", "application/octet-stream"))
-    return {key: value for key, value in metadata.items() if key != _FILE_PATH_KEY or not is_image}
+    if not isinstance(path, str | Path) or not (_source_of(node) is not None or _may_be_image(path)):
+        return {"metadata": dict(metadata)}
+    if file is not None:
+        return {"metadata": {**metadata, _FILE_PATH_KEY: str(file)}}
+    kept = {key: value for key, value in metadata.items() if key != _FILE_PATH_KEY}
+    excluded = node.excluded_embed_metadata_keys
+    if replacement.is_withheld or _FILE_PATH_KEY in excluded or not kept.keys() <= set(excluded):
+        return {"metadata": kept}
+    name = str(path).replace("\\", "/").rpartition("/")[2]
+    return {
+        "metadata": {_FILE_NAME_KEY: name, **kept},
+        "excluded_embed_metadata_keys": [key for key in excluded if key != _FILE_NAME_KEY],
+    }
+
+
+def _may_be_image(path: str | Path) -> bool:
+    # A suffix that says nothing may be an image's.
+    kind = mimetypes.guess_type(str(path), strict=False)[0] or "image/"
+    return kind.startswith(("image/", "application/octet-stream"))
 
 
 def _new_inner(
-    node: BaseNode, images: Sequence[FoundImage], replacements: Sequence[Replacement], masked_dir: Path | None
+    node: BaseNode, images: Sequence[FoundImage], replacements: Sequence[Replacement], storage: Storage
 ) -> dict[str, Any]:
     """The node that an index node leads to, with what takes the places of its images; nothing if none changes."""
     inner = _inner(node)
@@ -199,7 +251,7 @@ def _new_inner(
     ]
     if inner is None or not changed or not isinstance(node, IndexNode):
         return {}
-    new = with_images(inner, list(moved.values()), changed, masked_dir)
+    new = with_images(inner, list(moved.values()), changed, storage)
     return {"obj": node.obj.model_copy(update={"node": new}) if isinstance(node.obj, NodeWithScore) else new}
 
 
@@ -215,22 +267,28 @@ def _new_text_and_metadata(
     return update
 
 
-def _new_image_node(node: ImageNode, replacement: Replacement, update: dict[str, Any]) -> BaseNode:
+def _new_image_node(node: ImageNode, replacement: Replacement, file: Path | None, update: dict[str, Any]) -> BaseNode:
     if isinstance(replacement.value, _NewImage):
         data, mime = replacement.value
-        own = {"image": to_base64(data), "image_path": None, "image_url": None, "image_mimetype": mime}
+        own: dict[str, Any] = {"image": to_base64(data), "image_path": None, "image_url": None, "image_mimetype": mime}
+        if file is not None:
+            own |= {"image": None if node.image is None else own["image"], "image_path": str(file)}
         return copied(node, {**update, **own})
     # Nothing can read an image node without an image.
     kept = {name: getattr(node, name) for name in TextNode.model_fields}
     return copied(TextNode(**kept), {"text": node.text or str(replacement.value), **update})
 
 
-def _new_resource(node: BaseNode, name: str, replacement: Replacement, masked_dir: Path | None) -> dict[str, Any]:
+def _new_resource(
+    node: BaseNode, name: str, replacement: Replacement, file: Path | None, *, is_lasting: bool
+) -> dict[str, Any]:
     if isinstance(replacement.value, _NewImage):
         data, mime = replacement.value
-        if masked_dir is not None:
-            return {name: MediaResource(mimetype=mime, path=keep_image(data, masked_dir))}
+        if file is not None:
+            return {name: MediaResource(mimetype=mime, path=file)}
+        encoded = to_base64(data)
+        url = AnyUrl(f"data:{mime};base64,{encoded}") if is_lasting else None
         # Not validated: LlamaIndex would decode the bytes to see whether they are base64.
-        return {name: MediaResource(mimetype=mime).model_copy(update={"data": base64.b64encode(data)})}
+        return {name: MediaResource(mimetype=mime).model_copy(update={"data": encoded.encode(), "url": url})}
     text = {} if _text_of(node) else {"text_resource": MediaResource(text=str(replacement.value))}
     return {name: None, **text}

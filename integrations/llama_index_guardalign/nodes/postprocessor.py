@@ -44,7 +44,7 @@ class ImageGuardPostprocessor(FiltersNodes, BaseNodePostprocessor):
             "Empty Response"), ``note`` puts a node with `NOTE` there, ``raise`` raises `UnsafeContentError`.
         quarantine: Called with the original of every node from which an image is withheld, and its verdicts. Not
             dumped.
-        masked_dir: Folder for masked and canonical images of media resources; None keeps them in the node.
+        masked_dir: Folder for masked and canonical images; None keeps them in the nodes.
     """
 
     on_empty: Literal["empty", "note", "raise"] = "empty"

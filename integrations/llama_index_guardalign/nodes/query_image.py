@@ -24,7 +24,7 @@ def check_query_image(
     guard: GuardLike = None,
     *,
     on_violation: FilterRule = "raise",
-    masked_dir: Path | None = None,
+    masked_dir: Path | str | None = None,
 ) -> QueryBundle:
     """The query to ask with.
 
@@ -53,16 +53,18 @@ async def acheck_query_image(
     guard: GuardLike = None,
     *,
     on_violation: FilterRule = "raise",
-    masked_dir: Path | None = None,
+    masked_dir: Path | str | None = None,
 ) -> QueryBundle:
     """`check_query_image` without blocking the event loop."""
     not_refuse(on_violation)
     return announced(_COMPONENT, await _filter(guard, masked_dir).afilter([query]), on_violation).passed[0]
 
 
-def _filter(guard: GuardLike, masked_dir: Path | None) -> DocumentFilter[QueryBundle]:
+def _filter(guard: GuardLike, masked_dir: Path | str | None) -> DocumentFilter[QueryBundle]:
+    folder = None if masked_dir is None else Path(masked_dir)
+
     def find(query: QueryBundle) -> list[FoundImage]:
-        return [] if query.image_path is None else [of_file(query.image_path, ("image_path",), masked_dir)]
+        return [] if query.image_path is None else [of_file(query.image_path, ("image_path",), folder)]
 
     return DocumentFilter(GuardSettings.of(guard), find, _rewritten, source="user", withhold="image")
 

@@ -33,7 +33,7 @@ class GuardedReader(FiltersNodes, BasePydanticReader):
             and keeps the rest.
         quarantine: Called with the original of every document from which an image is withheld, and its verdicts. Not
             dumped.
-        masked_dir: Folder for masked and canonical images, whose bytes LlamaIndex does not store with documents.
+        masked_dir: Folder for masked and canonical images; None keeps them in the documents, in a data URL as well.
     """
 
     reader: BaseReader

@@ -46,8 +46,8 @@ class ImageGuardTransform(FiltersNodes, TransformComponent):
             ``drop`` leaves all nodes with images out and logs an error, ``raise`` passes the error on.
         quarantine: Called with the original of every node from which an image is withheld, and its verdicts; no
             verdicts after a failure. Not dumped; a function of a module, if the pipeline works in several processes.
-        masked_dir: Folder for masked and canonical images of `Node` and `Document`, whose bytes LlamaIndex does not
-            store. The original file is never changed.
+        masked_dir: Folder for masked and canonical images; None keeps them in the nodes, those of `Node` and `Document`
+            in a data URL as well, since LlamaIndex stores no bytes of theirs. The original file is never changed.
         is_cacheable: Whether a pipeline's cache may answer for it. Only if all nodes have text or metadata that tell
             them apart, as those of a `GuardedReader` have.
     """
