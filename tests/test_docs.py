@@ -62,6 +62,8 @@ def test_what_is_not_run_says_why():
     assert {block.page: block.reason for block in PYTHON if block.reason is not None} == {
         "docs/decoding/large-models.md": "needs one process per card; tests/decoding/test_tensor_parallel.py runs two",
         "docs/litellm.md": "LiteLLM has an environment of its own; tests/with_litellm/test_litellm_library.py runs it",
+        "docs/langchain/agents.md": "needs packages that the tests have in an environment of their own; "
+        "tests/with_clients runs it",
         "docs/processes.md": "Celery is not installed with the tests",
         "docs/langchain/rag.md": "needs langchain-classic; examples/rag_with_images.py uses it",
     }
