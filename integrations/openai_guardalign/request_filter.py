@@ -17,6 +17,7 @@ from guardalign_guardrails import Guard, GuardAlignError, UnsafeContentError, Ve
 from guardalign_guardrails.content.bodies import Body, BodyRules, Form, ScreenedBody, ascreen_body, screen_body
 from guardalign_guardrails.guarding.guard import uninspectable
 from guardalign_guardrails.verdict import event_of
+from openai_guardalign.edits import Edit, edit_of_form, edit_of_json
 from openai_guardalign.refusals import continued, refusal, unknown_id
 
 OnVerdicts = Callable[[tuple[Verdict, ...]], None]
@@ -31,13 +32,12 @@ _FORMS: Final[Mapping[Form, re.Pattern[str]]] = {
     ),
 }
 _ANSWERED: Final = re.compile(r"/(chat/completions|responses)$")
-# They take images in forms that are not read here.
-_UNREAD: Final = re.compile(r"/(images/(edits|variations)|videos|videos/[^/]+)$")
-# A file in a form, and the fields of forms and of JSON.
-_MARKS: Final = (b'filename="', b'name="image', b'name="input_reference', b'"image', b'"input_reference')
+# They take images in forms as well.
+_EDITS: Final = re.compile(r"/(images/(edits|variations)|videos(/[^/]+(/remix)?)?)$")
 _DEPLOYMENT: Final = re.compile(r"(?<=/deployments/)[^/]+")
 _HELPER: Final = "x-stainless-helper-method"
 _ATTEMPT: Final = "x-stainless-retry-count"
+_OF_THE_BODY: Final = ("content-length", "transfer-encoding")
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,12 @@ class RequestFilter:
         if (form := _form(request)) is None:
             return request
         request.read()
+        if _EDITS.search(_path(request)):
+            edit = _edit(request)
+            if edit is None:
+                return self._reported(request, *self._malformed(request))
+            screened = [screen_body(self.guard, body, form, self.rules) for body in edit.bodies]
+            return self._reported(request, *_edited(request, edit, *screened))
         return self._reported(request, *self._decided(request, form))
 
     async def apassed(self, request: Any) -> Any:
@@ -81,6 +87,12 @@ class RequestFilter:
         if (form := _form(request)) is None:
             return request
         await request.aread()
+        if _EDITS.search(_path(request)):
+            edit = await asyncio.to_thread(_edit, request)
+            if edit is None:
+                return self._reported(request, *self._malformed(request))
+            screened_edit = [await ascreen_body(self.guard, body, form, self.rules) for body in edit.bodies]
+            return self._reported(request, *await asyncio.to_thread(_edited, request, edit, *screened_edit))
         # A call that waits for its turn must not hold one of the loop's threads.
         body = await asyncio.to_thread(self._read, request)
         if isinstance(body, Verdict):
@@ -105,14 +117,12 @@ class RequestFilter:
         return screened.verdicts, self._outcome(request, body, screened, form)
 
     def _read(self, request: Any) -> Body | Verdict:
-        """The body of a request, empty if it holds no image; a verdict if it cannot be read."""
-        if _UNREAD.search(_path(request)):
-            return uninspectable(self.guard, "unsupported_endpoint").verdict if _has_image(request) else {}
-        try:
-            body = json.loads(request.content, object_pairs_hook=_unique)
-        except (ValueError, RecursionError):
-            body = None
-        return body if isinstance(body, dict) else uninspectable(self.guard, "malformed").verdict
+        """The body of a request; a verdict if it cannot be read."""
+        body = _json(request)
+        return uninspectable(self.guard, "malformed").verdict if body is None else body
+
+    def _malformed(self, request: Any) -> tuple[tuple[Verdict, ...], Any]:
+        return _unread(request, uninspectable(self.guard, "malformed").verdict)
 
     def _outcome(self, request: Any, before: Body, screened: ScreenedBody, form: Form) -> Any:
         decision, body = screened.decision, continued(screened.body)
@@ -140,7 +150,7 @@ def _form(request: Any) -> Form | None:
         return None
     path = _path(request)
     form = next((form for form, pattern in _FORMS.items() if pattern.search(path)), None)
-    return "other" if form is None and _UNREAD.search(path) else form
+    return "other" if form is None and _EDITS.search(path) else form
 
 
 def _path(request: Any) -> str:
@@ -156,14 +166,38 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return new
 
 
-def _has_image(request: Any) -> bool:
-    """Whether a request to an endpoint that is not read here brings an image, or says where one is."""
-    return any(mark in request.content for mark in _MARKS)
+def _json(request: Any) -> Body | None:
+    """The JSON object that is a request's body; None if it is none."""
+    try:
+        body = json.loads(request.content, object_pairs_hook=_unique)
+    except (ValueError, RecursionError):
+        return None
+    return body if isinstance(body, dict) else None
+
+
+def _edit(request: Any) -> Edit | None:
+    """A request to edit images or to make a video; None if it cannot be read."""
+    kind = request.headers.get("content-type", "")
+    if kind.startswith("multipart/"):
+        return edit_of_form(request.content, kind)
+    body = _json(request)
+    return None if body is None else edit_of_json(body, _encoded)
+
+
+def _edited(request: Any, edit: Edit, *screened: ScreenedBody) -> tuple[tuple[Verdict, ...], Any]:
+    """The verdicts, and what is sent or the error that is raised."""
+    content = edit.content(*screened)
+    sent = _with_content(request, content) if isinstance(content, bytes) else content or request
+    return tuple(verdict for each in screened for verdict in each.verdicts), sent
 
 
 def _rewritten(request: Any, body: Body, model: str | None) -> Any:
+    return _with_content(request, _encoded(body), model)
+
+
+def _with_content(request: Any, content: bytes, model: str | None = None) -> Any:
     """The same request with another body; an error if that would break its signature."""
-    headers = [(key, value) for key, value in request.headers.multi_items() if key.lower() != "content-length"]
+    headers = [(key, value) for key, value in request.headers.multi_items() if key.lower() not in _OF_THE_BODY]
     if request.headers.get("authorization", "").startswith("AWS4-"):
         return GuardAlignError(
             "The request is signed and must be changed, which would break the signature; give the client an API key "
@@ -172,7 +206,7 @@ def _rewritten(request: Any, body: Body, model: str | None) -> Any:
     url = request.url
     if model is not None:
         url = url.copy_with(path=_DEPLOYMENT.sub(lambda _: model, url.path))
-    return type(request)(request.method, url, headers=headers, content=_encoded(body), extensions=request.extensions)
+    return type(request)(request.method, url, headers=headers, content=content, extensions=request.extensions)
 
 
 def _encoded(body: Body) -> bytes:

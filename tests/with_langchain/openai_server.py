@@ -31,6 +31,7 @@ class Request:
 
     path: str
     raw: bytes = field(repr=False)
+    content_type: str = "application/json"
 
     @property
     def body(self) -> dict[str, Any]:
@@ -179,16 +180,30 @@ def serving() -> Iterator[OpenAIServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            request = Request(self.path, self.rfile.read(int(self.headers["Content-Length"])))
+            request = Request(self.path, self.read_body(), self.headers["Content-Type"])
             server.requests.append(request)
-            is_stream = bool(request.body.get("stream"))
+            is_chat = self.path.partition("?")[0].endswith(("/chat/completions", "/responses"))
+            is_stream = is_chat and bool(request.body.get("stream"))
             self.send_response(200)
             self.send_header("Content-Type", "text/event-stream" if is_stream else "application/json")
             self.end_headers()
+            if not is_chat:
+                self.write_json({})
+                return
             respond = server.respond if self.path.endswith("/responses") else server.chat
             # A client may go away before its answer is there.
             with contextlib.suppress(OSError):
                 respond(request, self.write_event if is_stream else self.write_json)
+
+        def read_body(self) -> bytes:
+            if "Content-Length" in self.headers:
+                return self.rfile.read(int(self.headers["Content-Length"]))
+            body = b""
+            while size := int(self.rfile.readline(), 16):
+                body += self.rfile.read(size)
+                self.rfile.readline()
+            self.rfile.readline()
+            return body
 
         def write_json(self, value: Any) -> None:
             self.wfile.write(json.dumps(value).encode())

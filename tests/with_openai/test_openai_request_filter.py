@@ -34,7 +34,6 @@ from packaging.version import Version
 
 from guardalign_guardrails import Guard, NotPicklable, Policy, ProfileMissing, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.bodies import BodyRules
-from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.policy import FailureRules
 from guardalign_guardrails.testing.chats import canary, leaks
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, colour_policy, painted
@@ -226,25 +225,6 @@ class TestOtherEndpoints:
             model="m", input=[user([item_block(painted("red"))])], questions=[question]
         )
         assert [same(image, MASKED) for image in images(sent[0])] == [True, True]
-
-    @pytest.mark.parametrize(
-        "call",
-        [
-            lambda client, png: client.images.edit(image=("a.png", png), prompt="add a hat"),
-            lambda client, png: client.images.create_variation(image=png),
-            lambda client, png: client.videos.create(prompt="a cat walks", input_reference=("a.png", png, "image/png")),
-        ],
-    )
-    def test_images_in_forms_follow_the_rule_for_what_cannot_be_opened(self, plain, sent, cache_dir, call):
-        found = []
-        strict = guard_client(plain, colour_guard(cache_dir), on_verdicts=found.extend)
-        with pytest.raises(UnsafeContentError) as raised:
-            call(strict, encode_png(painted()))
-        assert raised.value.verdict.uninspectable == "unsupported_endpoint"
-        assert found == [raised.value.verdict]
-        assert sent == []
-        call(guard_client(plain, colour_guard(cache_dir, failure={"uninspectable": "allow"})), encode_png(painted()))
-        assert encode_png(painted()) in sent[0].raw
 
     def test_prompts_alone_are_words(self, plain, sent, checks):
         guard_client(plain, checks).videos.create(prompt="an image of a cat")
