@@ -7,7 +7,6 @@ from what was meant to be sent, and a stream from an answer in pieces.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
 import io
 import json
@@ -15,10 +14,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 from PIL import Image
+
+from with_clients.recording_http import Send, listening
 
 USAGE = {"prompt_tokens": 11, "completion_tokens": 3, "total_tokens": 14}
 WORDS = ("one ", "two ", "three")
@@ -134,9 +134,15 @@ class OpenAIServer:
 
     def respond(self, request: Request, write: Callable[[Any], None]) -> None:
         """The Responses API."""
-        words = self.answer(request)["words"]
+        said = self.answer(request)
+        words = said.get("words", ())
         content = {"type": "output_text", "text": "".join(words), "annotations": []}
         message = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed", "content": [content]}
+        calls = [
+            {"type": "function_call", "id": f"fc_{place}", "call_id": call["id"], "status": "completed"}
+            | call["function"]
+            for place, call in enumerate(said.get("tool_calls", ()))
+        ]
         usage = {
             "input_tokens": USAGE["prompt_tokens"],
             "output_tokens": USAGE["completion_tokens"],
@@ -145,12 +151,13 @@ class OpenAIServer:
             "output_tokens_details": {"reasoning_tokens": 0},
         }
         response = {
-            "id": "resp_1",
+            # LangGraph takes two messages of one id for one.
+            "id": f"resp_{len(request.turns)}",
             "object": "response",
             "created_at": 0,
             "status": "completed",
             "model": request.body["model"],
-            "output": [message],
+            "output": calls or [message],
             "usage": usage,
             "parallel_tool_calls": True,
             "tool_choice": "auto",
@@ -163,6 +170,14 @@ class OpenAIServer:
         at_part = {"output_index": 0, "content_index": 0, "item_id": message["id"]}
         part = {**content, "text": ""}
         write({"type": "response.created", "response": started})
+        for place, call in enumerate(calls):
+            write({"type": "response.output_item.added", "output_index": place, "item": {**call, "arguments": ""}})
+            arguments = {"output_index": place, "item_id": call["id"], "delta": call["arguments"]}
+            write({"type": "response.function_call_arguments.delta", **arguments})
+            write({"type": "response.output_item.done", "output_index": place, "item": call})
+        if calls:
+            write({"type": "response.completed", "response": response})
+            return
         write({"type": "response.output_item.added", "output_index": 0, "item": {**message, "content": []}})
         write({"type": "response.content_part.added", **at_part, "part": part})
         for place, word in enumerate(words):
@@ -178,54 +193,26 @@ class OpenAIServer:
 def serving() -> Iterator[OpenAIServer]:
     """Run a server on a free port of 127.0.0.1 until the block ends."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            request = Request(self.path, self.read_body(), self.headers["Content-Type"])
-            server.requests.append(request)
-            is_chat = self.path.partition("?")[0].endswith(("/chat/completions", "/responses"))
-            is_stream = is_chat and bool(request.body.get("stream"))
-            self.send_response(200)
-            self.send_header("Content-Type", "text/event-stream" if is_stream else "application/json")
-            self.end_headers()
-            if not is_chat:
-                self.write_json({})
-                return
-            respond = server.respond if self.path.endswith("/responses") else server.chat
-            # A client may go away before its answer is there.
-            with contextlib.suppress(OSError):
-                respond(request, self.write_event if is_stream else self.write_json)
+    def respond(path: str, raw: bytes, content_type: str) -> tuple[str, Callable[[Send], None]]:
+        request = Request(path, raw, content_type)
+        server.requests.append(request)
+        if not path.partition("?")[0].endswith(("/chat/completions", "/responses")):
+            return "application/json", lambda send: send(as_json({}))
+        answer = server.respond if path.endswith("/responses") else server.chat
+        is_stream = bool(request.body.get("stream"))
+        frame = event if is_stream else as_json
+        kind = "text/event-stream" if is_stream else "application/json"
+        return kind, lambda send: answer(request, lambda value: send(frame(value)))
 
-        def read_body(self) -> bytes:
-            if "Content-Length" in self.headers:
-                return self.rfile.read(int(self.headers["Content-Length"]))
-            body = b""
-            while size := int(self.rfile.readline(), 16):
-                body += self.rfile.read(size)
-                self.rfile.readline()
-            self.rfile.readline()
-            return body
+    with listening(respond) as url:
+        server = OpenAIServer(f"{url}/v1")
+        yield server
 
-        def write_json(self, value: Any) -> None:
-            self.wfile.write(json.dumps(value).encode())
 
-        def write_event(self, value: Any) -> None:
-            text = value if isinstance(value, str) else json.dumps(value)
-            self.wfile.write(f"data: {text}\n\n".encode())
-            self.wfile.flush()
+def as_json(value: Any) -> bytes:
+    return json.dumps(value).encode()
 
-        def log_message(self, *_: Any) -> None:
-            pass
 
-    class Listening(ThreadingHTTPServer):
-        daemon_threads = True
-        request_queue_size = 128  # the default of 5 lets a burst of connections wait a second
-
-    with Listening(("127.0.0.1", 0), Handler) as listening:
-        server = OpenAIServer(f"http://127.0.0.1:{listening.server_port}/v1")
-        thread = threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        try:
-            yield server
-        finally:
-            listening.shutdown()
-            thread.join()
+def event(value: Any) -> bytes:
+    """A server-sent event."""
+    return f"data: {value if isinstance(value, str) else json.dumps(value)}\n\n".encode()
