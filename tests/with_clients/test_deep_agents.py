@@ -10,6 +10,8 @@ import pytest
 pytest.importorskip("deepagents")
 
 from deepagents import create_deep_agent
+from deepagents.backends import FilesystemBackend
+from deepagents.middleware.filesystem import FilesystemMiddleware
 from deepagents.middleware.subagents import GENERAL_PURPOSE_SUBAGENT
 from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
@@ -78,6 +80,25 @@ def test_the_wrapped_model_writes_the_summary_too(guard, call):
     summaries = [received for received in inner.received if received[-1].text.startswith("<role>")]
     assert summaries, "the history was to be summarised"
     assert unmasked(inner, *(canary("red", number=number) for number in range(8))) == []
+
+
+@pytest.mark.parametrize("is_wrapped", [True, False])
+def test_images_that_the_backend_keeps_are_checked_when_they_come_back(guard, call, tmp_path, is_wrapped):
+    backend, inner = FilesystemBackend(root_dir=tmp_path, virtual_mode=True), Cast()
+    own = [] if is_wrapped else [GuardAlignMiddleware(guard, persist=False)]
+    agent = create_deep_agent(
+        model=GuardedChatModel(model=inner, guard=guard) if is_wrapped else inner,
+        middleware=[FilesystemMiddleware(backend=backend, offload_binary_content=True), *own],
+        backend=backend,
+        checkpointer=InMemorySaver(),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UnguardedWarning)
+        say(agent, call, *question(USERS))
+        state = say(agent, call, HumanMessage("And now?"))
+    assert "deepagents_blob" in repr(state["messages"][0]), "the backend was to keep the image"
+    assert numbers_seen(inner) == [[1], [1]]
+    assert unmasked(inner, USERS) == []
 
 
 def test_middleware_alone_leaves_the_built_in_sub_agent_unguarded_and_says_so(guard, call):
