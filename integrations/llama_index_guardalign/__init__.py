@@ -12,6 +12,7 @@ from llama_index_guardalign.nodes.query_image import acheck_query_image, check_q
 from llama_index_guardalign.nodes.reader import GuardedReader
 from llama_index_guardalign.nodes.transform import ImageGuardTransform
 from llama_index_guardalign.redaction import redact_traces
+from llama_index_guardalign.unguarded import warn_unguarded
 
 if TYPE_CHECKING:
     from llama_index_guardalign.local.lvlm import GuardAlignLVLM
@@ -31,6 +32,7 @@ __all__ = [
     "guard_tool",
     "redact_traces",
     "screen_chat",
+    "warn_unguarded",
 ]
 
 

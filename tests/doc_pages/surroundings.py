@@ -21,7 +21,7 @@ from PIL import Image
 
 from doc_pages.pages import ROOT
 from guardalign_guardrails import Guard, Policy
-from guardalign_guardrails.content.payload import to_data_url
+from guardalign_guardrails.content.payload import to_base64, to_data_url
 from guardalign_guardrails.detection.encoders import Encoder, registry
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.chats import ask, canary, leaks_of, shows
@@ -261,16 +261,22 @@ def llama_index_local(app: App) -> Around:
 
 def llama_index_rag(app: App) -> Around:
     from llama_index.core.schema import ImageNode, TextNode
-    from llama_nodes import b64, index_of
+    from llama_models import texts_of
+    from llama_nodes import index_of
 
-    white = canary("white", number=3)
-    white.save(app.folder / "question.png")
-    index = index_of(TextNode(text="The wire is black."), ImageNode(text="a photo", image=b64(white)))
-    names = yield {**_llama_names(app), "retriever": index.as_retriever(), "image_path": "question.png"}
+    canary("white", number=3).save(app.folder / "question.png")
+    photo = to_base64((app.folder / "photo.jpg").read_bytes())
+    index = index_of(TextNode(text="The wire is black."), ImageNode(text="a photo", image=photo))
+    brought = {**_llama_names(app), "retriever": index.as_retriever(), "image_path": "question.png"}
+    names = yield brought
     assert str(names["answer"]) == "one two three"
     (node,) = names["pipeline"].run()
     assert (node.get_content(), len(node.embedding)) == ("The wire is black.", 3)
-    assert str(names["engine"].query("birds")) == "one two three"
+    llm = brought["llm"]
+    assert llm.images
+    assert all(hides_the_pistol(image) for image in llm.images)
+    prefix = names["guard"].policy.prefix.strip()
+    assert all(prefix in "\n".join(texts_of(messages)) for messages in llm.received)
 
 
 def llama_index_traces(app: App) -> Around:

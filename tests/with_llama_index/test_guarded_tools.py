@@ -23,7 +23,7 @@ from pydantic import BaseModel
 from guardalign_guardrails import SettingsError, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.chats import canary, leaks_of, number_of, shows
-from llama_index_guardalign import GuardVerdictEvent, guard_tool
+from llama_index_guardalign import GuardedLLM, GuardVerdictEvent, guard_tool
 from llama_index_guardalign.leaves import TOO_DEEP
 
 RED, BLUE, WHITE = canary("red", number=1), canary("blue", number=2), canary("white", number=3)
@@ -186,6 +186,25 @@ class TestTheGuardedTool:
         assert [event.action for event in tracer.of(GuardVerdictEvent)] == ["block"]
         with pytest.raises(UnsafeContentError):
             guard_tool(tool_of(ImageNode(image=b64(BLUE))), guard, on_violation="raise")()
+
+    @pytest.mark.parametrize("is_raised_by", ["the tool", "the guard"])
+    async def test_what_a_model_and_a_user_read_of_an_error_does_not_help_to_probe(self, guard, is_raised_by):
+        llm = GuardedLLM(llm=RecordingLLM(), guard=guard, on_violation="raise")
+
+        def look() -> Any:
+            """Look."""
+            return llm.chat([ask(BLUE)]) if is_raised_by == "the tool" else ImageBlock(image=png(BLUE))
+
+        async def alook() -> Any:
+            """Look."""
+            return look()
+
+        tool = guard_tool(FunctionTool.from_defaults(look, async_fn=alook), guard, on_violation="raise")
+        for output in (call_tool(tool, {}), await acall_tool(tool, {})):
+            verdict = output.exception.verdict
+            assert (verdict.category, verdict.action) == ("blue_things", "block")
+            assert output.content == "Encountered error: The safety policy blocked an image of this result."
+            assert verdict.digest[:8] not in output.content + str(output.raw_output)
 
     def test_what_is_nested_without_end_is_cut_off_and_the_rest_is_checked(self, guard):
         endless: list[Any] = [png(RED)]

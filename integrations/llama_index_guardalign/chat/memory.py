@@ -15,7 +15,7 @@ from llama_index.core.async_utils import asyncio_run
 from llama_index.core.base.llms.types import ChatMessage
 from llama_index.core.memory import BaseMemory, Memory, SimpleComposableMemory
 from llama_index.core.storage.chat_store.base_db import MessageStatus
-from pydantic import Field, PrivateAttr, SerializeAsAny
+from pydantic import Field, PrivateAttr, SerializeAsAny, model_validator
 from typing_extensions import Self
 
 from guardalign_guardrails import Action
@@ -23,6 +23,7 @@ from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardField, GuardSettings
 from llama_index_guardalign.chat.messages import role_of
 from llama_index_guardalign.chat.screening import awithout_blocked, without_blocked
+from llama_index_guardalign.unguarded import warn_of_llms_in
 
 _IN_A_PAST_TURN: Final = ("block", "route")
 # Agents read the messages of one turn again and again, and another LLM may be at work on what is routed.
@@ -36,7 +37,8 @@ class GuardedMemory(BaseMemory):
     when the user says something else after the messages were read, or when they are read once more. What is stored is
     then rewritten: the notice stands there for good, and the rest is what the wrapped memory would hold.
 
-    LlamaIndex stores no memory with a `Context`; neither is this one.
+    LlamaIndex stores no memory with a `Context`; neither is this one. LLMs of the wrapped memory (of a block, summary)
+    that are not guarded are warned of with `UnguardedWarning`.
 
     Attributes:
         memory: Another memory, whose messages can be listed and set.
@@ -50,6 +52,11 @@ class GuardedMemory(BaseMemory):
     # while they may be read as the current turn until then.
     _is_unread: bool = PrivateAttr(default=False)
     _is_read: bool = PrivateAttr(default=False)
+
+    @model_validator(mode="after")
+    def _warn_of_llms(self) -> Self:
+        warn_of_llms_in(self.memory)
+        return self
 
     @classmethod
     def class_name(cls) -> str:

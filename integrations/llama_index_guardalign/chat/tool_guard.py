@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -13,7 +14,7 @@ from llama_index.core.schema import BaseNode
 from llama_index.core.tools.function_tool import FunctionTool
 from llama_index.core.tools.types import AsyncBaseTool, BaseTool, ToolMetadata, ToolOutput
 
-from guardalign_guardrails import UnsafeContentError, Verdict
+from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.chat import first_violation
 from guardalign_guardrails.content.documents.filter import FilterRule
 from guardalign_guardrails.content.screen import Turn, screen
@@ -26,6 +27,7 @@ from llama_index_guardalign.events import announce
 from llama_index_guardalign.leaves import mapped
 from llama_index_guardalign.nodes.filter import announced, node_filter
 from llama_index_guardalign.spans import not_spanned
+from llama_index_guardalign.unguarded import warn_of_llms_in
 
 _COMPONENT: Final = "guard_tool"
 
@@ -37,11 +39,14 @@ def guard_tool(tool: BaseTool, guard: GuardLike = None, *, on_violation: FilterR
     images, bytes, data URLs, within lists, mappings, dataclasses and pydantic objects) are masked, or replaced by a
     notice. Agents put blocks into the chat, and stream ``raw_output`` to everything that listens.
 
+    An `UnsafeContentError` of the tool itself, such as of a guarded LLM in it, gets a text that a model may read. LLMs
+    in the tool that are not guarded are warned of with `UnguardedWarning`.
+
     Args:
         tool: Any tool. A `FunctionTool` stays one, so that agents give it their context.
         guard: A ready guard, a policy, the path of one, or settings; None for the policy that ships with the package.
         on_violation: ``notice`` puts a short text in a blocked image's place, ``raise`` raises `UnsafeContentError`,
-            of which agents show the model the text: a digest, and not why. ``refuse`` is for components that answer.
+            of which agents show the model the text, which does not say why. ``refuse`` is for components that answer.
 
     Returns:
         The guarded tool. The other one is left as it is.
@@ -51,6 +56,7 @@ def guard_tool(tool: BaseTool, guard: GuardLike = None, *, on_violation: FilterR
     """
     if on_violation not in ("notice", "raise"):
         raise SettingsError(f"A tool passes content on: on_violation is 'notice' or 'raise', not '{on_violation}'.")
+    warn_of_llms_in(tool)
     kind = _GuardedFunctionTool if isinstance(tool, FunctionTool) else _GuardedTool
     return kind(tool, _ResultFilter(GuardSettings.of(guard), on_violation))
 
@@ -70,16 +76,18 @@ class _GuardedTool(AsyncBaseTool):
     @not_spanned
     def call(self, *args: Any, **kwargs: Any) -> ToolOutput:
         """The other tool's result, checked."""
-        return self._filter.checked(self._tool(*args, **kwargs))
+        with _told_to_models():
+            return self._filter.checked(self._tool(*args, **kwargs))
 
     @not_spanned
     async def acall(self, *args: Any, **kwargs: Any) -> ToolOutput:
         """`call` without blocking the event loop."""
-        if isinstance(self._tool, AsyncBaseTool):
-            output = await self._tool.acall(*args, **kwargs)
-        else:
-            output = await asyncio.to_thread(self._tool, *args, **kwargs)
-        return await asyncio.to_thread(self._filter.checked, output)
+        with _told_to_models():
+            if isinstance(self._tool, AsyncBaseTool):
+                output = await self._tool.acall(*args, **kwargs)
+            else:
+                output = await asyncio.to_thread(self._tool, *args, **kwargs)
+            return await asyncio.to_thread(self._filter.checked, output)
 
     def to_langchain_tool(self, **langchain_tool_kwargs: Any) -> Any:
         """Refuse: LangChain would call the function itself, and nobody would check what it returns.
@@ -196,7 +204,7 @@ class _ResultFilter:
         announce(_COMPONENT, verdicts)
         violation = first_violation([*verdicts, *filtered.verdicts])
         if self.on_violation == "raise" and violation is not None:
-            raise _error_for_a_model(violation)
+            raise UnsafeContentError(violation)
         blocks = list(media.blocks.values())
         is_pinned = guard.policy.mode == "enforce"
         pairs = [
@@ -207,9 +215,13 @@ class _ResultFilter:
         return media.rewritten({id(old): new for old, new in pairs if new is not old})
 
 
-def _error_for_a_model(verdict: Verdict) -> UnsafeContentError:
-    """The error with a text for a model to read: the category would help to probe the policy."""
-    error = UnsafeContentError(verdict)
-    what = "could not check a part" if verdict.finding == "unchecked" else "blocked an image"
-    error.args = (f"The safety policy {what} of this result (digest {verdict.digest[:12] or 'unknown'}).",)
-    return error
+@contextmanager
+def _told_to_models() -> Iterator[None]:
+    """Give violations a text for a model to read, and a user: category and digest would help to probe the policy."""
+    try:
+        yield
+    except UnsafeContentError as error:
+        told = UnsafeContentError(error.verdict)
+        what = "could not check a part" if error.verdict.finding == "unchecked" else "blocked an image"
+        told.args = (f"The safety policy {what} of this result.",)
+        raise told from error
