@@ -25,6 +25,9 @@ from guardalign_guardrails.content.payload import (
 
 Block: TypeAlias = Mapping[Any, Any]
 
+Path: TypeAlias = tuple[Any, ...]
+"""Keys and indices from a message's content to a block."""
+
 Kind = Literal["data", "url", "any", "reference"]
 """The value of a locator: ``data`` for bytes, base64 text or a data URL; ``url``; ``any`` for either of them or a
 decoded image; ``reference`` for the name of a file that is elsewhere."""
@@ -86,11 +89,15 @@ class Reading:
         write: Given an encoded image and its media type, the same block with it as its only image; None if the
             dialect cannot be written.
         takes_text: Whether text may stand where the block stands; else only an image may.
+        withheld: Given a notice, what takes the block's place if it is withheld; None for a text block.
+        beside: Keys beside the block, in the mapping around it, that state the image's media type.
     """
 
     read: Callable[[int], Payload] = field(repr=False)
     write: Callable[[bytes, str], object] | None = field(default=None, repr=False)
     takes_text: bool = True
+    withheld: Callable[[str], object] | None = field(default=None, repr=False)
+    beside: tuple[Any, ...] = ()
 
 
 Dialect: TypeAlias = Callable[[Block], Reading | None]

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from guardalign_guardrails.content.dialect import Path
 from guardalign_guardrails.content.rewrite import block_at, text_in_place_of, with_blocks
-from guardalign_guardrails.content.walk import Path, find
+from guardalign_guardrails.content.walk import find
 
 OMITTED: Final = "[image omitted from the trace]"
 """What a trace shows in place of an image."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Final
 
-from guardalign_guardrails.content.walk import Path
+from guardalign_guardrails.content.dialect import Path
 
 _OF_RESPONSES: Final = ("input_image", "input_file")
 

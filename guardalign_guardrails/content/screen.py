@@ -15,9 +15,10 @@ from PIL import Image
 
 from guardalign_guardrails.actions import Source
 from guardalign_guardrails.content.chat import Role
+from guardalign_guardrails.content.dialect import Path
 from guardalign_guardrails.content.payload import Ambiguous, Payload, Remote
 from guardalign_guardrails.content.rewrite import block_at, text_in_place_of, with_blocks
-from guardalign_guardrails.content.walk import MediaBlock, Path, TextBlock, find, find_loose, find_text
+from guardalign_guardrails.content.walk import MediaBlock, TextBlock, find, find_data, find_loose, find_text
 from guardalign_guardrails.errors import FetchRefused
 from guardalign_guardrails.guarding.guard import Guard, uninspectable
 from guardalign_guardrails.guarding.result import CheckResult
@@ -48,6 +49,7 @@ class Turn:
         role: Who says it.
         keep_results: Whether blocks that may pass are replaced by their `CheckResult`, with pixels: for a model that
             runs in this process, so that nothing is encoded for it only to be decoded again.
+        is_data: Whether it is the data of a tool, such as its artifact, of which only what holds media counts.
     """
 
     content: Any = field(repr=False)
@@ -55,6 +57,7 @@ class Turn:
     is_loose: bool = False
     role: Role = "user"
     keep_results: bool = False
+    is_data: bool = False
 
     @property
     def media(self) -> list[MediaBlock]:
@@ -67,6 +70,8 @@ class Turn:
 
     def find(self) -> list[MediaBlock]:
         """Look for the blocks that stand for media."""
+        if self.is_data:
+            return find_data(self.content)
         return find_loose(self.content) if self.is_loose else find(self.content)
 
 
@@ -96,7 +101,7 @@ class Screened:
     @cached_property
     def texts(self) -> tuple[TextBlock, ...]:
         """The text of the turn, in reading order. Nothing scores it yet; loose values are data, not text."""
-        return () if self.turn.is_loose else tuple(find_text(self.turn.content))
+        return () if self.turn.is_loose or self.turn.is_data else tuple(find_text(self.turn.content))
 
 
 @dataclass(frozen=True)
@@ -211,10 +216,13 @@ def _rewrite(
         if is_withheld:
             withheld[each.turn].append(verdict)
         old = block_at(turns[each.turn].content, each.block.path)
+        beside = each.block.reading.beside
         if turns[each.turn].keep_results and not is_withheld:
             new[each.turn][each.block.path] = result
         elif (replacement := _replacement(old, each, result, is_enforced=is_enforced)) is not None:
             new[each.turn][each.block.path] = replacement
+            if not is_withheld:
+                new[each.turn].update({(*each.block.path[:-1], key): result.mime_type for key in beside})
     return [
         Screened(turn, with_blocks(turn.content, blocks), tuple(own), tuple(out), index in marked)
         for index, (turn, blocks, own, out) in enumerate(zip(turns, new, verdicts, withheld, strict=True))
@@ -227,7 +235,8 @@ def _replacement(old: Any, opened: _OpenedBlock, result: CheckResult, *, is_enfo
     if _is_withheld(opened, result):
         if reading.write is not None and not reading.takes_text:
             return reading.write(encode_png(Image.new("RGB", _BLACK)), "image/png")
-        return text_in_place_of(old, notice_for(result.verdict))
+        notice = notice_for(result.verdict)
+        return text_in_place_of(old, notice) if reading.withheld is None else reading.withheld(notice)
     if reading.write is None:
         return None
     if result.verdict.delivery in ("masked", "canonical"):

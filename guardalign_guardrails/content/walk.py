@@ -12,92 +12,32 @@ from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from PIL import Image
-
-from guardalign_guardrails.content.dialect import MIME_KEYS, Reading, mime_of, read_value, written
+from guardalign_guardrails.content.dialect import Path, Reading, mime_of, read_value, written
 from guardalign_guardrails.content.dialects import DIALECTS, WHOLE_BLOCK_DIALECTS
+from guardalign_guardrails.content.dialects.anthropic import files_made_by_code
+from guardalign_guardrails.content.dialects.openai import files_searched
+from guardalign_guardrails.content.dialects.unknown import OPAQUE_KINDS, is_only_block, kind_of, looks_like_media
 from guardalign_guardrails.content.encoded_text import find_encoded
+from guardalign_guardrails.content.members import SCALARS, STRUCTURED_KEYS, TooDeep, count, find_members, read_bare
 from guardalign_guardrails.content.payload import Reason, is_data_url, mime_of_data_url
 from guardalign_guardrails.images.containers import sniff
 
-Path = tuple[Any, ...]
-"""Keys and indices from a message's content to a block."""
-
-_MEDIA_KINDS: Final = re.compile("image|video|audio|media|file|document|screenshot|pdf|blob|resource_link")
-_MEDIA_MIMES: Final = re.compile("image/|video/|audio/|application/pdf", re.IGNORECASE)
 # Stricter than a URL field: a sentence may begin with "Data:". The media type may be anything where what follows can be
 # nothing but base64, since some servers read no more than that.
 _MEDIA_URL: Final = re.compile(
     r"\s*data:((image|video|audio|application)/|[^,\s]*;\s*base64\s*,|[^,]{0,1024},[a-z0-9+/_=-]{64})", re.IGNORECASE
 )
-# Some chat templates take a block with one of these keys for an image, whatever its type says.
-_MEDIA_KEYS: Final = frozenset(
-    {
-        "audio",
-        "audio_url",
-        "blob",
-        "file_data",
-        "fileData",
-        "file_id",
-        "file_uri",
-        "fileUri",
-        "image",
-        "image_bytes",
-        "image_embeds",
-        "image_pil",
-        "image_url",
-        "images",
-        "inline_data",
-        "inlineData",
-        "input_audio",
-        "input_image",
-        "media",
-        "pixel_values",
-        "s3Location",
-        "screenshot",
-        "video",
-        "video_url",
-    }
-)
-# Bedrock and OpenAI nest a file under these; with a plain value they are everyday keys of a tool's JSON.
-_MEDIA_KEYS_OF_MAPPINGS: Final = frozenset({"document", "file"})
-# Their inner values are a model's text or a caller's schema, not content blocks.
-_OPAQUE_KINDS: Final = frozenset(
-    {
-        "additional_tools",
-        "apply_patch_call",
-        "computer_call",
-        "custom_tool_call",
-        "file_search_call",
-        "function_call",
-        "input_text",
-        "invalid_tool_call",
-        "mcp_call",
-        "mcp_list_tools",
-        "output_text",
-        "reasoning",
-        "reasoning_content",
-        "redacted_thinking",
-        "refusal",
-        "server_tool_call",
-        "server_tool_call_chunk",
-        "server_tool_use",
-        "shell_call",
-        "text",
-        "thinking",
-        "tool_call",
-        "tool_call_chunk",
-        "tool_search_output",
-        "tool_use",
-        "web_search_call",
-    }
-)
+# Within these keys, a provider has the JSON that a tool was given or gave back, without content blocks.
+_JSON_KEYS: Final[Mapping[object, Set[str]]] = {
+    "args": frozenset({"functionCall", "function_call"}),
+    "input": frozenset({"toolUse", "tool_use"}),
+    "response": frozenset({"functionResponse", "function_response"}),
+}
 # A block with no other keys is text. Most blocks are, and need no closer look.
 _PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
 _TEXT_KEYS: Final = frozenset({"text", "content"})
 # Keys of a block's text, or of blocks with text: results of tools have "content" or "output".
 _TEXT_HOLDERS: Final = ("text", "refusal", "content", "output")
-_SCALARS: Final = (bool, int, float, type(None))
 _MAX_DEPTH: Final = 24
 # Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
 _MAX_NODES: Final = 100_000
@@ -142,10 +82,6 @@ class TextBlock:
     text: str = field(repr=False)
 
 
-class TooDeep(Exception):
-    """A block is nested too deeply, or without end."""
-
-
 def find(content: object) -> list[MediaBlock]:
     """The blocks of a message's content that stand for media, in reading order; none is decoded yet.
 
@@ -166,6 +102,19 @@ def find_loose(value: object) -> list[MediaBlock]:
     nor an image are left alone, since no model is given them.
     """
     return _in_block(value, (), is_loose=True)
+
+
+def find_data(value: object) -> list[MediaBlock]:
+    """The images in the data of a tool, such as its artifact: content blocks, and members that hold an image.
+
+    Unlike `find_loose` it goes by what a member holds, and not by its key: a mapping that only resembles a content
+    block is data, and so is a URL or a file's name under a key such as "image".
+    """
+    try:
+        hits = list(find_members(value, (), iter(range(_MAX_NODES)), read_block=_read_only_block, is_of_app=True))
+    except TooDeep:
+        return [MediaBlock((), _unread("too_complex"))]
+    return [MediaBlock(where, hit) for where, hit in hits]
 
 
 def find_text(content: object) -> list[TextBlock]:
@@ -231,6 +180,7 @@ def _in_block(block: object, path: Path, *, is_loose: bool) -> list[MediaBlock]:
             if (whole := dialect(block)) is not None:
                 return [MediaBlock(path, whole)]
     nodes = iter(range(_MAX_NODES))
+    unshown = _not_shown(block) if not is_loose and isinstance(block, Mapping) else frozenset()
     try:
         hits = dict(_walk(block, path, None if is_loose else path, nodes))
     except TooDeep:
@@ -239,8 +189,13 @@ def _in_block(block: object, path: Path, *, is_loose: bool) -> list[MediaBlock]:
     return [
         MediaBlock(where, hit)
         for where, hit in hits.items()
-        if not any(where[:size] in hits for size in range(len(where)))
+        if not any(where[:size] in hits for size in range(len(where))) and where[len(path) :] not in unshown
     ]
+
+
+def _not_shown(block: Mapping[Any, Any]) -> Set[Path]:
+    """Where in the result of a provider's own tool ids of files are that the model is not shown."""
+    return files_made_by_code(block) | files_searched(block)
 
 
 def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) -> Iterator[tuple[Path, Reading]]:
@@ -252,22 +207,21 @@ def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) ->
         home: Path of the nearest mapping, which is what can be replaced; None where bare images are looked for.
         nodes: Ends when too many values were visited.
     """
-    if next(nodes, None) is None or len(path) > _MAX_DEPTH:
-        raise TooDeep
+    count(path, nodes)
     if isinstance(value, Mapping):
         yield from _walk_mapping(value, path, nodes, is_loose=home is None)
     elif isinstance(value, list | tuple):
         for index, item in enumerate(value):
             # Scalars are skipped here: tokens to be embedded come as lists of very many numbers.
-            if not isinstance(item, _SCALARS):
+            if not isinstance(item, SCALARS):
                 yield from _walk(item, (*path, index), home, nodes)
     elif home is None:
-        if (bare := _bare(value)) is not None:
+        if (bare := read_bare(value) or _short_url(value)) is not None:
             yield path, bare
     elif isinstance(value, str):
         if len(path) > 1 and path[-1] not in _TEXT_KEYS and _MEDIA_URL.match(value):
             yield home, _unread("unsupported_block")
-    elif not isinstance(value, _SCALARS):
+    elif not isinstance(value, SCALARS):
         # Bytes, a PIL image, an array: anything but text.
         yield home, _unread("unsupported_block")
 
@@ -275,50 +229,59 @@ def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) ->
 def _walk_mapping(
     block: Mapping[Any, Any], path: Path, nodes: Iterator[int], *, is_loose: bool
 ) -> Iterator[tuple[Path, Reading]]:
-    reading = next((hit for dialect in DIALECTS if (hit := dialect(block)) is not None), None)
-    if reading is None and _looks_like_media(block):
-        reading = _unread("unsupported_block")
+    reading = _read_block(block, is_strict=is_loose)
     if reading is not None:
         if not _is_text_file(block, reading):
             yield path, reading
-    elif _kind(block) not in _OPAQUE_KINDS:
+    elif (kind := kind_of(block)) not in OPAQUE_KINDS:
         for key, item in block.items():
-            if not isinstance(item, _SCALARS):
+            if isinstance(item, SCALARS):
+                continue
+            if not is_loose and _is_json(kind, path, key, item):
+                yield from find_members(item, (*path, key), nodes)
+            else:
                 yield from _walk(item, (*path, key), None if is_loose else path, nodes)
 
 
-def _bare(value: object) -> Reading | None:
-    """The reading of an image without a block around it."""
-    is_image = (
-        isinstance(value, Image.Image)
-        or (isinstance(value, bytes | bytearray) and sniff(bytes(value[:16])) is not None)
-        or (isinstance(value, str) and _MEDIA_URL.match(value) is not None)
-    )
-    if not is_image:
+def _is_json(kind: str, path: Path, key: object, item: object) -> bool:
+    """Whether a member of a block is a tool's JSON, in which no provider and no client looks for content blocks.
+
+    Args:
+        kind: The block's type.
+        path: Path of the block.
+        key: The member's key.
+        item: The member.
+    """
+    if key == "json":
+        return kind in ("", "json")
+    if key == "output":
+        # A list may be of content blocks, and a mapping with a type is one of Anthropic's results.
+        return kind == "server_tool_result" and isinstance(item, Mapping) and "type" not in item
+    return key in STRUCTURED_KEYS or (bool(path) and path[-1] in _JSON_KEYS.get(key, ()))
+
+
+def _read_block(block: Mapping[Any, Any], *, is_strict: bool = False) -> Reading | None:
+    """The reading of a block that stands for media."""
+    reading = next((hit for dialect in DIALECTS if (hit := dialect(block)) is not None), None)
+    return _unread("unsupported_block") if reading is None and looks_like_media(block, is_strict=is_strict) else reading
+
+
+def _read_only_block(block: Mapping[Any, Any]) -> Reading | None:
+    """The reading of a mapping that is a content block with media, and nothing that only resembles one."""
+    reading = _read_block(block) if is_only_block(block) else None
+    return None if reading is None or _is_text_file(block, reading) else reading
+
+
+def _short_url(value: object) -> Reading | None:
+    """The reading of a data URL of media that is too short to be anything but an example in a tool's JSON."""
+    if not isinstance(value, str) or not _MEDIA_URL.match(value):
         return None
     return Reading(lambda limit: read_value(value, "any", limit), lambda data, mime: written(value, data, mime))
 
 
-def _looks_like_media(block: Mapping[Any, Any]) -> bool:
-    if any(block[key] is not None for key in _MEDIA_KEYS.intersection(block)):
-        return True
-    if any(isinstance(block[key], Mapping) for key in _MEDIA_KEYS_OF_MAPPINGS.intersection(block)):
-        return True
-    mimes = (block.get(key) for key in MIME_KEYS)
-    if any(isinstance(mime, str) and _MEDIA_MIMES.match(mime.strip()) for mime in mimes):
-        return True
-    kind = _kind(block)
-    if kind in _OPAQUE_KINDS or not _MEDIA_KINDS.search(kind):
-        return False
-    source = block.get("source")
-    # Anthropic's documents may be plain text, or a list of blocks that are walked like any others.
-    is_text = isinstance(source, Mapping) and source.get("type") in ("text", "content")
-    return not (kind == "document" and is_text)
-
-
 def _is_text_file(block: Mapping[Any, Any], reading: Reading) -> bool:
     """Whether an attached file is text, and everything that states its type says so."""
-    stated = _stated(block) if _kind(block) in _FILE_KINDS else set()
+    stated = _stated(block) if kind_of(block) in _FILE_KINDS else set()
     if not _state_text(stated):
         return False
     data = reading.read(_MAX_TEXT_BYTES)
@@ -330,11 +293,6 @@ def _stated(block: Mapping[Any, Any]) -> set[str]:
     holders = (block, *(value for value in block.values() if isinstance(value, Mapping)))
     urls = (value for holder in holders for value in holder.values() if isinstance(value, str) and is_data_url(value))
     return {mime for mime in (*map(mime_of, holders), *map(mime_of_data_url, urls)) if mime}
-
-
-def _kind(block: Mapping[Any, Any]) -> str:
-    kind = block.get("type")
-    return kind.lower() if isinstance(kind, str) else ""
 
 
 def _unread(reason: Reason) -> Reading:

@@ -17,10 +17,10 @@ from guardalign_guardrails import Action, Guard, Policy, Verdict
 from guardalign_guardrails.actions import severest
 from guardalign_guardrails.content import screened_chat as core
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Placement, prefixed, sources
+from guardalign_guardrails.content.dialect import Path
 from guardalign_guardrails.content.redaction import with_text_at
 from guardalign_guardrails.content.screen import Screened, Turn
 from guardalign_guardrails.content.screened_chat import ScreenedChat
-from guardalign_guardrails.content.walk import Path
 from guardalign_guardrails.verdict import event_of
 from langchain_guardalign.artifacts import Artifacts, is_checked, plain_of, restored
 from langchain_guardalign.messages import like, messages_of, role
@@ -129,7 +129,7 @@ def read_input(value: LanguageModelInput | ModelInput, *, artifacts: Artifacts =
         if own == "tool" and (artifact := getattr(message, "artifact", None)) is not None:
             has_artifacts = True
             if is_checked(artifact, artifacts):
-                turns.append((index, "artifact", Turn(plain_of(artifact), source, True, own)))
+                turns.append((index, "artifact", Turn(plain_of(artifact), source, role=own, is_data=True)))
     return ModelInput(value, messages, turns, messages, [()] * len(messages), shown, has_artifacts)
 
 

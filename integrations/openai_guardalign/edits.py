@@ -13,9 +13,9 @@ from typing import Any, Final, Literal
 
 from guardalign_guardrails import UnsafeContentError, Verdict
 from guardalign_guardrails.content.bodies import Body, ScreenedBody
+from guardalign_guardrails.content.dialect import Path
 from guardalign_guardrails.content.payload import Ambiguous, is_data_url, read_data_url
 from guardalign_guardrails.content.rewrite import with_blocks
-from guardalign_guardrails.content.walk import Path
 from guardalign_guardrails.images.containers import media_type
 from openai_guardalign.forms import FormField, read_form, write_form
 

@@ -308,3 +308,57 @@ UNREADABLE: dict[str, dict[str, Any]] = {
     "text with an image beside it": {"type": "text", "text": "hi", "image_url": {"url": "data:image/png;base64,AAAA"}},
 }
 """Blocks that stand for media and are read by no dialect."""
+
+JSON_PLACES: dict[str, Callable[[Any], Any]] = {
+    "Bedrock json": lambda data: {"json": data},
+    "Bedrock json with LangChain's type": lambda data: {"type": "json", "json": data},
+    "Bedrock json in a toolResult": lambda data: {
+        "toolResult": {"toolUseId": "t", "content": [{"text": "a"}, {"json": data}], "status": "success"}
+    },
+    "Bedrock json in a tool_result": lambda data: {
+        "type": "tool_result",
+        "tool_use_id": "t",
+        "content": [{"type": "json", "json": data}],
+    },
+    "Bedrock toolUse": lambda data: {"toolUse": {"toolUseId": "t", "name": "paint", "input": data}},
+    "Gemini function_response": lambda data: {"function_response": {"name": "look", "response": data}},
+    "Gemini functionResponse": lambda data: {"functionResponse": {"name": "look", "response": data}},
+    "Gemini functionCall": lambda data: {"functionCall": {"name": "paint", "args": data}},
+    "MCP result": lambda data: {"content": [{"type": "text", "text": "a"}], "structuredContent": data},
+    "MCP result of LangChain": lambda data: {"content": [], "structured_content": data, "isError": False},
+    "MCP result in a tool_result": lambda data: {
+        "type": "tool_result",
+        "tool_use_id": "t",
+        "content": [{"type": "text", "text": "a"}],
+        "structuredContent": data,
+    },
+    "LangChain server_tool_result": lambda data: {
+        "type": "server_tool_result",
+        "tool_call_id": "s",
+        "output": {"x": data},
+    },
+}
+"""Content blocks with a tool's JSON in them, which no provider and no client searches for content blocks."""
+
+EVERYDAY: list[dict[str, Any]] = [
+    {"image": "cat.png", "name": "cat", "n": 3},
+    {"images": ["a.png", "b.png"], "count": 2},
+    {"image": {"source": "camera 1", "format": "png", "width": 64}, "rows": [1, 2]},
+    {"image": {"format": "png", "source": {"url": HTTP}}},
+    {"image": {"source": {"bytes": 2048}}},
+    {"image": HTTP, "image_url": {"url": HTTP}, "images": [HTTP]},
+    {"file": {"name": "a.py", "path": "src/a.py"}, "document": {"title": "t", "source": {"type": "url", "url": HTTP}}},
+    {"files": [{"type": "file", "name": "a.py", "size": 3}, {"type": "image", "name": "a.png", "path": "img/a.png"}]},
+    {"type": "image", "url": HTTP, "alt": "a cat"},
+    {"type": "image_url", "image_url": {"url": HTTP}},
+    {"type": "image", "source": {"type": "file", "file_id": "file_1"}},
+    {"type": "video", "video": "clip.mp4", "duration": 3.5},
+    {"mimeType": "image/png", "uri": HTTP, "size": 17},
+    {"inline_data": {"mime_type": "image/png", "data": None}, "file_data": {"file_uri": "gs://bucket/a"}},
+    {"media": {"kind": "photo"}, "screenshot": True, "blob": "9fceb02d0ae598e95dc970b74767f19372d61af8"},
+    {"file_id": "file-1", "audio": 7, "pixel_values": [[0.0]], "s3Location": {"uri": "s3://bucket/a"}},
+    {"url": HTTP},
+    {"url": HTTP, "detail": "low"},
+    {"text": "data: the new oil", "data": "data:text/plain,hello", "example": "data:image/png;base64,AAAA"},
+]
+"""A tool's JSON that resembles content blocks and holds no media."""

@@ -75,6 +75,8 @@ def test_what_is_no_chat_is_a_clear_error_that_quotes_nothing(chat):
         ([{"type": "thinking", "thinking": "secret"}, {"type": "text", "text": "a"}], ["a"]),
         ([{"type": "tool_use", "name": "f", "input": {}}, "a"], ["a"]),
         ([{"row": 1}], ['{"row": 1}']),
+        ([{"json": {"row": 1, "shot": IMAGE["image"], "none": None}}], ['{"row": 1, "none": null}', "image"]),
+        ([{"json": {"row": {"shot": IMAGE["image"]}}}], ["image"]),
     ],
 )  # fmt: skip
 def test_content_becomes_words_and_images_in_order(content, given):

@@ -12,10 +12,10 @@ from typing import Any, Final, Literal, TypeAlias
 
 from guardalign_guardrails.actions import Source
 from guardalign_guardrails.content.chat import Role, sources
+from guardalign_guardrails.content.dialect import Path
 from guardalign_guardrails.content.payload import is_data_url, read_data_url
 from guardalign_guardrails.content.rewrite import block_at
 from guardalign_guardrails.content.screen import Turn
-from guardalign_guardrails.content.walk import Path
 
 Form = Literal["chat", "responses", "messages", "other"]
 """OpenAI's chat completions, OpenAI's Responses, Anthropic's Messages; in any other body every image counts as the

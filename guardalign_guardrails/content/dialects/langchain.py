@@ -32,6 +32,9 @@ def v1(block: Block) -> Reading | None:
     extras = block.get("extras")
     if block.get("type") not in _TYPES or not keys <= _V1.keys():
         return None
+    if block["type"] == "file" and not keys:
+        # A tool that lists files has nothing else of them.
+        return None
     if isinstance(extras, Mapping) and located(extras):
         return None
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 from guardalign_guardrails.content.dialect import (
     Block,
     Dialect,
     Kind,
+    Path,
     Reading,
     located,
     read_one,
@@ -101,6 +103,31 @@ def generated_image(block: Block) -> Reading | None:
     return Reading(
         lambda max_bytes: "several_locators" if located(block) else read_value(result, "data", max_bytes), write
     )
+
+
+_SEARCHED: Final = frozenset({"attributes", "file_id", "filename", "score", "text", "vector_store_id"})
+_FILE_ID: Final = re.compile("file[_-][A-Za-z0-9_-]{1,100}")
+
+
+def files_searched(block: Block) -> Set[Path]:
+    """Where in the results of a file search, in LangChain's standard form, the files are of which they have the text.
+
+    The model is shown the text. Entries with anything else in them are read like others.
+    """
+    results = block.get("output")
+    if block.get("type") != "server_tool_result" or not isinstance(results, list | tuple):
+        return frozenset()
+    return {("output", index) for index, result in enumerate(results) if _is_searched(result)}
+
+
+def _is_searched(result: object) -> bool:
+    if not isinstance(result, Mapping) or not result.keys() <= _SEARCHED or not isinstance(result.get("text"), str):
+        return False
+    attributes, file_id = result.get("attributes") or {}, result.get("file_id")
+    is_plain = isinstance(attributes, Mapping) and all(
+        isinstance(each, str | int | float) for each in attributes.values()
+    )
+    return is_plain and isinstance(file_id, str) and _FILE_ID.fullmatch(file_id) is not None
 
 
 DIALECTS: Final[tuple[Dialect, ...]] = (image_url, input_image, input_file, chat_file, generated_image)

@@ -13,11 +13,12 @@ from typing import Any, Final
 
 from PIL import Image
 
-from guardalign_guardrails.content.dialect import MIME_KEYS, Reading, read_value, written
+from guardalign_guardrails.content.dialect import MIME_KEYS, Path, Reading, read_value, written
 from guardalign_guardrails.content.encoded_text import find_encoded
+from guardalign_guardrails.content.members import TooDeep
 from guardalign_guardrails.content.payload import Payload, Reason, is_data_url
 from guardalign_guardrails.content.rewrite import block_at, with_blocks
-from guardalign_guardrails.content.walk import Path, TooDeep, find_loose
+from guardalign_guardrails.content.walk import find_loose
 from guardalign_guardrails.images import keep_image, read_named_file
 from guardalign_guardrails.images.containers import announces_image
 

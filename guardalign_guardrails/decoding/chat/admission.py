@@ -14,11 +14,12 @@ from typing import Any, Final, TypeAlias
 from PIL import Image
 
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Role
+from guardalign_guardrails.content.dialect import Path
 from guardalign_guardrails.content.payload import Remote
 from guardalign_guardrails.content.rewrite import with_blocks
 from guardalign_guardrails.content.screen import Turn
 from guardalign_guardrails.content.screened_chat import ScreenedChat, ascreen_chats, screen_chats
-from guardalign_guardrails.content.walk import MediaBlock, Path
+from guardalign_guardrails.content.walk import MediaBlock
 from guardalign_guardrails.decoding.chat.answer import Answer
 from guardalign_guardrails.decoding.chat.messages import Message, ToolCall
 from guardalign_guardrails.errors import ImageDecodeError, UnsafeContentError
@@ -192,6 +193,10 @@ def _parts_of_block(block: Mapping[Any, Any], path: Path, holders: frozenset[Pat
         yield block["text"]
         return
     inside = [key for key in block if key in _CONTENT_KEYS or (*path, key) in holders]
+    if inside and "type" not in block and not block.keys() & set(_CONTENT_KEYS):
+        # A tool's JSON, of which the model reads what is beside its images, too.
+        beside = {key: item for key, item in block.items() if key not in inside}
+        yield from [json.dumps(beside, ensure_ascii=False, default=str)] if beside else []
     for key in inside:
         yield from _parts(block[key], (*path, key), holders)
     if not inside:

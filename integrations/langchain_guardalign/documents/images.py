@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 from langchain_core.documents import Document
 from PIL import Image
 
-from guardalign_guardrails.content.dialect import Reading, written
+from guardalign_guardrails.content.dialect import Path, Reading, written
 from guardalign_guardrails.content.documents.images import (
     FoundImage,
     find_in_text,
@@ -26,7 +26,7 @@ from guardalign_guardrails.content.documents.images import (
     unreadable,
 )
 from guardalign_guardrails.content.payload import Remote
-from guardalign_guardrails.content.walk import Path, find_loose
+from guardalign_guardrails.content.walk import find_loose
 from guardalign_guardrails.images import first_bytes
 from guardalign_guardrails.images.containers import announces_image
 
