@@ -137,10 +137,17 @@ def is_prefix_due(policy: Policy, actions: Sequence[Action]) -> bool:
 
 
 def prefixed(text: str, prefix: str) -> str:
-    """The text with a prefix at its head, once."""
-    if text == prefix or text.startswith(prefix + _GAP):
+    """The text with a prefix at its head, once; the text itself if it begins with it, whatever gap comes next."""
+    if _begins_with(text, prefix):
         return text
     return prefix + _GAP + text if text else prefix
+
+
+def _begins_with(text: object, prefix: str) -> bool:
+    if not isinstance(text, str):
+        return False
+    head, gap = text.lstrip()[: len(prefix)], text.lstrip()[len(prefix) :][:1]
+    return head == prefix and not gap.strip()
 
 
 def headed(content: Any, prefix: str, *, text_type: str = "text") -> Any:
@@ -158,7 +165,7 @@ def headed(content: Any, prefix: str, *, text_type: str = "text") -> Any:
         return prefixed(content or "", prefix)
     blocks = list(content) if isinstance(content, list | tuple) else [content]
     head = blocks[0] if blocks else None
-    if (head.get("text") if isinstance(head, dict) else head) == prefix:
+    if _begins_with(head.get("text") if isinstance(head, dict) else head, prefix):
         return content
     return [{"type": text_type, "text": prefix}, *blocks]
 

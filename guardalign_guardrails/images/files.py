@@ -79,14 +79,19 @@ def check_bytes(size: int, max_bytes: int) -> None:
         raise refusal("too_large")
 
 
-def keep_image(data: bytes, folder: pathlib.Path) -> pathlib.Path:
+def keep_image(data: bytes, folder: pathlib.Path | str) -> pathlib.Path:
     """A file with an encoded image's bytes, named by them: the same image is one file, however often it is kept.
+
+    Args:
+        data: The encoded image.
+        folder: Where the file goes; made if it is not there.
 
     Raises:
         OSError: It cannot be written.
     """
     kind = sniff(data) or "bin"
     suffix = "jpg" if kind == "JPEG" else kind.lower()
+    folder = pathlib.Path(folder)
     path = folder / f"{hashlib.sha256(data).hexdigest()[:32]}.{suffix}"
     if path.exists():
         return path

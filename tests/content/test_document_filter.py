@@ -191,11 +191,12 @@ class TestWhereImagesAre:
 
 
 class TestFiles:
-    def test_a_file_is_read_within_the_limit_and_its_masked_copy_goes_into_the_folder(self, tmp_path):
+    @pytest.mark.parametrize("folder", [str, lambda path: path])
+    def test_a_file_is_read_within_the_limit_and_its_masked_copy_goes_into_the_folder(self, tmp_path, folder):
         path = tmp_path / "image.png"
         data = encode_png(painted())
         path.write_bytes(data)
-        reading = of_file(str(path), (), tmp_path / "masked").reading
+        reading = of_file(str(path), (), folder(tmp_path / "masked")).reading
         assert reading.read(len(data)) == data
         assert reading.read(len(data) - 1) == "too_large"
         copy = reading.write(b"masked", "image/png")

@@ -15,7 +15,8 @@ PREFIX = "Be careful."
         ("", PREFIX),
         (None, PREFIX),
         ("Hello.", f"{PREFIX}\n\nHello."),
-        (f"{PREFIX} Hello.", f"{PREFIX}\n\n{PREFIX} Hello."),
+        (f"{PREFIX}Hello.", f"{PREFIX}\n\n{PREFIX}Hello."),
+        (f"Hello. {PREFIX}", f"{PREFIX}\n\nHello. {PREFIX}"),
         ([], [{"type": "text", "text": PREFIX}]),
         ([{"type": "image"}], [{"type": "text", "text": PREFIX}, {"type": "image"}]),
         (["Hello."], [{"type": "text", "text": PREFIX}, "Hello."]),
@@ -36,5 +37,14 @@ def test_a_block_is_called_as_the_provider_calls_it():
     assert headed([], PREFIX, text_type="input_text") == [{"type": "input_text", "text": PREFIX}]
 
 
+@pytest.mark.parametrize("gap", ["", " ", "\n", "\r\n", "\n\n", "\n\n\n", "\t", "\u00a0"])
+@pytest.mark.parametrize("lead", ["", "\n"])
+@pytest.mark.parametrize("write", [lambda said: said, lambda said: [{"type": "text", "text": said}], lambda said: [said]])
+def test_what_begins_with_it_is_the_same_object_whatever_gap_follows(write, lead, gap):
+    content = write(f"{lead}{PREFIX}{gap}{'Hello.' if gap else ''}")
+    assert headed(content, PREFIX) is content
+
+
 def test_text_that_only_begins_alike_gets_it():
-    assert prefixed(f"{PREFIX}\nHello.", PREFIX) == f"{PREFIX}\n\n{PREFIX}\nHello."
+    assert prefixed("Be careful", "Be care") == "Be care\n\nBe careful"
+    assert headed([{"type": "text", "text": "Be careful"}, "b"], "Be care")[0]["text"] == "Be care"

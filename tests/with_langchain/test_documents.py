@@ -455,10 +455,11 @@ class TestFiles:
         return save
 
     @pytest.mark.parametrize("kind", [str, lambda path: path])
-    def test_a_masked_copy_is_written_and_the_field_points_to_it(self, filtered, image, tmp_path, kind):
+    @pytest.mark.parametrize("folder", [str, lambda path: path])
+    def test_a_masked_copy_is_written_and_the_field_points_to_it(self, filtered, image, tmp_path, folder, kind):
         path = image("red")
         original = path.read_bytes()
-        settings = {"path_fields": ["source"], "masked_dir": tmp_path / "masked"}
+        settings = {"path_fields": ["source"], "masked_dir": folder(tmp_path / "masked")}
         (after,) = filtered(doc(source=kind(path)), **settings)
         assert path.read_bytes() == original
         assert type(after.metadata["source"]) is type(kind(path))

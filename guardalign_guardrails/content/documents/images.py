@@ -87,7 +87,7 @@ def of_value(value: str | bytes | bytearray | memoryview | Image.Image, path: Pa
     )
 
 
-def of_file(location: pathlib.PurePath | str, path: Path, masked_dir: pathlib.Path | None = None) -> FoundImage:
+def of_file(location: pathlib.PurePath | str, path: Path, masked_dir: pathlib.Path | str | None = None) -> FoundImage:
     """The image in a file of this machine.
 
     Args:

@@ -49,7 +49,7 @@ class FieldNames:
 
     images: Sequence[str] = ()
     paths: Sequence[str] = ()
-    masked_dir: pathlib.Path | None = None
+    masked_dir: pathlib.Path | str | None = None
 
 
 def find_images(document: Document, names: FieldNames) -> list[FoundImage]:
@@ -80,14 +80,14 @@ def _in_image_field(value: object, path: Path, depth: int) -> list[FoundImage]:
     return [unreadable(path, "unsupported_block")]
 
 
-def _in_path_field(value: object, path: Path, masked_dir: pathlib.Path | None) -> list[FoundImage]:
+def _in_path_field(value: object, path: Path, masked_dir: pathlib.Path | str | None) -> list[FoundImage]:
     """The images that a field, or each item of a list in it, points to."""
     places = [((*path, at), item) for at, item in enumerate(value)] if isinstance(value, list | tuple) else []
     found = [_at_location(item, where, masked_dir) for where, item in places or [(path, value)]]
     return [image for image in found if image is not None]
 
 
-def _at_location(location: object, path: Path, masked_dir: pathlib.Path | None) -> FoundImage | None:
+def _at_location(location: object, path: Path, masked_dir: pathlib.Path | str | None) -> FoundImage | None:
     """The image at a local path or URL; None if no image is there.
 
     A file is an image by its suffix or its first bytes, a URL by its suffix, so that a field with the paths of PDFs and
