@@ -21,15 +21,20 @@ __all__ = [
     "ImageGuard",
 ]
 
-# They need more than langchain-core: LangChain itself, or transformers.
+# The first two need more than langchain-core: LangChain itself, or transformers. The others are what LangChain's
+# ``load`` looks for in dumps.
 _LATER = {
     "ChatGuardAlign": "langchain_guardalign.local.model",
     "GuardAlignMiddleware": "langchain_guardalign.agents.middleware",
+    "GuardedAlternatives": "langchain_guardalign.derived",
+    "GuardedBinding": "langchain_guardalign.derived",
+    "GuardedFields": "langchain_guardalign.derived",
+    "GuardedSequence": "langchain_guardalign.derived",
 }
 
 
 def __getattr__(name: str) -> Any:
-    """Import what needs more than langchain-core when it is first used (PEP 562)."""
+    """Import what is seldom needed, or needs more than langchain-core, when it is first used (PEP 562)."""
     if name in _LATER:
         from importlib import import_module
 

@@ -6,14 +6,20 @@ model itself records is theirs to decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, TypeAlias, TypeVar, cast
 
 from langchain_core.callbacks import AsyncCallbackManagerForChainRun, CallbackManagerForChainRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import AnyMessage
 from langchain_core.prompt_values import ChatPromptValueConcrete, StringPromptValue
-from langchain_core.runnables import Runnable, RunnableConfig, RunnableSerializable, get_config_list
+from langchain_core.runnables import (
+    Runnable,
+    RunnableConfig,
+    RunnablePassthrough,
+    RunnableSerializable,
+    get_config_list,
+)
 from langchain_core.runnables.base import RunnableLike, coerce_to_runnable
 from pydantic import ConfigDict, field_validator
 
@@ -23,6 +29,8 @@ from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.guarding.settings import GuardLike
 from langchain_guardalign.artifacts import Artifacts
 from langchain_guardalign.component import GuardedComponent
+from langchain_guardalign.derived import Change, GuardedSequence, GuardKeeping
+from langchain_guardalign.errors.violations import not_retried
 from langchain_guardalign.events import Configs, adispatch, dispatch, traced_input
 from langchain_guardalign.route import GuardedRoute
 from langchain_guardalign.screening import (
@@ -38,7 +46,7 @@ from langchain_guardalign.screening import (
 Result = TypeVar("Result")
 
 
-class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, LanguageModelInput]):
+class ImageGuard(GuardKeeping, GuardedComponent, RunnableSerializable[LanguageModelInput, LanguageModelInput]):
     """Checks every image of a model input and passes the input on without what the policy forbids.
 
     Takes what a chat model takes (a string, a list of message-likes, a prompt value) and returns the same type; the
@@ -156,6 +164,39 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
             unsafe=coerce_to_runnable(unsafe),
         )
 
+    def with_retry(self, **settings: Any) -> Runnable[LanguageModelInput, LanguageModelInput]:
+        """Itself: what it raises it would raise again. Retry the model behind it."""
+        return self
+
+    def falling_back(
+        self, fallbacks: Sequence[Runnable[Any, Any]], settings: Mapping[str, Any], arguments: Mapping[str, Any]
+    ) -> Runnable[Any, Any]:
+        """`with_fallbacks`: where a violation is raised and handled, a fallback gets the input with notices in it.
+
+        What cannot be checked at all is an error, whatever the fallbacks.
+        """
+        handled = settings.get("exceptions_to_handle", (Exception,))
+        if self.on_violation != "raise" or not issubclass(UnsafeContentError, handled) or not fallbacks:
+            return self
+        first, *others = map(coerce_to_runnable, fallbacks)
+        return self.route(RunnablePassthrough(), first.with_fallbacks(others, **settings) if others else first)
+
+    def behind_guard(self, change: Change, arguments: Mapping[str, Any]) -> Runnable[Any, Any]:
+        """A chain of itself and what is made of a runnable that passes everything on."""
+        return cast("Runnable[Any, Any]", self | change(RunnablePassthrough()))
+
+    def guarding(self, other: Any) -> Any:
+        """The other: an alternative to a guard takes its place."""
+        return other
+
+    def __or__(self, other: Any) -> Any:
+        """A chain whose retries and fallbacks are behind the guard."""
+        return GuardedSequence.of(super().__or__(other))
+
+    def pipe(self, *others: Any, name: str | None = None) -> Any:
+        """A chain whose retries and fallbacks are behind the guard."""
+        return GuardedSequence.of(super().pipe(*others), name)
+
     def invoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any
     ) -> LanguageModelInput:
@@ -255,7 +296,7 @@ class ImageGuard(GuardedComponent, RunnableSerializable[LanguageModelInput, Lang
         if isinstance(report, Exception):
             return report
         verdict = first_violation(report.verdicts) if self.on_violation == "raise" else None
-        return report.output if verdict is None else UnsafeContentError(verdict)
+        return report.output if verdict is None else not_retried(verdict)
 
     def _traced(
         self,

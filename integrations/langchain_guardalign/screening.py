@@ -67,6 +67,11 @@ class ModelInput:
             raise ValueError("there is no violation")
         return self.decision.violation
 
+    @property
+    def shown_input(self) -> Any:
+        """The screened input as the run of what was chosen shows it: sanitised, without a prefix."""
+        return self.value if isinstance(self.value, str) else self.messages
+
     def without_images(self) -> Any:
         """The input as it may be traced: text in place of every image, no artifacts."""
         if self.error is not None:

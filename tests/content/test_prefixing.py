@@ -39,7 +39,9 @@ def test_a_block_is_called_as_the_provider_calls_it():
 
 @pytest.mark.parametrize("gap", ["", " ", "\n", "\r\n", "\n\n", "\n\n\n", "\t", "\u00a0"])
 @pytest.mark.parametrize("lead", ["", "\n"])
-@pytest.mark.parametrize("write", [lambda said: said, lambda said: [{"type": "text", "text": said}], lambda said: [said]])
+@pytest.mark.parametrize(
+    "write", [lambda said: said, lambda said: [{"type": "text", "text": said}], lambda said: [said]]
+)
 def test_what_begins_with_it_is_the_same_object_whatever_gap_follows(write, lead, gap):
     content = write(f"{lead}{PREFIX}{gap}{'Hello.' if gap else ''}")
     assert headed(content, PREFIX) is content

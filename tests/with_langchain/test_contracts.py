@@ -62,6 +62,7 @@ class TestImageGuardInAChain(RunnableContract):
 
 class TestGuardedRoute(RunnableContract):
     output_is_input = False
+    traces = "nothing_removed"
 
     def make(self, guard: Guard) -> Runnable[Any, Any]:
         self.model, self.other = RecordingModel(), RecordingModel(words=("no",))

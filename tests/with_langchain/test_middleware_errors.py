@@ -24,8 +24,8 @@ from langgraph.types import RetryPolicy
 from guardalign_guardrails import EncoderUnavailable, GuardSettings, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
-from langchain_guardalign.agents.errors import UnsafeTurnError
 from langchain_guardalign.agents.middleware import GuardAlignMiddleware
+from langchain_guardalign.errors.turn_error import UnsafeTurnError
 from langchain_guardalign.testing.messages import call_async, call_sync, images_of
 from langchain_guardalign.testing.recording import RecordingModel
 

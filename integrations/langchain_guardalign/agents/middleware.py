@@ -31,13 +31,13 @@ from guardalign_guardrails.content.chat import OnViolation, PlacementSetting
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
-from langchain_guardalign.agents.errors import UnsafeTurnError
 from langchain_guardalign.agents.state import AgentRules, Review, refused, review
 from langchain_guardalign.agents.tool_results import MESSAGES_KEY, Result, chats_of, with_chats
 from langchain_guardalign.agents.unguarded import warn_of_models_beside
 from langchain_guardalign.artifacts import Artifacts
 from langchain_guardalign.chat.refusal import RefusingModel
 from langchain_guardalign.chat.wrapped_model import placement_of
+from langchain_guardalign.errors.turn_error import UnsafeTurnError
 from langchain_guardalign.events import adispatch, dispatch, write_to_stream
 from langchain_guardalign.rewrite import with_prefix
 from langchain_guardalign.screening import ModelInput, ascreen, screen

@@ -21,6 +21,7 @@ class Delegation:
         handled_by: Who answers.
         verdicts: What was found in it.
         input: The input for the target; the very same object if no image was in it and no prefix was due.
+        shown: What the run shows as its input: the caller's messages without what was taken out, and no prefix.
         target: What handles it, or the error to raise instead.
         arguments: Keyword arguments for the target.
     """
@@ -28,6 +29,7 @@ class Delegation:
     handled_by: HandledBy
     verdicts: tuple[Verdict, ...]
     input: LanguageModelInput = field(repr=False)
+    shown: Any = field(repr=False)
     target: Runnable[LanguageModelInput, Any] | Exception = field(repr=False)
     arguments: dict[str, Any] = field(default_factory=dict, repr=False)
 

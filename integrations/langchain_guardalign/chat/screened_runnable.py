@@ -1,7 +1,7 @@
 """Runs a runnable by all of its public methods, with a check and a decision in front.
 
-The chosen target gets the sanitised input, the config and the arguments as they came, and opens the only run there is:
-nothing above it is traced, so no trace shows what was taken out. The subclass decides.
+The chosen target gets the sanitised input, the config and the arguments as they came, within the run of a
+`DecidedCall`. The check comes before that run, so that no trace shows what was taken out. The subclass decides.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing
 from typing import Any, Final, Literal, cast
 
-from langchain_core.language_models import LanguageModelInput
-from langchain_core.runnables import Runnable, RunnableConfig, get_config_list
+from langchain_core.runnables import RunnableConfig, get_config_list
 from langchain_core.runnables.utils import gather_with_concurrency
 
 from guardalign_guardrails import GuardAlignError
+from langchain_guardalign.chat.decided_call import DecidedCall
 from langchain_guardalign.chat.delegation import Delegation, by_target
+from langchain_guardalign.derived import GuardKeeping
 from langchain_guardalign.events import EVENT, Configs, adispatch, dispatch
-from langchain_guardalign.screening import ModelInput, ascreen, screen
+from langchain_guardalign.screening import ModelInput, ascreen, read_input, screen
 
 _FILTERS: Final = (
     "include_names",
@@ -33,11 +34,11 @@ _Configs = Sequence[RunnableConfig | None]
 Version = Literal["v1", "v2", "v3"]
 
 
-class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
+class ScreenedRunnable(GuardKeeping):
     """To be put before a LangChain base class: overrides all that runs, and leaves the rest to that class.
 
-    What LangChain derives from these methods (``batch_as_completed``, ``transform``, ``astream_log``, bindings,
-    retries) is screened through them.
+    What LangChain derives from these methods (``batch_as_completed``, ``transform``, ``astream_log``) is screened
+    through them; what it derives from the runnable (bindings, retries, fallbacks) see `GuardKeeping`.
     """
 
     @abstractmethod
@@ -45,29 +46,30 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
         """Call `screen` or `ascreen` with the settings of this runnable."""
 
     @abstractmethod
-    def _delegate(self, screened: ModelInput, arguments: dict[str, Any]) -> Delegation:
+    def _delegate(
+        self, screened: ModelInput, arguments: dict[str, Any], config: RunnableConfig | None = None
+    ) -> Delegation:
         """Decide on one screened input."""
 
     def invoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """Screen, then invoke what was chosen."""
         (chosen,) = self._delegations([input], [config], kwargs)
-        return chosen.runnable().invoke(chosen.input, config, **chosen.arguments)
+        return self._call(chosen).invoke(chosen.shown, config)
 
     async def ainvoke(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Any:
         """`invoke` without blocking the event loop."""
         (chosen,) = await self._adelegations([input], [config], kwargs)
-        return await chosen.runnable().ainvoke(chosen.input, config, **chosen.arguments)
+        return await self._call(chosen).ainvoke(chosen.shown, config)
 
     def stream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> Iterator[Any]:
         """Screen, then stream what the chosen target streams, as it comes."""
         (chosen,) = self._delegations([input], [config], kwargs)
-        yield from chosen.runnable().stream(chosen.input, config, **chosen.arguments)
+        yield from self._call(chosen).stream(chosen.shown, config)
 
     async def astream(self, input: Any, config: RunnableConfig | None = None, **kwargs: Any) -> AsyncIterator[Any]:
         """`stream` without blocking the event loop."""
         (chosen,) = await self._adelegations([input], [config], kwargs)
-        chunks = chosen.runnable().astream(chosen.input, config, **chosen.arguments)
-        # Closed with this generator, so that a reader who stops early ends the request too.
+        chunks = self._call(chosen).astream(chosen.shown, config)
         async with aclosing(cast("Any", chunks)):
             async for chunk in chunks:
                 yield chunk
@@ -79,16 +81,18 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
         if not inputs:
             return []
         configs = get_config_list(config, len(inputs))
-        try:
-            delegations = self._delegations(inputs, configs, kwargs)
-        except GuardAlignError as error:
-            return _failed(error, len(inputs), return_exceptions=return_exceptions)
-        outputs = _errors(delegations, return_exceptions=return_exceptions)
-        for batch in by_target(delegations):
-            own = [configs[place] for place in batch.places]
-            results = batch.target.batch(batch.inputs, own, return_exceptions=return_exceptions, **batch.arguments)
-            _put(outputs, batch.places, results)
-        return outputs
+        delegations = self._delegations(inputs, configs, kwargs)
+
+        def run(_: list[Any], config: list[RunnableConfig]) -> list[Any]:
+            outputs = _errors(delegations, return_exceptions=return_exceptions)
+            for batch in by_target(delegations):
+                own = [config[place] for place in batch.places]
+                results = batch.target.batch(batch.inputs, own, return_exceptions=True, **batch.arguments)
+                _put(outputs, batch.places, results)
+            return outputs
+
+        shown = [each.shown for each in delegations]
+        return self._batch_with_config(cast("Any", run), shown, configs, return_exceptions=return_exceptions)
 
     async def abatch(
         self, inputs: list[Any], config: Configs = None, *, return_exceptions: bool = False, **kwargs: Any
@@ -97,39 +101,39 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
         if not inputs:
             return []
         configs = get_config_list(config, len(inputs))
-        try:
-            delegations = await self._adelegations(inputs, configs, kwargs)
-        except GuardAlignError as error:
-            return _failed(error, len(inputs), return_exceptions=return_exceptions)
-        outputs = _errors(delegations, return_exceptions=return_exceptions)
-        batches = by_target(delegations)
-        runs = [
-            batch.target.abatch(
-                batch.inputs,
-                [configs[place] for place in batch.places],
-                return_exceptions=return_exceptions,
-                **batch.arguments,
-            )
-            for batch in batches
-        ]
-        # Each batch keeps to the limit by itself; two at once would double it.
-        at_once = 1 if configs[0].get("max_concurrency") else None
-        for batch, results in zip(batches, await gather_with_concurrency(at_once, *runs), strict=True):
-            _put(outputs, batch.places, results)
-        return outputs
+        delegations = await self._adelegations(inputs, configs, kwargs)
+
+        async def run(_: list[Any], config: list[RunnableConfig]) -> list[Any]:
+            outputs = _errors(delegations, return_exceptions=return_exceptions)
+            batches = by_target(delegations)
+            runs = [
+                batch.target.abatch(
+                    batch.inputs, [config[place] for place in batch.places], return_exceptions=True, **batch.arguments
+                )
+                for batch in batches
+            ]
+            # Each batch keeps to the limit by itself; two at once would double it.
+            at_once = 1 if config[0].get("max_concurrency") else None
+            for batch, results in zip(batches, await gather_with_concurrency(at_once, *runs), strict=True):
+                _put(outputs, batch.places, results)
+            return outputs
+
+        shown = [each.shown for each in delegations]
+        return await self._abatch_with_config(cast("Any", run), shown, configs, return_exceptions=return_exceptions)
 
     def stream_events(
         self, input: Any, config: RunnableConfig | None = None, *, version: Version = "v2", **kwargs: Any
     ) -> Any:
         """Screen now, then return what the chosen target returns (LangChain implements ``v3`` only)."""
+        if version != "v3":
+            return super().stream_events(input, config, version=version, **kwargs)
         (chosen,) = self._delegations([input], [config], kwargs)
-        target: Any = chosen.runnable()
-        return target.stream_events(chosen.input, config, version=version, **chosen.arguments)
+        return self._call(chosen).typed_stream(config)
 
     def astream_events(
         self, input: Any, config: RunnableConfig | None = None, *, version: Version = "v2", **kwargs: Any
     ) -> Any:
-        """Screen, then stream the chosen target's events; with ``v2`` the verdict comes first, as a custom event.
+        """Screen, then stream the events of the run; with ``v2`` the verdict comes first, as a custom event.
 
         Returns:
             An async iterator of events, for ``v3`` an awaitable of a stream.
@@ -140,31 +144,32 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
 
     async def _astream_events_v3(self, value: Any, config: Any, kwargs: dict[str, Any]) -> Any:
         (chosen,) = await self._adelegations([value], [config], kwargs)
-        target: Any = chosen.runnable()
-        return await target.astream_events(chosen.input, config, version="v3", **chosen.arguments)
+        return await self._call(chosen).atyped_stream(config)
 
     async def _astream_events(
         self, value: Any, config: Any, version: Literal["v1", "v2"], kwargs: dict[str, Any]
     ) -> AsyncIterator[Any]:
         filters: dict[str, Any] = {name: kwargs.pop(name) for name in _FILTERS if name in kwargs}
-        (chosen,) = await self._ascreened([value], kwargs)
+        (chosen,) = await self._ascreened([value], [config], kwargs)
         event = await adispatch(chosen.verdicts, config)
         # LangChain would put the input into the first event of a run; this one belongs to no run of ours.
         if event and version == "v2" and _is_wanted(filters):
             yield event
-        target = chosen.runnable()
-        events = target.astream_events(chosen.input, config, version=version, **filters, **chosen.arguments)
+        events = self._call(chosen).astream_events(chosen.shown, config, version=version, **filters)
         async with aclosing(cast("Any", events)):
             async for event in events:
                 yield event
 
-    def _delegations(self, inputs: Sequence[Any], configs: _Configs, arguments: dict[str, Any]) -> list[Delegation]:
-        """Check inputs in one batch, decide on each, and dispatch the verdicts.
+    def _call(self, chosen: Delegation) -> DecidedCall:
+        return DecidedCall(self.get_name(), chosen)
 
-        Raises:
-            GuardAlignError: Nothing can be checked.
-        """
-        delegations = [self._decided(one, arguments) for one in self._screen(screen, inputs)]
+    def _delegations(self, inputs: Sequence[Any], configs: _Configs, arguments: dict[str, Any]) -> list[Delegation]:
+        """Check inputs in one batch, decide on each, and dispatch the verdicts. What cannot be checked is an error."""
+        try:
+            screened = self._screen(screen, inputs)
+        except GuardAlignError as error:
+            return [_unchecked(value, error) for value in inputs]
+        delegations = self._decided(screened, arguments, configs)
         for each, config in zip(delegations, configs, strict=True):
             dispatch(each.verdicts, config)
         return delegations
@@ -173,18 +178,34 @@ class ScreenedRunnable(Runnable[LanguageModelInput, Any]):
         self, inputs: Sequence[Any], configs: _Configs, arguments: dict[str, Any]
     ) -> list[Delegation]:
         """`_delegations` without blocking the event loop."""
-        delegations = await self._ascreened(inputs, arguments)
+        delegations = await self._ascreened(inputs, configs, arguments)
         for each, config in zip(delegations, configs, strict=True):
             await adispatch(each.verdicts, config)
         return delegations
 
-    async def _ascreened(self, inputs: Sequence[Any], arguments: dict[str, Any]) -> list[Delegation]:
-        return [self._decided(one, arguments) for one in await self._screen(ascreen, inputs)]
+    async def _ascreened(self, inputs: Sequence[Any], configs: _Configs, arguments: dict[str, Any]) -> list[Delegation]:
+        try:
+            screened = await self._screen(ascreen, inputs)
+        except GuardAlignError as error:
+            return [_unchecked(value, error) for value in inputs]
+        return self._decided(screened, arguments, configs)
 
-    def _decided(self, screened: ModelInput, arguments: dict[str, Any]) -> Delegation:
-        if screened.error is not None:
-            return Delegation("error", (), screened.value, screened.error)
-        return self._delegate(screened, arguments)
+    def _decided(
+        self, screened: Sequence[ModelInput], arguments: dict[str, Any], configs: _Configs
+    ) -> list[Delegation]:
+        return [
+            self._delegate(one, arguments, config) if one.error is None else _unread(one, one.error)
+            for one, config in zip(screened, configs, strict=True)
+        ]
+
+
+def _unread(read: ModelInput, error: Exception) -> Delegation:
+    return Delegation("error", (), read.value, read.without_images(), error)
+
+
+def _unchecked(value: Any, error: GuardAlignError) -> Delegation:
+    read = read_input(value)
+    return _unread(read, read.error or error)
 
 
 def _is_wanted(filters: dict[str, Any]) -> bool:
@@ -193,12 +214,6 @@ def _is_wanted(filters: dict[str, Any]) -> bool:
         return False
     included = [filters.get(name) for name in _FILTERS[:3]]
     return not any(included) or any(EVENT in names for names in included if names)
-
-
-def _failed(error: GuardAlignError, count: int, *, return_exceptions: bool) -> list[Any]:
-    if not return_exceptions:
-        raise error
-    return [error] * count
 
 
 def _errors(delegations: Sequence[Delegation], *, return_exceptions: bool) -> list[Any]:

@@ -6,19 +6,20 @@ LangChain gives for an answer that cannot be parsed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.runnables import Runnable, RunnableLambda, RunnableSerializable
+from langchain_core.runnables import Runnable, RunnableConfig, RunnableLambda, RunnableSerializable
 from pydantic import ConfigDict, Field, SkipValidation
 
-from guardalign_guardrails import UnsafeContentError
 from langchain_guardalign.chat.delegation import Delegation
 from langchain_guardalign.chat.refusal import RefusingModel
 from langchain_guardalign.chat.screened_runnable import ScreenedRunnable
 from langchain_guardalign.component import PicklableComponent
+from langchain_guardalign.derived import Change, with_arguments
+from langchain_guardalign.errors.violations import not_retried
 from langchain_guardalign.screening import ModelInput
 
 
@@ -47,14 +48,23 @@ class GuardedStructuredOutput(ScreenedRunnable, PicklableComponent, RunnableSeri
     def _screen(self, screening: Callable[..., Any], inputs: Sequence[Any]) -> Any:
         return self.guarded._screen(screening, inputs)  # noqa: SLF001  of the same base class
 
-    def _delegate(self, screened: ModelInput, arguments: dict[str, Any]) -> Delegation:
-        chosen = self.guarded._delegate(screened, {})  # noqa: SLF001  of the same base class
+    def behind_guard(self, change: Change, arguments: Mapping[str, Any]) -> Runnable[Any, Any]:
+        """The structured output of other models."""
+        own = {name: getattr(self, name) for name in ("model", "route_to")}
+        return self.model_copy(
+            update={name: one and change(with_arguments(one, arguments)) for name, one in own.items()}
+        )
+
+    def _delegate(
+        self, screened: ModelInput, arguments: dict[str, Any], config: RunnableConfig | None = None
+    ) -> Delegation:
+        chosen = self.guarded._delegate(screened, {}, config)  # noqa: SLF001  of the same base class
         if chosen.handled_by == "error":
             return chosen
         if chosen.handled_by in ("model", "route"):
             routed = self.route_to if chosen.handled_by == "route" else None
             return replace(chosen, target=routed or self.model, arguments=arguments)
-        error = UnsafeContentError(screened.violation)
+        error = not_retried(screened.violation)
         if not self.include_raw:
             return replace(chosen, handled_by="error", target=error)
         result = {"raw": cast("RefusingModel", chosen.target).answer(), "parsed": None, "parsing_error": error}

@@ -26,6 +26,7 @@ from guardalign_guardrails.content.documents.records import with_records
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardField, GuardSettings
 from langchain_guardalign.documents.images import FieldNames, find_images
+from langchain_guardalign.errors.violations import not_retried
 from langchain_guardalign.events import adispatch, dispatch
 
 Quarantine: TypeAlias = Callable[[Document, tuple[Verdict, ...]], object]
@@ -62,7 +63,8 @@ class _ImageDocumentFilter(BaseModel):
         )
 
     def _passed(self, filtered: FilteredDocuments[Document]) -> list[Document]:
-        filtered.raise_by(self.on_violation)
+        if self.on_violation == "raise" and filtered.violation is not None:
+            raise not_retried(filtered.violation)
         return filtered.passed
 
 

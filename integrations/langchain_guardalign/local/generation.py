@@ -13,6 +13,7 @@ from langchain_core.messages import BaseMessage
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 
 from guardalign_guardrails import UnsafeContentError
+from langchain_guardalign.errors.violations import not_retried
 from langchain_guardalign.events import AsyncLLMRun, LLMRun, adispatch, config_within, dispatch
 from langchain_guardalign.local.batches import aanswer, answer
 from langchain_guardalign.local.calls import check_tools
@@ -27,7 +28,7 @@ def generate(model: Any, messages: Sequence[BaseMessage], arguments: dict[str, A
         given, place = answer(model, lvlm, chat_of(messages), arguments)
     except UnsafeContentError as error:
         dispatch([error.verdict], config)
-        raise
+        raise not_retried(error.verdict) from None
     dispatch(given.verdicts, config)
     return ChatResult(generations=[ChatGeneration(message=message_of(given, lvlm, place))])
 
@@ -42,7 +43,7 @@ async def agenerate(
         given, place = await aanswer(model, lvlm, chat_of(messages), arguments)
     except UnsafeContentError as error:
         await adispatch([error.verdict], config)
-        raise
+        raise not_retried(error.verdict) from None
     await adispatch(given.verdicts, config)
     return ChatResult(generations=[ChatGeneration(message=message_of(given, lvlm, place))])
 
@@ -64,7 +65,7 @@ def stream(
                 yield chunk
     except UnsafeContentError as error:
         dispatch([error.verdict], config)
-        raise
+        raise not_retried(error.verdict) from None
 
 
 async def astream(
@@ -84,4 +85,4 @@ async def astream(
                 yield chunk
     except UnsafeContentError as error:
         await adispatch([error.verdict], config)
-        raise
+        raise not_retried(error.verdict) from None

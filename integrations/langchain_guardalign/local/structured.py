@@ -19,8 +19,9 @@ from langchain_core.runnables import Runnable, RunnableMap, RunnablePassthrough
 from langchain_core.utils.function_calling import convert_to_openai_tool
 from langchain_core.utils.pydantic import is_basemodel_subclass
 
-from guardalign_guardrails import UnsafeContentError, Verdict
+from guardalign_guardrails import Verdict
 from langchain_guardalign.chat.refusal import FINISH_REASON
+from langchain_guardalign.errors.violations import not_retried
 from langchain_guardalign.local.calls import ANY_OBJECT, schema_of
 from langchain_guardalign.rewrite import VERDICTS_KEY
 
@@ -106,7 +107,7 @@ def parsed(result: Sequence[Generation], parse: Callable[[], Any]) -> Any:
     message = result[0].message if isinstance(result[0], ChatGeneration) else None
     metadata = {} if message is None else message.response_metadata
     if metadata.get("finish_reason") == FINISH_REASON:
-        raise UnsafeContentError(_violation(metadata))
+        raise not_retried(_violation(metadata))
     is_cut_off = metadata.get("finish_reason") == "length"
     try:
         made = parse()

@@ -93,11 +93,11 @@ class RunnableContract(ABC):
         batches_at_once: Whether all images of a batch are one encoder pass.
         dispatches: Whether each checked input with an image dispatches one ``guardalign.verdict`` event.
         traces: What tracers receive of its own run. ``no_images``: words in place of every image.
-            ``nothing_removed``: what the model behind it is given. ``anything``: that is not its own to decide, as in a
-            `RunnableSequence`.
+            ``nothing_removed``: what goes on to the model behind it. ``anything``: that is not its own to decide, as in
+            a `RunnableSequence`.
         configurable: Declared fields with another value each, to be set per call through ``configurable_fields``; the
             runnable has to guard as before with them.
-        bad_input: Something that is no model input.
+        bad_input: Something that is no model input; an error.
         patience_s: Seconds after which an event loop that does not go on counts as blocked.
     """
 
@@ -432,15 +432,20 @@ class RunnableContract(ABC):
         )
         assert not shows(images_of(messages)[0], "red"), "with_retry lost the guard"
 
-    def test_fallbacks_guard_as_before_and_take_over_on_an_error(self, guard: Guard, call: Call) -> None:
-        """`with_fallbacks` must not lose the guard, nor be asked when all is well."""
+    def test_fallbacks_guard_as_before_and_are_given_nothing_that_was_not_checked(
+        self, guard: Guard, call: Call
+    ) -> None:
+        """`with_fallbacks` must not lose the guard, nor hand on what it blocked or could not read."""
+        given: list[Any] = []
 
         def saved(guard: Guard) -> Runnable[Any, Any]:
-            return self.make(guard).with_fallbacks([RunnableLambda(lambda _: "fallback")])
+            return self.make(guard).with_fallbacks([RunnableLambda(given.append)])
 
         (messages,) = self._passed(guard, call, question(canary("red")), make=saved)
         assert not shows(images_of(messages)[0], "red"), "with_fallbacks lost the guard"
-        assert call(saved(guard), "invoke", self.bad_input) == "fallback", "a bad input raised no error to fall back on"
+        _error_of(call, saved(guard), "invoke", question(canary("blue")), None)
+        found = leaks_of(repr(given), canary("blue"))
+        assert not found, f"a fallback was given {', '.join(found)}, which was blocked"
 
     def test_fields_can_be_set_per_call(self, new_guard: Guard, call: Call) -> None:
         """A copy made by `configurable_fields` must guard with the same guard."""

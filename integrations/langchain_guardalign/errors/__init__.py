@@ -1,0 +1,1 @@
+"""`UnsafeContentError` in the forms in which LangChain and LangGraph let it pass."""
