@@ -53,15 +53,20 @@ async def test_middleware_masks_what_the_server_sends_for_the_model_the_state_an
     state = await agent.ainvoke({"messages": [HumanMessage("Take an image.")]}, THREAD)
     assert numbers_seen(model)[1] == [3]
     assert unmasked(model, image) == []
+    artifact = tool_message(state).artifact["structured_content"]
+    assert (artifact["of"], artifact["files"][0]["name"]) == ("the sky", "sky.png")
+    assert artifact["image"] == artifact["files"][0]["data"] == tool_message(state).content[1]["base64"]
     assert not holds_original([state, saver.storage, saver.writes, saver.blobs], image)
 
 
-async def test_a_blocked_image_of_the_server_is_a_notice(guard, tmp_path):
+async def test_a_blocked_image_of_the_server_is_a_notice_and_its_neighbours_stay(guard, tmp_path):
     image, model = canary("blue", number=4), Cast(script=[calls("camera")])
     agent = create_agent(model, await mcp_tools(image, tmp_path), middleware=[GuardAlignMiddleware(guard)])
     state = await agent.ainvoke({"messages": [HumanMessage("Take an image.")]})
     message = tool_message(state)
     assert [block["text"] for block in message.content] == ["Click.", NOTICE]
+    content = message.artifact["structured_content"]
+    assert content == {"of": "the sky", "image": NOTICE, "files": [{"name": "sky.png", "data": NOTICE}]}
     assert len(model.received) == 2
     assert not holds_original(state, image)
 
