@@ -7,7 +7,6 @@ starts with or a tool returned, and can only stop it.
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any, Literal
 
 from agents import (
@@ -23,16 +22,15 @@ from agents import (
 )
 from agents.run import CallModelData, ModelInputData
 from openai.types.responses import ResponseFunctionToolCall
-from typing_extensions import Self
 
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.bodies import BodyRules, ascreen_body
 from guardalign_guardrails.content.chat import PlacementSetting, first_violation
 from guardalign_guardrails.content.screen import Turn, ascreen, notice_for
 from guardalign_guardrails.errors import SettingsError
-from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardLike, GuardSettings
 from guardalign_guardrails.verdict import event_of
+from openai_guardalign.bound import Bound
 from openai_guardalign.request_filter import OnVerdicts
 
 InputFilter = Callable[[CallModelData[Any]], Awaitable[ModelInputData]]
@@ -70,7 +68,7 @@ def input_filter(
     if on_violation not in ("notice", "raise"):
         raise SettingsError(f"on_violation is 'notice' or 'raise' here, not {on_violation!r}: a filter cannot answer.")
     rules = BodyRules(on_violation, placement=placement)
-    return _Bound(_filtered, GuardSettings.of(guard), rules, on_verdicts)
+    return Bound(_filtered, GuardSettings.of(guard), rules, on_verdicts)
 
 
 def image_guardrail(guard: GuardLike = None, *, name: str = "guardalign_images") -> InputGuardrail[Any]:
@@ -83,7 +81,7 @@ def image_guardrail(guard: GuardLike = None, *, name: str = "guardalign_images")
         guard: See `input_filter`.
         name: As traces show it.
     """
-    return InputGuardrail(_Bound(_check_images, GuardSettings.of(guard)), name=name, run_in_parallel=False)
+    return InputGuardrail(Bound(_check_images, GuardSettings.of(guard)), name=name, run_in_parallel=False)
 
 
 def tool_guardrail(guard: GuardLike = None, *, name: str = "guardalign_tool_images") -> ToolOutputGuardrail[Any]:
@@ -96,19 +94,7 @@ def tool_guardrail(guard: GuardLike = None, *, name: str = "guardalign_tool_imag
         guard: See `input_filter`.
         name: As traces show it.
     """
-    return ToolOutputGuardrail(_Bound(_check_result, GuardSettings.of(guard)), name=name)
-
-
-class _Bound(partial[Any]):
-    """A function with its settings, which pickle or name what does not; nothing changes them, so copies share them."""
-
-    def __reduce__(self) -> str | tuple[Any, ...]:
-        for name, value in zip(("guard", "rules", "on_verdicts"), self.args, strict=False):
-            check_pickles(name, value)
-        return super().__reduce__()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
-        return self
+    return ToolOutputGuardrail(Bound(_check_result, GuardSettings.of(guard)), name=name)
 
 
 async def _filtered(

@@ -292,7 +292,7 @@ def llama_index_traces(app: App) -> Around:
 
 
 def openai(app: App) -> Around:
-    from agents import Agent, RunConfig
+    from agents import Agent, RunConfig, SQLiteSession
     from pydantic import BaseModel
 
     class Answer(BaseModel):
@@ -304,6 +304,7 @@ def openai(app: App) -> Around:
         "Agent": Agent,
         "Answer": Answer,
         "RunConfig": RunConfig,
+        "SQLiteSession": SQLiteSession,
         "items": [{"role": "user", "content": [{"type": "input_image", "image_url": url}]}],
         "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": url}}]}],
         "policy": app.guard(),

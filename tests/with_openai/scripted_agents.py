@@ -32,8 +32,16 @@ class ScriptedModel(Model):
     """Answers each call with the next step of its script, a list of output items."""
 
     def __init__(self, steps: list[list[Any]]) -> None:
-        self._steps = iter(steps)
+        self._steps = list(steps)
         self.calls: tuple[Call, ...] = ()
+
+    def extend(self, steps: list[list[Any]]) -> None:
+        """Write more steps."""
+        self._steps += steps
+
+    def clear(self) -> None:
+        """Leave out the steps that were not asked for."""
+        self._steps.clear()
 
     @property
     def last_call(self) -> Call:
@@ -63,7 +71,7 @@ class ScriptedModel(Model):
 
     def _next(self, instructions: str | None, given: Any) -> list[Any]:
         self.calls = (*self.calls, Call(instructions, copy.deepcopy(given)))
-        return next(self._steps)
+        return self._steps.pop(0)
 
 
 def assistant_message(text: str) -> ResponseOutputMessage:
