@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import pickle
 from typing import Any
 
@@ -27,7 +28,7 @@ from llama_nodes import index_of
 
 from guardalign_guardrails import NotPicklable, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE
-from guardalign_guardrails.testing.chats import canary, number_of, shows
+from guardalign_guardrails.testing.chats import canary, leaks, number_of, shows
 from guardalign_guardrails.testing.colours import colour_guard
 from llama_index_guardalign import GuardedLLM, GuardedMemory
 
@@ -54,6 +55,7 @@ def look() -> str:
 LOOK = FunctionTool.from_defaults(look)
 AGENTS = {
     "a function agent": lambda llm: FunctionAgent(tools=[LOOK], llm=llm),
+    "one that does not stream": lambda llm: FunctionAgent(tools=[LOOK], llm=llm, streaming=False),
     "several agents": lambda llm: AgentWorkflow(
         agents=[FunctionAgent(name="a", description="Looks.", tools=[LOOK], llm=llm)], root_agent="a"
     ),
@@ -141,9 +143,14 @@ class TestAnAgentWithOneMemory:
 
 class TestWithoutAGuardedMemory:
     # Or there would be nothing to do.
-    async def test_a_raised_violation_is_raised_in_every_later_turn(self, guard):
+    async def test_a_raised_violation_is_raised_in_every_later_turn_and_the_log_says_what_to_do(self, guard, caplog):
         agent = AGENTS["a function agent"](GuardedLLM(llm=RecordingLLM(), guard=guard, on_violation="raise"))
-        assert set(await turns(agent, Memory.from_defaults(), ask(BLUE), *HARMLESS)) == {"UnsafeContentError"}
+        with caplog.at_level(logging.WARNING, "llama_index_guardalign"):
+            assert set(await turns(agent, Memory.from_defaults(), ask(BLUE))) == {"UnsafeContentError"}
+            assert caplog.text == ""
+            assert set(await turns(agent, Memory.from_defaults(), ask(BLUE), *HARMLESS)) == {"UnsafeContentError"}
+        assert "GuardedMemory" in caplog.text
+        assert leaks(caplog.text, BLUE) == []
 
     @pytest.mark.parametrize("is_guarded", [False, True])
     @pytest.mark.parametrize("rule", ["refuse", "notice"])
@@ -252,6 +259,17 @@ class TestWhenATurnIsOver:
             assert kinds_of(memory.get()[0].blocks) == ["text", "image"]
         memory.put(said("Hello"))
         assert kinds_of(memory.get()[0].blocks) == ["text", "text"]
+
+    @pytest.mark.parametrize("rule", ["refuse", "notice"])
+    async def test_the_turn_goes_on_with_the_same_llm_while_tools_are_called(self, guard, memory, rule):
+        llm, careful = RecordingLLM(call="look"), RecordingLLM(call="look")
+        guarded = GuardedLLM(llm=llm, guard=guard, on_violation=rule, route_to=careful)
+        agent = FunctionAgent(tools=[LOOK], llm=guarded)
+        await turns(agent, memory, ask(YELLOW))
+        assert [len(llm.received), len(careful.received)] == [0, 2]
+        await turns(agent, memory, ask(BLUE))
+        assert [len(llm.received), len(careful.received)] == ([0, 2] if rule == "refuse" else [2, 2])
+        assert llm.images == careful.images == []
 
     async def test_history_that_an_app_gives_with_every_turn_is_past(self, guard, memory):
         llm = RecordingLLM()

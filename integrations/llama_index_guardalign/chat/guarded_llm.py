@@ -8,6 +8,7 @@ messages.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar, cast
@@ -36,7 +37,7 @@ from guardalign_guardrails.content.chat import OnViolation, PlacementSetting, is
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardField, GuardSettings
-from llama_index_guardalign.chat.messages import without_images
+from llama_index_guardalign.chat.messages import role_of, without_images
 from llama_index_guardalign.chat.refusal import Refusal, with_record
 from llama_index_guardalign.chat.screening import ScreenedMessages, ascreen_chat, screen_chat
 from llama_index_guardalign.chat.structured_llm import QuietStructuredLLM, template_of
@@ -44,6 +45,8 @@ from llama_index_guardalign.spans import atraced, not_spanned, traced
 
 if TYPE_CHECKING:
     from llama_index.core.program.utils import FlexibleModel
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Tools: TypeAlias = Sequence[BaseTool]
@@ -307,6 +310,11 @@ class GuardedLLM(FunctionCallingLLM):
 
     def _checked(self, chat: ScreenedMessages) -> ScreenedMessages:
         if chat.decision.handled_by == "error":
+            if _is_of_an_earlier_message(chat):
+                logger.warning(
+                    "The user has said something since the message that is blocked, and nobody has answered it. If it "
+                    "was raised before, it will be with every message: see GuardedMemory."
+                )
             raise _unsafe(chat)
         return chat
 
@@ -384,6 +392,11 @@ def _tool_llm(llm: LLM) -> FunctionCallingLLM:
     if not isinstance(llm, FunctionCallingLLM):
         raise SettingsError(f"{type(llm).__name__} knows no tools; wrap, and route to, an LLM that does.")
     return llm
+
+
+def _is_of_an_earlier_message(chat: ScreenedMessages) -> bool:
+    first = next((place for place, own in enumerate(chat.by_message) if chat.violation in own), len(chat.messages))
+    return any(role_of(message) == "user" for message in chat.messages[first + 1 :])
 
 
 def _unsafe(chat: ScreenedMessages) -> UnsafeContentError:
