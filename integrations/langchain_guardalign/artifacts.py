@@ -23,7 +23,9 @@ _CLASSES: Final = {"text": "TextContent", "image": "ImageContent"}
 
 def is_checked(artifact: object, artifacts: Artifacts) -> bool:
     """Whether the images in an artifact are checked and replaced."""
-    return artifact is not None and (artifacts is True or (artifacts == "mcp" and _is_of_mcp(artifact)))
+    if artifact is None:
+        return False
+    return _is_of_mcp(artifact) if artifacts == "mcp" else bool(artifacts)
 
 
 def plain_of(artifact: Any) -> Any:

@@ -12,6 +12,7 @@ from block_matrix import EVERYDAY, JSON_PLACES, READABLE, UNREADABLE, b64, pil, 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from guardalign_guardrails.content.redaction import OMITTED, without_images
 from guardalign_guardrails.content.rewrite import block_at
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE, Turn, screen
 from guardalign_guardrails.content.walk import find, find_data, find_loose
@@ -96,6 +97,9 @@ class TestJsonInContent:
     def test_has_a_notice_in_place_of_a_blocked_image_and_keeps_everything_beside_it(self, place, form, guard):
         result = screened(guard, JSON_PLACES[place](around(FORMS[form](BLUE))))
         assert result.content == [JSON_PLACES[place](around(NOTICE))]
+
+    def test_is_in_a_trace_without_its_image(self, place):
+        assert without_images([JSON_PLACES[place](around(url(RED)))]) == [JSON_PLACES[place](around(OMITTED))]
 
     def test_that_cannot_be_read_is_a_finding(self, place, guard):
         for value in (

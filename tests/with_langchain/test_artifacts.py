@@ -89,6 +89,7 @@ def test_an_artifact_of_another_tool_is_checked_only_if_the_app_says_so(artifact
     assert after(guard, artifact) is artifact
     assert not is_checked(artifact, "mcp")
     assert is_checked(artifact, True)
+    assert is_checked(artifact, "all"), "a setting that nobody knows checks too little"
     assert not is_checked(None, True)
 
 
