@@ -25,6 +25,7 @@ from guardalign_guardrails import EncoderUnavailable, GuardSettings, UnsafeConte
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
 from langchain_guardalign.agents.middleware import GuardAlignMiddleware
+from langchain_guardalign.chat.guarded_model import GuardedChatModel
 from langchain_guardalign.errors.turn_error import UnsafeTurnError
 from langchain_guardalign.testing.messages import call_async, call_sync, images_of
 from langchain_guardalign.testing.recording import RecordingModel
@@ -207,6 +208,32 @@ class TestABlockedTurnOfAnAgentInATool:
         graph: Any = StateGraph(MessagesState).add_node("tools", node).add_edge(START, "tools").compile()
         with pytest.raises(UnsafeContentError):
             call(graph, "invoke", {"messages": [calls("helper")]})
+
+
+class TestAWrappedModelWithoutTheMiddleware:
+    @pytest.mark.parametrize("on_violation", ["raise", "refuse", "notice"])
+    def test_never_has_a_blocked_image_sent_to_a_fallback(self, guard, call, on_violation):
+        inner, other = RecordingModel(), RecordingModel()
+        guarded: Any = GuardedChatModel(model=inner, guard=guard, on_violation=on_violation)
+        chat = Chat(ModelFallbackMiddleware(other), call=call, model=guarded)
+        if on_violation == "raise":
+            with pytest.raises(UnsafeContentError):
+                chat.say(*ask(BLUE))
+        else:
+            chat.say(*ask(BLUE))
+        assert (len(inner.received), other.received) == (on_violation == "notice", [])
+
+    def test_needs_its_fallbacks_wrapped_or_behind_it(self, guard, call):
+        plain, wrapped, behind = RecordingModel(), RecordingModel(), RecordingModel()
+        first: Any = GuardedChatModel(model=Fails(), guard=guard)
+        Chat(ModelFallbackMiddleware(plain), call=call, model=first).say(*ask(RED))
+        other = GuardedChatModel(model=wrapped, guard=guard)
+        Chat(ModelFallbackMiddleware(other), call=call, model=first).say(*ask(RED))
+        both: Any = GuardedChatModel(model=Fails().with_fallbacks([behind]), guard=guard)
+        Chat(call=call, model=both).say(*ask(RED))
+        shown = [b64(RED)[60:120] in repr(model.received) for model in (plain, wrapped, behind)]
+        assert shown == [True, False, False]
+        assert [len(images_of(model.received[0])) for model in (plain, wrapped, behind)] == [1, 1, 1]
 
 
 class TestToolNodes:

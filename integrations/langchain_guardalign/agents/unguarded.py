@@ -14,7 +14,7 @@ from langchain.agents.middleware import ModelRequest
 from langchain_core.messages import ToolMessage
 
 from guardalign_guardrails.errors import UnguardedWarning
-from langchain_guardalign.chat.guarded_model import GuardedChatModel
+from langchain_guardalign.derived import GuardKeeping
 
 _SUB_AGENT_MODULES: Final = ("deepagents.middleware.subagents", "deepagents.middleware.async_subagents")
 _HANDED_OVER: Final = "__handoff_destination"
@@ -23,7 +23,7 @@ _HANDED_OVER: Final = "__handoff_destination"
 
 def warn_of_models_beside(request: ModelRequest[Any]) -> None:
     """Warn if a request shows that sub-agents or a supervisor have models that this middleware does not guard."""
-    if not isinstance(request.model, GuardedChatModel) and any(map(_calls_sub_agents, request.tools)):
+    if not isinstance(request.model, GuardKeeping) and any(map(_calls_sub_agents, request.tools)):
         warnings.warn(
             "This agent has sub-agents, which do not inherit its GuardAlignMiddleware: images reach their models "
             "unchecked. Give the agent's model as GuardedChatModel(model=...), which they inherit; or put a guard into "
