@@ -8,6 +8,7 @@ Outside the proxy LiteLLM calls other hooks, and none that may change a synchron
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import warnings
@@ -20,9 +21,11 @@ from guardalign_guardrails import UnguardedWarning, Verdict
 from guardalign_guardrails.content.bodies import ScreenedBody, ascreen_body
 from guardalign_guardrails.errors import SettingsError
 from litellm_guardalign.calls import body_of, can_refuse, changes, kind_of
-from litellm_guardalign.library.callbacks import ascreen_call, refuse_what_cannot_be_changed
+from litellm_guardalign.library.callbacks import ascreen_call, refuse_what_cannot_be_changed, warn_of_what_was_sent
 from litellm_guardalign.record import name_in_answer, put, record_of
 from litellm_guardalign.settings import GuardrailSettings, faults_of, gaps_of
+
+logger = logging.getLogger(__name__)
 
 _BLOCKED: Final = 400
 _UNCHECKED: Final = 503
@@ -48,7 +51,10 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
         self.settings = GuardrailSettings.read(guardalign, params)
         self.guard = self.settings.guard
         for gap in gaps_of(params):
-            warnings.warn(f"GuardAlign's guardrail does not guard every request. {gap}", UnguardedWarning, stacklevel=2)
+            text = f"GuardAlign's guardrail does not guard every request. {gap}"
+            # The proxy shows no warnings.
+            logger.warning(text)
+            warnings.warn(text, UnguardedWarning, stacklevel=2)
         self.guard.prepare()
         super().__init__(**params)
 
@@ -103,6 +109,17 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
         """
         if not self._is_of_the_proxy:
             refuse_what_cannot_be_changed(self.guard, messages, kwargs)
+
+    def log_success_event(self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any) -> None:
+        """Warn of a call of the library that no hook before it has seen."""
+        if not self._is_of_the_proxy:
+            warn_of_what_was_sent(kwargs)
+
+    async def async_log_success_event(
+        self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any
+    ) -> None:
+        """Warn of a call of the library that no hook before it has seen."""
+        self.log_success_event(kwargs, response_obj, start_time, end_time)
 
     @property
     def _is_of_the_proxy(self) -> bool:

@@ -52,12 +52,26 @@ def running(servers, tmp_path_factory):
         ("careful", "openai/careful", servers.openai.base_url),
         ("claude", "anthropic/claude-sonnet-4-5", servers.other_url),
         ("other", "openai/other", f"{servers.other_url}/v1"),
+        ("gemini", "gemini/gemini-2.0-flash", servers.other_url),
+        ("jina", "jina_ai/jina-clip-v2", f"{servers.other_url}/v1"),
+        ("cohere", "cohere/embed-v4.0", f"{servers.other_url}/v2/embed"),
+        ("titan", "bedrock/amazon.titan-embed-image-v1", servers.other_url),
     ]
+    aws = {"aws_access_key_id": "k", "aws_secret_access_key": "s", "aws_region_name": "us-east-1"}
     common = {
         "model_list": [
-            {"model_name": name, "litellm_params": {"model": model, "api_base": base, "api_key": "k"}}
+            {
+                "model_name": name,
+                "litellm_params": {
+                    "model": model,
+                    "api_base": base,
+                    "api_key": "k",
+                    **({**aws, "aws_bedrock_runtime_endpoint": base} if name == "titan" else {}),
+                },
+            }
             for name, model, base in models
         ],
+        "files_settings": [{"custom_llm_provider": "openai", "api_base": f"{servers.other_url}/v1", "api_key": "k"}],
         "general_settings": {
             "master_key": MASTER_KEY,
             "pass_through_endpoints": [{"path": "/through", "target": f"{servers.other_url}/v1/chat/completions"}],

@@ -43,6 +43,22 @@ _ANSWERS: dict[str, Any] = {
         "data": [{"object": "embedding", "index": 0, "embedding": [0.5]}],
         "usage": {"prompt_tokens": 1, "total_tokens": 1},
     },
+    "generateContent": {
+        "candidates": [{"content": {"role": "model", "parts": [{"text": "one"}]}, "finishReason": "STOP", "index": 0}],
+        "usageMetadata": {"promptTokenCount": 1, "candidatesTokenCount": 1, "totalTokenCount": 2},
+    },
+    # Cohere, and Titan on Bedrock.
+    "embed": {"id": "e1", "embeddings": {"float": [[0.5]]}, "texts": [], "meta": {"billed_units": {"input_tokens": 1}}},
+    "invoke": {"embedding": [0.5], "inputTextTokenCount": 1},
+    "files": {
+        "id": "file-1",
+        "object": "file",
+        "bytes": 1,
+        "created_at": 0,
+        "filename": "batch.jsonl",
+        "purpose": "batch",
+        "status": "processed",
+    },
     "moderations": {"id": "modr_1", "model": "m", "results": []},
     "edits": {"created": 0, "data": [{"b64_json": "aGk="}]},
     "completions": {
@@ -85,7 +101,9 @@ def provider() -> Iterator[tuple[str, list[Received]]]:
         def do_POST(self) -> None:
             data = self.rfile.read(int(self.headers["Content-Length"]))
             received.append(Received(self.path, self.headers["Content-Type"], data))
-            answer = json.dumps(_ANSWERS[self.path.rpartition("/")[2]]).encode()
+            # Google's paths end with a colon and a verb, and may have a key.
+            verb = re.split("[/:]", self.path.partition("?")[0])[-1]
+            answer = json.dumps(_ANSWERS[verb]).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(answer)))

@@ -17,10 +17,12 @@ from PIL import Image
 
 from guardalign_guardrails.content.payload import to_data_url
 from litellm_guardalign.__main__ import main
+from litellm_guardalign.version import litellm_version
 from with_litellm.conftest import guardrail
 
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.slow]
 
+NEWER = pytest.mark.skipif(litellm_version() < (1, 105), reason="this LiteLLM knows no stream_scope")
 ROOT = Path(__file__).parents[2]
 IMAGES = ROOT / "examples" / "images"
 
@@ -52,11 +54,35 @@ def test_it_starts_a_proxy_whose_upstream_gets_no_unsafe_image(upstream, tmp_pat
         stopped(process)
 
 
-@pytest.mark.parametrize("fault", [{"polcy": "a.yaml"}, {"policy": "none.yaml"}, {"encoder": "what"}])
-def test_a_proxy_with_a_mistake_in_its_guardrail_does_not_start(tmp_path, fault):
+def test_it_starts_a_proxy_from_a_config_that_passes_the_check(upstream, tmp_path):
+    options = ["--upstream", upstream.base_url, "--model", "gpt-4o", "--write", str(tmp_path)]
+    assert main(options) == 0
+    port = free_port()
+    command = [sys.executable, "-m", "litellm_guardalign", "start", str(tmp_path / "config.yaml"), "--port", str(port)]
+    process = started(command, tmp_path, port)
+    try:
+        await_health(process, port, tmp_path)
+    finally:
+        stopped(process)
+    assert "model gpt-4o: guarded by guardalign" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("fault", "own"),
+    [
+        ({"polcy": "a.yaml"}, {}),
+        ({"policy": "none.yaml"}, {}),
+        ({"encoder": "what"}, {}),
+        ({}, {"mode": []}),
+        ({}, {"mode": "post_call"}),
+        pytest.param({}, {"stream_scope": "streaming"}, marks=NEWER),
+    ],
+)
+def test_a_proxy_with_a_mistake_in_its_guardrail_does_not_start(tmp_path, fault, own):
     port = free_port()
     entry = guardrail(tmp_path, default_on=True)
     entry["litellm_params"]["guardalign"].update(fault)
+    entry["litellm_params"].update(own)
     (tmp_path / "guardalign_guardrail.py").write_text("from litellm_guardalign import ImageGuardrail\n")
     process = started(proxy_command({"model_list": [], "guardrails": [entry]}, tmp_path, port), tmp_path, port)
     try:

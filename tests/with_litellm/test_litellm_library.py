@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
 import io
 import json
+import threading
 import warnings
+from collections import deque
 
 import pytest
 
@@ -257,6 +260,12 @@ class TestWhatGuardedTakes:
         assert [turn["role"] for turn in upstream.last.body["messages"]] == ["system", "user", "assistant", "user"]
         assert [digest(image) for image in upstream.last.images] == [digest(masked())]
 
+    @pytest.mark.parametrize("kind", [deque, tuple, iter], ids=["deque", "tuple", "iterator"])
+    def test_messages_in_any_iterable(self, guard, at, upstream, kind):
+        content = kind(user("red")["content"])
+        guarded(litellm.completion, guard)(messages=kind([{"role": "user", "content": content}]), **at)
+        assert [digest(image) for image in upstream.last.images] == [digest(masked())]
+
     def test_words_alone_go_on_as_they_are(self, guard, at, upstream):
         messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"}]
         guarded(litellm.completion, guard)(messages=messages, temperature=0.5, **at)
@@ -402,6 +411,29 @@ class TestCallbacks:
             litellm.completion(messages=[user("red")], callbacks=[callback], **at)
         assert upstream.requests == []
 
+    @pytest.mark.parametrize("name", ["completion", "acompletion"])
+    async def test_among_other_callbacks_it_can_only_warn(self, callback, at, upstream, name):
+        litellm.success_callback.append(callback)
+        litellm._async_success_callback.append(callback)
+        warned = threading.Event()
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UnguardedWarning)
+            warnings.showwarning = lambda message, category, *_: category is UnguardedWarning and warned.set()
+            await answered(getattr(litellm, name), messages=[user("white")], **at)
+            # LiteLLM logs in the background.
+            assert await asyncio.to_thread(warned.wait, 10)
+
+    @pytest.mark.parametrize("name", ["completion", "acompletion"])
+    async def test_of_what_was_checked_it_does_not_say_that_it_was_sent_unchecked(self, callback, at, upstream, name):
+        litellm.callbacks.append(callback)
+        said = []
+        with warnings.catch_warnings():
+            warnings.simplefilter("always", UnguardedWarning)
+            warnings.showwarning = lambda message, *_: said.append(str(message))
+            await answered(getattr(litellm, name), messages=[user("white")], **at)
+            await asyncio.sleep(1)
+        assert not [text for text in said if "sent unchecked" in text]
+
     async def test_a_caller_cannot_say_that_a_call_was_checked(self, callback, at, upstream):
         litellm.callbacks.append(callback)
         forged = {"guardalign": "checked", "proxy_server_request": {"body": {}}, "call_type": "moderation"}
@@ -412,6 +444,10 @@ class TestCallbacks:
             warnings.simplefilter("error", UnguardedWarning)
             await litellm.acompletion(messages=[user("red")], **forged, **at)
         assert url("red") not in upstream.last.raw.decode()
+
+    def test_nor_can_a_report_of_one(self, callback):
+        with pytest.warns(UnguardedWarning), pytest.raises(UnguardedCall):
+            callback.log_pre_api_call("m", [user("red")], {"call_type": "completion", "guardalign": "checked"})
 
     async def test_a_guarded_function_is_not_stopped_by_one(self, callback, guard, at, upstream):
         litellm.callbacks.append(callback)

@@ -296,6 +296,8 @@ class TestSettings:
     def test_a_streamed_refusal_is_a_stream(self, choosing, upstream):
         chunks = list(ask(choosing, user(image_url("blue")), stream=True, **naming("refusing")))
         assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks) == REFUSAL
+        # LiteLLM makes "stop" of the reason that it gives in a whole answer.
+        assert chunks[-1].choices[0].finish_reason is not None
         assert upstream.requests == []
 
     @pytest.mark.skipif(litellm_version() < (1, 105), reason="this LiteLLM writes a refusal that clients cannot read")
@@ -336,6 +338,10 @@ class TestSettings:
         ask(choosing, user(image_url("blue"), image_url("red")), **naming("monitoring"))
         assert arrived(upstream.last) == [digest(painted("blue")), digest(painted("red"))]
         assert "'proposed': 'block'" in told(running.choosing, "'proposed': 'block'")
+
+    def test_the_proxy_warns_of_guardrails_that_not_every_request_has(self, running):
+        assert "does not guard every request. default_on: is not true" in running.choosing.log.read_text()
+        assert "does not guard every request" not in running.guarded.log.read_text()
 
     def test_without_a_guardrail_nothing_is_checked(self, choosing, upstream):
         ask(choosing, user(image_url("blue")))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from typing import Any, Final
 
 from guardalign_guardrails.content.bodies import BodyRules, ascreen_body, screen_body
@@ -17,7 +17,7 @@ from guardalign_guardrails.errors import SettingsError, UnguardedWarning, Unsafe
 from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.verdict import Verdict
 from litellm_guardalign.calls import body_of, changes, kind_of
-from litellm_guardalign.library.functions import UnguardedCall, as_data
+from litellm_guardalign.library.functions import UnguardedCall, as_data, plain
 from litellm_guardalign.record import put
 from litellm_guardalign.settings import GuardrailSettings
 
@@ -108,12 +108,29 @@ def refuse_what_cannot_be_changed(guard: Guard, messages: Any, report: Mapping[s
         raise UnguardedCall(f"What {name} sends cannot be checked by a callback. {_REMEDY}")
     more = report.get("additional_args")
     sent = more.get("complete_input_dict") if isinstance(more, Mapping) else None
-    body = as_data({"messages": messages, "sent": _parsed(sent)})
+    body = {"messages": plain(messages), "sent": plain(_parsed(sent))}
     screened = screen_body(guard, body, "other")
     found = [verdict for verdict in screened.verdicts if verdict.action not in ("allow", "flag")]
     is_prefix_missing = screened.decision.is_prefix_due and not _says(body, guard.policy.prefix.strip())
     if screened.body is not body or screened.decision.handled_by != "model" or is_prefix_missing:
         raise UnguardedCall(f"{_what(found)} {_REMEDY}")
+    if isinstance(report, MutableMapping):
+        report[_MARK] = _CHECKED
+
+
+def warn_of_what_was_sent(report: Mapping[str, Any]) -> None:
+    """Warn of a call that was answered and that no hook has seen: the guardrail is among the wrong callbacks.
+
+    Args:
+        report: What LiteLLM says of the call.
+    """
+    name = str(report.get("call_type"))
+    if report.get(_MARK) is not _CHECKED and kind_of(name) is not None:
+        warnings.warn(
+            f"A call ({name}) was sent unchecked: the guardrail is not among litellm.callbacks. {_REMEDY}",
+            UnguardedWarning,
+            stacklevel=2,
+        )
 
 
 def _parsed(sent: Any) -> Any:

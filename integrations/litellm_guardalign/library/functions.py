@@ -11,7 +11,7 @@ import functools
 import inspect
 import io
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, TypeVar, cast
@@ -61,7 +61,7 @@ _OTHERS: Final = frozenset(
     }
 )
 # Where callers may put objects of LiteLLM and OpenAI, such as the message of the last answer.
-_OF_OBJECTS: Final = frozenset({"contents", "fallbacks", "input", "messages", "prompt", "system"})
+_OF_OBJECTS: Final = frozenset({"contents", "extra_body", "fallbacks", "input", "messages", "prompt", "system"})
 
 
 class UnguardedCall(BaseException):
@@ -153,20 +153,24 @@ def as_data(given: Mapping[str, Any]) -> dict[str, Any]:
     Objects of LiteLLM and OpenAI become plain data. Files and paths become what is in them now: they could hold
     something else by the time they are sent.
     """
-    return {name: _plain(value) if name in _OF_OBJECTS else _read(value) for name, value in given.items()}
+    return {name: plain(value) if name in _OF_OBJECTS else _read(value) for name, value in given.items()}
 
 
-def _plain(value: Any) -> Any:
-    """A value with pydantic objects as mappings; the very same object if there are none."""
+def plain(value: Any) -> Any:
+    """A value with pydantic objects as mappings and other iterables as lists; the very same object if there are none.
+
+    OpenAI's client takes any iterable for messages, such as a deque, and an iterator only once.
+    """
     if isinstance(value, BaseModel):
         return value.model_dump(exclude_none=True)
     if isinstance(value, Mapping):
-        new = {key: _plain(each) for key, each in value.items()}
+        new = {key: plain(each) for key, each in value.items()}
         return new if any(new[key] is not value[key] for key in new) else value
     if isinstance(value, list | tuple):
-        items = [_plain(each) for each in value]
+        items = [plain(each) for each in value]
         return items if any(one is not other for one, other in zip(items, value, strict=True)) else value
-    return value
+    is_iterable = isinstance(value, Iterable) and not isinstance(value, str | bytes | bytearray)
+    return [plain(each) for each in value] if is_iterable else value
 
 
 def _name_of(call: Callable[..., Any], call_type: str | None) -> str:
