@@ -8,12 +8,12 @@ and from a tool's function through the names that it uses; an LLM that a functio
 from __future__ import annotations
 
 import functools
-import inspect
 import warnings
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from types import FunctionType, MethodType
+from contextlib import suppress
+from types import CodeType, FunctionType, MethodType
 from typing import Any, Final
 
 from llama_index.core import Settings
@@ -93,8 +93,20 @@ def _inside(where: str, value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, MethodType):
         yield from ((where, item) for item in (value.__func__, value.__self__))
     elif isinstance(value, FunctionType):
-        used = inspect.getclosurevars(value)
-        yield from ((f"{where}.{name}", item) for name, item in {**used.globals, **used.nonlocals}.items())
+        yield from ((f"{where}.{name}", item) for name, item in _used_by(value))
     elif any(kind.__module__.partition(".")[0] in _FRAMEWORK for kind in type(value).__mro__):
         own = {**getattr(value, "__dict__", {}), **(getattr(value, "__pydantic_private__", None) or {})}
         yield from ((f"{where}.{name}", item) for name, item in own.items())
+
+
+def _used_by(function: FunctionType) -> Iterator[tuple[str, Any]]:
+    """The values of a function's names from outside, those of functions within it too."""
+    for name, cell in zip(function.__code__.co_freevars, function.__closure__ or (), strict=True):
+        # What is named further down in an outer function has no value yet.
+        with suppress(ValueError):
+            yield name, cell.cell_contents
+    codes = [function.__code__]
+    while codes:
+        code = codes.pop()
+        codes += [inner for inner in code.co_consts if isinstance(inner, CodeType)]
+        yield from ((name, function.__globals__[name]) for name in code.co_names if name in function.__globals__)

@@ -57,7 +57,34 @@ def partial_tool_of(llm) -> FunctionTool:
     return FunctionTool.from_defaults(functools.partial(write, llm), name="write", description="Writes.")
 
 
+def later_tool_of(llm) -> FunctionTool:
+    """A tool whose function uses what is named after it."""
+
+    def write(prompt: str) -> str:
+        """Write."""
+        return " ".join([str(writer.complete(word)) for word in (prompt, missing)])
+
+    # Neither may be a stumbling block: one has its value now, the other has none yet.
+    tool = FunctionTool.from_defaults(write)
+    writer = llm
+    if tool is None:
+        missing = ""
+    return tool
+
+
+def global_tool_of(llm) -> FunctionTool:
+    globals()["WRITER"] = llm
+
+    def write(prompt: str) -> list[str]:
+        """Write."""
+        return [str(WRITER.complete(word)) for word in prompt.split()]  # noqa: F821
+
+    return FunctionTool.from_defaults(write)
+
+
 HOLDERS = {
+    "a name given after a tool": lambda llm, guarded: later_tool_of(llm),
+    "a global name in a tool": lambda llm, guarded: global_tool_of(llm),
     "an agent": lambda llm, guarded: FunctionAgent(tools=[], llm=llm),
     "one of several agents": lambda llm, guarded: AgentWorkflow(
         agents=[
