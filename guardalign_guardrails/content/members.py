@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
+from decimal import Decimal
 from typing import Any, Final, TypeAlias
 
 from PIL import Image
@@ -19,7 +20,7 @@ from guardalign_guardrails.images.containers import sniff
 Hit: TypeAlias = tuple[Path, Reading]
 """Where something is that stands for media, and how to read and write it."""
 
-SCALARS: Final = (bool, int, float, type(None))
+SCALARS: Final = (bool, int, float, Decimal, type(None))
 """Values that hold nothing; not counted, since tokens to be embedded come as lists of very many numbers."""
 
 STRUCTURED_KEYS: Final = frozenset({"structured_content", "structuredContent"})

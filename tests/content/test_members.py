@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import string
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -162,6 +163,8 @@ def test_what_is_no_json_is_read_as_content_blocks(block):
         {"image": "cat.png", "n": 3},
         {"images": ["a.png", "b.png", 3, None]},
         {"media": 7, "screenshot": False, "audio": None},
+        {"image": Decimal(7), "price": Decimal("9.90")},
+        {"json": {"image": Decimal(7), "price": [Decimal("9.90")]}},
         {"image": "A cat on a mat, seen from above, in the light of a late afternoon in April."},
         {"type": "file", "name": "a.png", "path": "img/a.png", "mimeType": "image/png", "size": 17},
         {"name": "a.png", "mimeType": "image/png", "size": 17},
