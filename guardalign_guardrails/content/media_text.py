@@ -106,6 +106,8 @@ _MEDIA_URL: Final = re.compile(
     re.IGNORECASE,
 )
 _HEADER: Final = re.compile(r"[^,\s\"{]*,")
+# No media begins with "+", which is "-" in the other alphabet.
+_PAIR: Final = re.compile(r"[^A-Za-z0-9+/%_]*([A-Za-z0-9])[^A-Za-z0-9+/%_]*([A-Za-z0-9])")
 _NOISE: Final = re.compile(r"[^A-Za-z0-9+/_-]+")
 _LETTERS: Final = re.compile(r"[A-Za-z0-9+/_-]+")
 _STANDARD_LETTERS: Final = re.compile(r"[A-Za-z0-9+/]+")
@@ -130,10 +132,17 @@ def _first_letters() -> frozenset[str]:
 
 
 _FIRST_LETTERS: Final = _first_letters()
-# Most texts begin with two of these, and need no closer look.
 _TEXT_PAIRS: Final = frozenset(map("".join, product(string.ascii_letters + string.digits, repeat=2))).difference(
     ("da", "dA", "Da", "DA"), (letters[:2] for letters in _FIRST_LETTERS)
 )
+
+
+def begins_like_text(text: str) -> bool:
+    """Whether a string begins with two letters with which no media begins, as most texts do; a quick answer."""
+    if text[:2] in _TEXT_PAIRS:
+        return True
+    found = _PAIR.match(text)
+    return found is not None and found[1] + found[2] in _TEXT_PAIRS
 
 
 def media_of_value(value: str) -> Reading | None:
@@ -179,7 +188,7 @@ def first_bytes(encoded: str, most: int = _SIGNATURE, *, is_url_safe: bool = Tru
 
 def _form(text: str) -> _Form | None:
     """The form of a string that begins like media."""
-    if text[:2] in _TEXT_PAIRS or len(text) < _SMALLEST:
+    if begins_like_text(text) or len(text) < _SMALLEST:
         return None
     form = _likely_form(text)
     return form if form is not None and sum(map(len, text.split())) >= _SMALLEST else None

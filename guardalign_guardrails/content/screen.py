@@ -16,7 +16,9 @@ from PIL import Image
 from guardalign_guardrails.actions import Source
 from guardalign_guardrails.content.chat import Role
 from guardalign_guardrails.content.dialect import Path
+from guardalign_guardrails.content.media_text import begins_like_text
 from guardalign_guardrails.content.payload import Ambiguous, Payload, Remote
+from guardalign_guardrails.content.promoted import find_shown
 from guardalign_guardrails.content.rewrite import block_at, text_in_place_of, with_blocks
 from guardalign_guardrails.content.walk import MediaBlock, TextBlock, find, find_data, find_loose, find_text
 from guardalign_guardrails.errors import FetchRefused
@@ -70,9 +72,17 @@ class Turn:
 
     def find(self) -> list[MediaBlock]:
         """Look for the blocks that stand for media."""
+        content = self.content
         if self.is_data:
-            return find_data(self.content)
-        return find_loose(self.content) if self.is_loose else find(self.content)
+            return find_data(content)
+        if self.is_loose:
+            return find_loose(content)
+        if isinstance(content, str) and begins_like_text(content):
+            return []
+        # A model that runs in this process is given text as text.
+        if self.keep_results:
+            return find(content)
+        return find_shown(content, is_of_tool=self.role == "tool" or self.source == "tool")
 
 
 @dataclass

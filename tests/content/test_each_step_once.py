@@ -19,7 +19,7 @@ from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import colour_guard, painted
 
 STEPS = {
-    "find": [("content.screen", "find"), ("content.screen", "find_loose")],
+    "find": [("content.screen", "find_shown"), ("content.screen", "find_loose")],
     "read": [("content.payload", "read_base64")],
     "decode": [("guarding.guard", "decode")],
     "mask": [("guarding.assess", "mask_regions")],

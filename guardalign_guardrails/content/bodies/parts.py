@@ -13,7 +13,6 @@ from typing import Any, Final, Literal, TypeAlias
 from guardalign_guardrails.actions import Source
 from guardalign_guardrails.content.chat import Role, sources
 from guardalign_guardrails.content.dialect import Path
-from guardalign_guardrails.content.payload import is_data_url, read_data_url
 from guardalign_guardrails.content.rewrite import block_at
 from guardalign_guardrails.content.screen import Turn
 
@@ -153,21 +152,8 @@ def _of_message(message: object, path: Path) -> Iterator[Part]:
         return
     role = _role(message)
     yield Part((*path, "content"), role, message.get("content"))
-    if role == "tool":
-        yield from _data_urls_in(message.get("content"), (*path, "content"))
     yield from _attached(message, path, role)
     yield from _beside(message, path, role, _NO_CONTENT_OF_A_MESSAGE)
-
-
-def _data_urls_in(content: object, path: Path) -> Iterator[Part]:
-    """A tool's text that is a data URL and nothing else: for Gemini, LiteLLM joins it and makes an image of it."""
-    blocks = enumerate(_listed(content))
-    found = {(*path, index, "text"): block.get("text") for index, block in blocks if isinstance(block, Mapping)}
-    texts = {where: text for where, text in found.items() if isinstance(text, str)}
-    whole = content if isinstance(content, str) else "".join(texts.values())
-    for where, text in (texts if len(texts) == 1 else {**texts, path: whole}).items():
-        if is_data_url(text) and read_data_url(text, len(text)) != "malformed":
-            yield Part(where, "tool", text, "loose")
 
 
 def _attached(message: Mapping[str, Any], path: Path, role: Role) -> Iterator[Part]:
@@ -191,7 +177,6 @@ def _of_responses(body: Body) -> Iterator[Part]:
             # A call's output comes from a tool, every other item without a role from the model.
             is_output = str(item["type"]).endswith("_output")
             yield Part(path, "tool" if is_output else "assistant", item, "item")
-            yield from _data_urls_in(item.get("output"), (*path, "output"))
         else:
             yield from _of_message(item, path)
 
@@ -207,8 +192,6 @@ def _of_messages(body: Body) -> Iterator[Part]:
             for index, block in enumerate(content):
                 where = (*path, "content", index)
                 yield Part(where, "tool" if _is_tool_result(block) else role, block)
-                if _is_tool_result(block):
-                    yield from _data_urls_in(block.get("content"), (*where, "content"))
             yield from _beside(message, path, role, _NO_CONTENT_OF_A_MESSAGE)
         else:
             yield from _of_message(message, path)
