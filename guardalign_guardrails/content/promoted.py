@@ -7,7 +7,6 @@ media is decided in `media_text`; blocks that stand for media are found in `walk
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -16,11 +15,11 @@ from guardalign_guardrails.content.media_text import begins_like_text, media_of_
 from guardalign_guardrails.content.walk import MediaBlock, find
 
 # Types of blocks and items that hold what a tool gave back.
-_OF_TOOLS: Final = re.compile("_output$|tool_result$|^mcp_call$")
+_OF_TOOLS: Final = ("_output", "tool_result", "mcp_call")
 # Bedrock's results of tools have no type.
 _RESULT: Final = "toolResult"
 # Keys of a block's text, or of blocks with text.
-_TEXT_HOLDERS: Final = frozenset({"text", "refusal", "content", "output", "logs", "stdout", "stderr", _RESULT})
+_TEXT_HOLDERS: Final = ("text", "content", "output", "refusal", "logs", "stdout", "stderr", _RESULT)
 _PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
 _PLAIN_TEXT_KINDS: Final = frozenset({"text", "input_text", "output_text"})
 # As far as `walk.find` looks.
@@ -74,8 +73,8 @@ def _look(value: object, path: Path, found: list[MediaBlock], nodes: Iterator[in
         for index, item in enumerate(value):
             if isinstance(item, str | Mapping | list | tuple):
                 _look(item, (*path, index), found, nodes, is_of_tool=is_of_tool)
-        if is_of_tool and len(value) > 1:
-            found += _joined(value, path, {each.path for each in found[before:]})
+        if is_of_tool and len(value) > 1 and (joined := _joined(value, path, {each.path for each in found[before:]})):
+            found[before:] = [*(each for each in found[before:] if each.path not in joined), *joined.values()]
     elif isinstance(value, Mapping):
         _look_in_block(value, path, found, nodes, is_of_tool=is_of_tool or _is_of_tool(value))
 
@@ -83,8 +82,10 @@ def _look(value: object, path: Path, found: list[MediaBlock], nodes: Iterator[in
 def _look_in_block(
     block: Mapping[Any, Any], path: Path, found: list[MediaBlock], nodes: Iterator[int], *, is_of_tool: bool
 ) -> None:
-    for key in _TEXT_HOLDERS.intersection(block):
-        _look(block[key], (*path, key), found, nodes, is_of_tool=is_of_tool)
+    for key in _TEXT_HOLDERS:
+        value = block.get(key)
+        if value is not None and not (isinstance(value, str) and begins_like_text(value)):
+            _look(value, (*path, key), found, nodes, is_of_tool=is_of_tool)
     source = block.get("source")
     # Anthropic's documents: plain text, or a list of blocks.
     if isinstance(source, Mapping) and source.get("type") in ("text", "content"):
@@ -94,15 +95,16 @@ def _look_in_block(
 
 def _is_of_tool(block: Mapping[Any, Any]) -> bool:
     kind = block.get("type")
-    return _OF_TOOLS.search(kind) is not None if isinstance(kind, str) else _RESULT in block
+    return kind.endswith(_OF_TOOLS) if isinstance(kind, str) else _RESULT in block
 
 
-def _joined(blocks: Sequence[Any], path: Path, found: set[Path]) -> Iterator[MediaBlock]:
-    """The texts of a list that are media only once they are joined; none of them can be replaced by an image."""
+def _joined(blocks: Sequence[Any], path: Path, found: set[Path]) -> dict[Path, MediaBlock]:
+    """The texts of a list that are media only once they are joined; an image can replace none of them."""
     texts = {where: text for where, text in _texts(blocks, path) if text.strip()}
     first = next(iter(texts), None)
-    if len(texts) > 1 and first not in found and media_of_promoted_text("".join(texts.values())) is not None:
-        yield from (MediaBlock(where, _JOINED) for where in texts if where not in found)
+    if len(texts) < 2 or first in found or media_of_promoted_text("".join(texts.values())) is None:
+        return {}
+    return {where: MediaBlock(where, _JOINED) for where in texts}
 
 
 def _texts(blocks: Sequence[Any], path: Path) -> Iterator[tuple[Path, str]]:

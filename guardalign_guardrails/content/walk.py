@@ -35,7 +35,7 @@ _JSON_KEYS: Final[Mapping[object, Set[str]]] = {
 }
 # A block with no other keys is text. Most blocks are, and need no closer look.
 _PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
-_TEXT_KEYS: Final = frozenset({"text", "content"})
+_TEXT_KEYS: Final = frozenset({"text", "content", "logs", "stderr", "stdout"})
 # Keys of a block's text, or of blocks with text: results of tools have "content" or "output".
 _TEXT_HOLDERS: Final = ("text", "refusal", "content", "output")
 _MAX_DEPTH: Final = 24

@@ -28,7 +28,9 @@ _FORMS: Final[Mapping[Form, re.Pattern[str]]] = {
     "responses": re.compile(r"/responses(/input_tokens|/compact)?$"),
     "other": re.compile(
         r"/(agents/sessions(/[^/]+/events)?|conversations(/[^/]+/items)?|decisions|images/generations"
-        r"|threads(/runs|/[^/]+/(messages|runs))?)$"
+        r"|threads(/runs|/[^/]+/(messages|runs))?"
+        # Servers that are compatible with the API take images there too: llama.cpp's, SGLang, vLLM, proxies.
+        r"|completions?|embeddings?|generate|infill|pooling|rerank|score)$"
     ),
 }
 _ANSWERED: Final = re.compile(r"/(chat/completions|responses)$")

@@ -281,10 +281,6 @@ class TestWhatElseIsInABody:
         before = body("chat", user(block("chat", "white")), tools=[tool], response_format={"image": {}})
         assert screened(before, "chat", BodyRules()).body is before
 
-    def test_words_that_look_like_an_image_stay_words(self, screened):
-        for form, before in (("responses", {"input": url("blue")}), ("chat", {"prompt": url("blue")})):
-            assert screened(before, form, BodyRules()).body is before
-
 
 class TestOtherBodies:
     @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections import Counter
-from importlib import import_module
+from pkgutil import resolve_name
 from typing import Any
 
 import pytest
@@ -19,7 +19,7 @@ from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import colour_guard, painted
 
 STEPS = {
-    "find": [("content.screen", "find_shown"), ("content.screen", "find_loose")],
+    "find": [("content.screen.Turn", "find")],
     "read": [("content.payload", "read_base64")],
     "decode": [("guarding.guard", "decode")],
     "mask": [("guarding.assess", "mask_regions")],
@@ -46,8 +46,8 @@ def counts(monkeypatch) -> Counter[str]:
 
     for step, functions in STEPS.items():
         for module, name in functions:
-            home = import_module(f"guardalign_guardrails.{module}")
-            monkeypatch.setattr(home, name, counted(step, getattr(home, name)))
+            path = f"guardalign_guardrails.{module}.{name}"
+            monkeypatch.setattr(path, counted(step, resolve_name(path)))
     return counts
 
 

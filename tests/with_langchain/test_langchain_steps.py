@@ -37,7 +37,7 @@ def counts(monkeypatch) -> Counter[str]:
         monkeypatch.setattr(module, name, counting)
 
     count(messages, "convert_to_messages", "convert")
-    count(screen, "find", "search")
+    count(screen.Turn, "find", "search")
     count(redaction, "find", "search")
     count(screening, "with_text_at", "trace")
     count(reading, "freeze", "open")

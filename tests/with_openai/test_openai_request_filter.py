@@ -226,6 +226,26 @@ class TestOtherEndpoints:
         )
         assert [same(image, MASKED) for image in images(sent[0])] == [True, True]
 
+    @pytest.mark.parametrize(
+        ("path", "body"),
+        [
+            ("/completions", lambda image: {"model": "m", "prompt": "Look.", "image_data": [{"data": image, "id": 1}]}),
+            (
+                "/completions",
+                lambda image: {"model": "m", "prompt": {"prompt_string": "Look.", "multimodal_data": [image]}},
+            ),
+            ("/completion", lambda image: {"prompt": ["Look.", image]}),
+            ("/embeddings", lambda image: {"model": "m", "input": ["Look.", url(painted("red"))]}),
+            ("/generate", lambda image: {"text": "Look.", "image_data": image}),
+        ],
+    )
+    def test_images_for_servers_that_are_compatible_are_masked(self, plain, sent, checks, path, body):
+        image = url(painted("red")).partition(",")[2]
+        guard_client(plain, checks).post(path, body=body(image), cast_to=object)
+        (request,) = sent
+        assert image not in request.body.decode()
+        assert "iVBORw0KGgo" in request.body.decode()
+
     def test_prompts_alone_are_words(self, plain, sent, checks):
         guard_client(plain, checks).videos.create(prompt="an image of a cat")
         guard_client(plain, checks).images.generate(prompt="an image of a cat")

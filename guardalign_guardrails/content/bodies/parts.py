@@ -58,7 +58,7 @@ class Part:
 
 
 _NESTED: Final = ("extra_body", "fallbacks", "context_window_fallbacks", "content_policy_fallbacks")
-# Text, settings and schemas: a property of a tool may be named "image".
+# Settings, notes and schemas: a property of a tool may be named "image", and servers make images of none of them.
 _NO_CONTENT: Final = frozenset(
     {
         "agent",
@@ -84,6 +84,8 @@ _NO_CONTENT_OF_A_MESSAGE: Final = frozenset(
 _PASSED_ON: Final = ("compaction_blocks", "tool_results", "web_search_results")
 # Values of these keys are images, be they a URL, base64 text or bytes.
 _IMAGES: Final = frozenset({"image", "images", "input_reference", "mask"})
+# SGLang's requests have their prompt under "text", where those to Responses have settings.
+_PROMPTS: Final = ("prompt", "text")
 _ROLES: Final[Mapping[object, Role]] = {
     "assistant": "assistant",
     "developer": "system",
@@ -122,6 +124,8 @@ def _own_parts(body: Body, form: Form, path: Path) -> list[Part]:
     sourced = [part if part.source == source else replace(part, source=source) for part, source in pairs]
     variables = list(_variables(body))
     known = _NO_CONTENT.union(_NESTED, (part.path[0] for part in (*chat, *variables)))
+    if "text" in body and not isinstance(body["text"], Mapping):
+        known -= {"text"}
     parts = [*sourced, *_beside(body, (), "user", known), *_masks(body), *variables]
     return [replace(part, path=(*path, *part.path)) for part in parts] if path else parts
 
@@ -131,14 +135,24 @@ def _beside(mapping: Mapping[str, Any], path: Path, role: Role, known: Set[str])
     for key in [key for key in mapping if key not in known]:
         value = mapping[key]
         # Bytes are an uploaded file: an image or a video.
-        if key in _IMAGES or isinstance(value, bytes):
+        if str(key).lower() in _IMAGES or isinstance(value, bytes):
             items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
             for index, each in items:
                 where = (*path, key) if index is None else (*path, key, index)
                 yield Part(where, role, each, "loose" if each is None or isinstance(each, Mapping) else "image")
+        elif key in _PROMPTS:
+            yield from _of_prompt(value, (*path, key), role)
         else:
-            # A prompt is a user's text, which may begin like a data URL.
-            yield Part((*path, key), role, value, "content" if key == "prompt" else "loose")
+            yield Part((*path, key), role, value, "loose")
+
+
+def _of_prompt(prompt: object, path: Path, role: Role) -> Iterator[Part]:
+    """A prompt: a user's text or several; or, for servers like llama.cpp's, a mapping with images in it."""
+    if isinstance(prompt, list | tuple) and any(isinstance(each, Mapping) for each in prompt):
+        for index, each in enumerate(prompt):
+            yield from _of_prompt(each, (*path, index), role)
+    else:
+        yield Part(path, role, prompt, "loose" if isinstance(prompt, Mapping) else "content")
 
 
 def _of_chat(body: Body) -> Iterator[Part]:
@@ -231,6 +245,8 @@ def _variables(body: Body) -> Iterator[Part]:
     variables = prompt.get("variables") if isinstance(prompt, Mapping) else None
     if isinstance(variables, Mapping):
         yield from (Part(("prompt", "variables", name), "user", value) for name, value in variables.items())
+        if variables and isinstance(prompt, Mapping):
+            yield from _beside(prompt, ("prompt",), "user", {"variables"})
 
 
 _READERS: Final[Mapping[Form, Callable[[Body], Iterator[Part]]]] = {
