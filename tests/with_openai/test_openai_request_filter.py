@@ -243,8 +243,8 @@ class TestOtherEndpoints:
         image = url(painted("red")).partition(",")[2]
         guard_client(plain, checks).post(path, body=body(image), cast_to=object)
         (request,) = sent
-        assert image not in request.body.decode()
-        assert "iVBORw0KGgo" in request.body.decode()
+        assert image not in request.raw.decode()
+        assert "iVBORw0KGgo" in request.raw.decode()
 
     def test_prompts_alone_are_words(self, plain, sent, checks):
         guard_client(plain, checks).videos.create(prompt="an image of a cat")
