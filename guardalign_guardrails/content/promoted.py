@@ -12,10 +12,8 @@ from typing import Any, Final
 
 from guardalign_guardrails.content.dialect import Path, Reading
 from guardalign_guardrails.content.media_text import begins_like_text, media_of_promoted_text, media_of_text
-from guardalign_guardrails.content.walk import MediaBlock, find
+from guardalign_guardrails.content.walk import KINDS_OF_TOOLS, MediaBlock, find
 
-# Types of blocks and items that hold what a tool gave back.
-_OF_TOOLS: Final = ("_output", "tool_result", "mcp_call")
 # Bedrock's results of tools have no type.
 _RESULT: Final = "toolResult"
 # Keys of a block's text, or of blocks with text.
@@ -95,7 +93,7 @@ def _look_in_block(
 
 def _is_of_tool(block: Mapping[Any, Any]) -> bool:
     kind = block.get("type")
-    return kind.endswith(_OF_TOOLS) if isinstance(kind, str) else _RESULT in block
+    return kind.endswith(KINDS_OF_TOOLS) if isinstance(kind, str) else _RESULT in block
 
 
 def _joined(blocks: Sequence[Any], path: Path, found: set[Path]) -> dict[Path, MediaBlock]:

@@ -52,6 +52,7 @@ class Turn:
         keep_results: Whether blocks that may pass are replaced by their `CheckResult`, with pixels: for a model that
             runs in this process, so that nothing is encoded for it only to be decoded again.
         is_data: Whether it is the data of a tool, such as its artifact, of which only what holds media counts.
+        under: The keys under which a loose value stands, outermost first; one of them may say that it is an image.
     """
 
     content: Any = field(repr=False)
@@ -60,6 +61,7 @@ class Turn:
     role: Role = "user"
     keep_results: bool = False
     is_data: bool = False
+    under: Path = ()
 
     @property
     def media(self) -> list[MediaBlock]:
@@ -76,7 +78,7 @@ class Turn:
         if self.is_data:
             return find_data(content)
         if self.is_loose:
-            return find_loose(content)
+            return find_loose(content, self.under)
         if isinstance(content, str) and begins_like_text(content):
             return []
         # A model that runs in this process is given text as text.

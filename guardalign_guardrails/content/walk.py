@@ -16,8 +16,16 @@ from guardalign_guardrails.content.dialect import Path, Reading, mime_of, read_v
 from guardalign_guardrails.content.dialects import DIALECTS, WHOLE_BLOCK_DIALECTS
 from guardalign_guardrails.content.dialects.anthropic import files_made_by_code
 from guardalign_guardrails.content.dialects.openai import files_searched
-from guardalign_guardrails.content.dialects.unknown import OPAQUE_KINDS, is_only_block, kind_of, looks_like_media
+from guardalign_guardrails.content.dialects.unknown import (
+    OPAQUE_KINDS,
+    is_of_image,
+    is_only_block,
+    kind_of,
+    leads_to_image,
+    looks_like_media,
+)
 from guardalign_guardrails.content.encoded_text import find_encoded
+from guardalign_guardrails.content.media_text import media_of_promoted_text, media_of_value
 from guardalign_guardrails.content.members import SCALARS, STRUCTURED_KEYS, TooDeep, count, find_members, read_bare
 from guardalign_guardrails.content.payload import Reason, is_data_url, mime_of_data_url
 from guardalign_guardrails.images.containers import sniff
@@ -35,6 +43,9 @@ _JSON_KEYS: Final[Mapping[object, Set[str]]] = {
 }
 # A block with no other keys is text. Most blocks are, and need no closer look.
 _PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
+KINDS_OF_TOOLS: Final = ("_output", "tool_result", "mcp_call")
+"""Endings of the types of blocks and items that hold what a tool gave back."""
+
 _TEXT_KEYS: Final = frozenset({"text", "content", "logs", "stderr", "stdout"})
 # Keys of a block's text, or of blocks with text: results of tools have "content" or "output".
 _TEXT_HOLDERS: Final = ("text", "refusal", "content", "output")
@@ -95,13 +106,18 @@ def find(content: object) -> list[MediaBlock]:
     return _in_block(content, (), is_loose=False)
 
 
-def find_loose(value: object) -> list[MediaBlock]:
+def find_loose(value: object, under: Path = ()) -> list[MediaBlock]:
     """The images in a value of an app's own making, such as a tool's artifact.
 
-    Besides blocks, bare images are found: PIL images, encoded bytes, data URLs. Objects that are neither plain data
-    nor an image are left alone, since no model is given them.
+    Besides blocks, bare images are found: PIL images, encoded bytes, text that begins like media; URLs and names of
+    files under keys that say that an image is there. Objects that are neither plain data nor an image are left alone,
+    since no model is given them.
+
+    Args:
+        value: Any value.
+        under: The keys under which it stands, outermost first.
     """
-    return _in_block(value, (), is_loose=True)
+    return [MediaBlock(each.path[len(under) :], each.reading) for each in _in_block(value, under, is_loose=True)]
 
 
 def find_data(value: object) -> list[MediaBlock]:
@@ -174,7 +190,8 @@ def _in_block(block: object, path: Path, *, is_loose: bool) -> list[MediaBlock]:
     if isinstance(block, str) and not is_loose:
         return []
     if isinstance(block, Mapping):
-        if block.keys() <= _PLAIN_TEXT_KEYS and block.get("type") == "text" and isinstance(block.get("text"), str):
+        is_text = block.keys() <= _PLAIN_TEXT_KEYS and block.get("type") == "text"
+        if is_text and not is_loose and isinstance(block.get("text"), str):
             return []
         for dialect in WHOLE_BLOCK_DIALECTS:
             if (whole := dialect(block)) is not None:
@@ -216,10 +233,10 @@ def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) ->
             if not isinstance(item, SCALARS):
                 yield from _walk(item, (*path, index), home, nodes)
     elif home is None:
-        if (bare := read_bare(value) or _short_url(value)) is not None:
+        if (bare := read_bare(value) or _located(value, path)) is not None:
             yield path, bare
     elif isinstance(value, str):
-        if len(path) > 1 and path[-1] not in _TEXT_KEYS and _MEDIA_URL.match(value):
+        if path and path[-1] not in _TEXT_KEYS and (_MEDIA_URL.match(value) or media_of_value(value) is not None):
             yield home, _unread("unsupported_block")
     elif not isinstance(value, SCALARS):
         # Bytes, a PIL image, an array: anything but text.
@@ -239,8 +256,10 @@ def _walk_mapping(
                 continue
             if not is_loose and _is_json(kind, path, key, item):
                 yield from find_members(item, (*path, key), nodes)
-            else:
+            elif not (key == "output" and isinstance(item, str) and kind.endswith(KINDS_OF_TOOLS)):
                 yield from _walk(item, (*path, key), None if is_loose else path, nodes)
+    elif is_loose and isinstance(text := block.get("text"), str) and (promoted := media_of_promoted_text(text)):
+        yield (*path, "text"), promoted
 
 
 def _is_json(kind: str, path: Path, key: object, item: object) -> bool:
@@ -272,9 +291,9 @@ def _read_only_block(block: Mapping[Any, Any]) -> Reading | None:
     return None if reading is None or _is_text_file(block, reading) else reading
 
 
-def _short_url(value: object) -> Reading | None:
-    """The reading of a data URL of media that is too short to be anything but an example in a tool's JSON."""
-    if not isinstance(value, str) or not _MEDIA_URL.match(value):
+def _located(value: object, path: Path) -> Reading | None:
+    """The reading of what leads to an image by its key, or of a data URL that is too short to be media elsewhere."""
+    if not isinstance(value, str) or not (_MEDIA_URL.match(value) or (is_of_image(path) and leads_to_image(value))):
         return None
     return Reading(lambda limit: read_value(value, "any", limit), lambda data, mime: written(value, data, mime))
 

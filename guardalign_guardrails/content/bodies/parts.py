@@ -13,6 +13,7 @@ from typing import Any, Final, Literal, TypeAlias
 from guardalign_guardrails.actions import Source
 from guardalign_guardrails.content.chat import Role, sources
 from guardalign_guardrails.content.dialect import Path
+from guardalign_guardrails.content.media_text import media_of_value
 from guardalign_guardrails.content.rewrite import block_at
 from guardalign_guardrails.content.screen import Turn
 
@@ -48,7 +49,8 @@ class Part:
     def turn(self) -> Turn:
         """The part as a turn of a chat."""
         content = {"type": "image", "image": self.value} if self.shape == "image" else self.value
-        return Turn(content, self.source, is_loose=self.shape == "loose", role=self.role)
+        is_loose = self.shape == "loose"
+        return Turn(content, self.source, is_loose, self.role, under=self.path if is_loose else ())
 
     def screened(self, content: Any) -> Any:
         """The new value of the part, from the sanitised content of its turn."""
@@ -139,11 +141,16 @@ def _beside(mapping: Mapping[str, Any], path: Path, role: Role, known: Set[str])
             items = enumerate(value) if isinstance(value, list | tuple) else [(None, value)]
             for index, each in items:
                 where = (*path, key) if index is None else (*path, key, index)
-                yield Part(where, role, each, "loose" if each is None or isinstance(each, Mapping) else "image")
+                yield Part(where, role, each, "loose" if _says_what_it_is(each) else "image")
         elif key in _PROMPTS:
             yield from _of_prompt(value, (*path, key), role)
         else:
             yield Part((*path, key), role, value, "loose")
+
+
+def _says_what_it_is(value: object) -> bool:
+    """Whether a value is found without the key under which it stands."""
+    return value is None or isinstance(value, Mapping) or (isinstance(value, str) and media_of_value(value) is not None)
 
 
 def _of_prompt(prompt: object, path: Path, role: Role) -> Iterator[Part]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Final
 
-from guardalign_guardrails.content.dialect import LOCATORS, MIME_KEYS, Block, located
+from guardalign_guardrails.content.dialect import LOCATORS, MIME_KEYS, Block, Path, located
 from guardalign_guardrails.content.media_text import media_of_value
 from guardalign_guardrails.content.members import SCALARS
 from guardalign_guardrails.content.payload import is_data_url
@@ -86,6 +86,26 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/_=%\s-]*")
 # Base64 that is shorter is no image.
 _SHORT: Final = 64
 _URL_HEAD: Final = 64
+_SAYS_IMAGE: Final = re.compile(
+    "image|img|photo|screenshot|mask|video|media|pixel|multi_?modal|(first|last|start|end)_?frame", re.IGNORECASE
+)
+_URL: Final = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*:)?//\S+\s*", re.IGNORECASE)
+_FILE_NAME: Final = re.compile(
+    r"\s*[^\s?]+\.(?:png|jpe?g|gif|webp|bmp|tiff?|heic|heif|avif|jp2|jxl|svg|pdf|mp4|mov|webm|mkv|avi)(?:\?\S*)?\s*",
+    re.IGNORECASE,
+)
+# More than any digest or id has.
+_MUCH_BASE64: Final = re.compile(r"\s*[A-Za-z0-9+/_%=-]{256,}\s*")
+
+
+def is_of_image(path: Path) -> bool:
+    """Whether a key on the way to a value says that the value, or what it is a setting of, is an image or a video."""
+    return any(isinstance(step, str) and _SAYS_IMAGE.search(step) for step in path)
+
+
+def leads_to_image(value: str) -> bool:
+    """Whether a value is what locates an image, rather than a name or a text: a URL, a file's name, much base64."""
+    return any(pattern.fullmatch(value) for pattern in (_URL, _FILE_NAME, _MUCH_BASE64))
 
 
 def kind_of(block: Block) -> str:
