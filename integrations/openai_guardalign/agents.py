@@ -67,7 +67,8 @@ def input_filter(
     """
     if on_violation not in ("notice", "raise"):
         raise SettingsError(f"on_violation is 'notice' or 'raise' here, not {on_violation!r}: a filter cannot answer.")
-    rules = BodyRules(on_violation, placement=placement)
+    # Handoffs hand chats on as text, also in an app's own words.
+    rules = BodyRules(on_violation, placement=placement, reads_text=True)
     return Bound(_filtered, GuardSettings.of(guard), rules, on_verdicts)
 
 
@@ -117,7 +118,8 @@ async def _check_images(
     agent: Agent[Any],
     input: str | list[TResponseInputItem],  # noqa: A002  the SDK's name
 ) -> GuardrailFunctionOutput:
-    screened = await ascreen_body(settings.guard, {"input": input}, "responses")
+    body = {"input": ItemHelpers.input_to_new_input_list(input)}
+    screened = await ascreen_body(settings.guard, body, "responses", BodyRules(reads_text=True))
     return GuardrailFunctionOutput(event_of(screened.verdicts), screened.decision.violation is not None)
 
 

@@ -23,7 +23,8 @@ Items = list[TResponseInputItem]
 SessionInput = Callable[[Items, Items], Awaitable[Items]]
 """What ``RunConfig.session_input_callback`` takes."""
 
-_RULES: Final = BodyRules("notice")
+# As a filter reads it.
+_RULES: Final = BodyRules("notice", reads_text=True)
 
 
 def session_input(guard: GuardLike = None) -> SessionInput:

@@ -6,6 +6,7 @@ openai-agents has one of its own (`agents.testing`), but not in the releases tha
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -79,5 +80,5 @@ def assistant_message(text: str) -> ResponseOutputMessage:
     return ResponseOutputMessage(id="msg_1", type="message", role="assistant", status="completed", content=[content])
 
 
-def function_call(name: str, *, call_id: str) -> ResponseFunctionToolCall:
-    return ResponseFunctionToolCall(name=name, arguments="{}", call_id=call_id, type="function_call")
+def function_call(name: str, *, call_id: str, **arguments: Any) -> ResponseFunctionToolCall:
+    return ResponseFunctionToolCall(name=name, arguments=json.dumps(arguments), call_id=call_id, type="function_call")

@@ -139,6 +139,16 @@ class TestInputFilter:
         await run(agent, chat, call_model_input_filter=filtered)
         assert NOTICE in json.dumps(model.last_call.input)
 
+    async def test_a_sub_agent_is_filtered_too(self, checks, run):
+        below, seen = acting(seeing("red", "blue"))
+        tool = below.as_tool("ask", "Ask.")
+        model = ScriptedModel([[function_call("ask", call_id="1", input="Look.")], [assistant_message("done")]])
+        await run(Agent("above", model=model, tools=[tool]), "Ask.", call_model_input_filter=input_filter(checks))
+        sent = json.dumps(seen.last_call.input)
+        assert [same(image, MASKED) for image in opened_in(sent)] == [True]
+        assert NOTICE in sent
+        assert PREFIX in seen.last_call.system_instructions
+
     async def test_words_alone_are_left_alone(self, checks, run):
         plain, filtered = [], []
         for calls, config in ((plain, {}), (filtered, {"call_model_input_filter": input_filter(checks)})):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from guardalign_guardrails.actions import Source
+from guardalign_guardrails.content.bodies.transcripts import Transcript
 from guardalign_guardrails.content.chat import Role, sources
 from guardalign_guardrails.content.dialect import Path
 from guardalign_guardrails.content.media_text import media_of_value
@@ -172,6 +173,9 @@ def _of_message(message: object, path: Path) -> Iterator[Part]:
         yield Part(path, "user", message, "loose")
         return
     role = _role(message)
+    if isinstance(message.get("content"), Transcript):
+        yield from (replace(part, path=(*path, "content", *part.path[1:])) for part in _of_items(message["content"]))
+        return
     yield Part((*path, "content"), role, message.get("content"))
     yield from _attached(message, path, role)
     yield from _beside(message, path, role, _NO_CONTENT_OF_A_MESSAGE)
@@ -192,7 +196,11 @@ def _attached(message: Mapping[str, Any], path: Path, role: Role) -> Iterator[Pa
 def _of_responses(body: Body) -> Iterator[Part]:
     if isinstance(body.get("input"), str):
         yield Part(("input",), "user", body["input"])
-    for index, item in enumerate(_listed(body.get("input"))):
+    yield from _of_items(_listed(body.get("input")))
+
+
+def _of_items(items: Sequence[Any]) -> Iterator[Part]:
+    for index, item in enumerate(items):
         path = ("input", index)
         if isinstance(item, Mapping) and item.get("type", "message") != "message":
             # A call's output comes from a tool, every other item without a role from the model.

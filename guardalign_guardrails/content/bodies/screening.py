@@ -12,6 +12,7 @@ from typing import Final, TypedDict
 
 from guardalign_guardrails.content.bodies.parts import Body, Form, Part, parts_of
 from guardalign_guardrails.content.bodies.prefix import with_prefix
+from guardalign_guardrails.content.bodies.transcripts import Unfolded, unfold
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, PlacementSetting
 from guardalign_guardrails.content.rewrite import with_blocks
 from guardalign_guardrails.content.screened_chat import ScreenedChat, ascreen_chats, screen_chats
@@ -28,11 +29,13 @@ class BodyRules:
         on_violation: What a blocked image of the current user turn means.
         route_to: Name of the model for bodies whose severest action is ``route``; without one they are blocked.
         placement: Where the prefix goes; ``auto`` follows the name of the model that answers.
+        reads_text: Whether data URLs that stand in text are images too, as where a chat is handed on as text.
     """
 
     on_violation: OnViolation = "refuse"
     route_to: str | None = None
     placement: PlacementSetting = "auto"
+    reads_text: bool = False
 
 
 DEFAULT_RULES: Final = BodyRules()
@@ -66,16 +69,18 @@ def screen_body(guard: Guard, body: Body, form: Form, rules: BodyRules = DEFAULT
     Raises:
         GuardAlignError: The guard cannot work: no encoder, no profile.
     """
-    parts = parts_of(body, form)
+    unfolded = _unfolded(body, form, rules)
+    parts = parts_of(unfolded.body, form)
     (chat,) = screen_chats(guard, [[part.turn() for part in parts]], **_settings(form, rules))
-    return _screened(guard.policy, body, form, parts, chat, rules)
+    return _screened(guard.policy, body, form, unfolded, parts, chat, rules)
 
 
 async def ascreen_body(guard: Guard, body: Body, form: Form, rules: BodyRules = DEFAULT_RULES) -> ScreenedBody:
     """`screen_body` without blocking the event loop."""
-    parts = parts_of(body, form)
+    unfolded = _unfolded(body, form, rules)
+    parts = parts_of(unfolded.body, form)
     (chat,) = await ascreen_chats(guard, [[part.turn() for part in parts]], **_settings(form, rules))
-    return _screened(guard.policy, body, form, parts, chat, rules)
+    return _screened(guard.policy, body, form, unfolded, parts, chat, rules)
 
 
 class _ChatSettings(TypedDict):
@@ -89,13 +94,23 @@ def _settings(form: Form, rules: BodyRules) -> _ChatSettings:
     return {"on_violation": rules.on_violation, "can_route": rules.route_to is not None}
 
 
+def _unfolded(body: Body, form: Form, rules: BodyRules) -> Unfolded:
+    return unfold(body, reads_text=rules.reads_text) if form in ("chat", "responses") else Unfolded(body, {})
+
+
 def _screened(
-    policy: Policy, body: Body, form: Form, parts: Sequence[Part], chat: ScreenedChat, rules: BodyRules
+    policy: Policy,
+    body: Body,
+    form: Form,
+    unfolded: Unfolded,
+    parts: Sequence[Part],
+    chat: ScreenedChat,
+    rules: BodyRules,
 ) -> ScreenedBody:
     changed = {
         part.path: part.screened(turn.content) for part, turn in zip(parts, chat.turns, strict=True) if turn.is_changed
     }
-    new: Body = with_blocks(body, changed)
+    new: Body = unfolded.folded(with_blocks(unfolded.body, changed)) if changed else body
     if chat.decision.is_prefix_due:
         model = rules.route_to if chat.decision.handled_by == "route" else None
         new = with_prefix(new, form, policy.prefix, rules.placement, model)
