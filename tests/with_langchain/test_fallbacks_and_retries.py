@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
+import pickle
+import sys
 import time
 from typing import Any, ClassVar
 
 import pytest
 from chat_images import MASKED, RecordingModel, ask, b64, blocks, calls, image_of, text
 from langchain_core.callbacks import BaseCallbackHandler
+from langchain_core.documents import Document
 from langchain_core.load import dumps, load
 from langchain_core.messages import AIMessage
 from langchain_core.output_parsers import StrOutputParser
@@ -30,10 +33,11 @@ from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.images.mask import with_mark
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
-from langchain_guardalign import GuardedChatModel, ImageGuard
+from langchain_guardalign import GuardedChatModel, ImageDocumentTransformer, ImageGuard
 from langchain_guardalign.derived import GuardKeeping
 
 REFUSAL = colour_policy().refusal
+BLUE = ask(painted("blue"))
 QUICK = {"wait_exponential_jitter": False, "stop_after_attempt": 3}
 
 
@@ -337,6 +341,43 @@ class TestRetries:
         with pytest.raises(UnsafeContentError):
             call(agent, "invoke", {"messages": "Look."})
         assert len(tried) == 1
+
+    def test_nor_is_an_agents_unguarded_fallback_model_asked(self, cache_dir, call):
+        from langchain.agents import create_agent
+        from langchain.agents.middleware import ModelFallbackMiddleware
+
+        other = plain()
+        guarded = GuardedChatModel(model=plain(), guard=colour_guard(cache_dir), on_violation="raise")
+        agent = create_agent(guarded, [], middleware=[ModelFallbackMiddleware(other)])
+        with pytest.raises(UnsafeContentError):
+            call(agent, "invoke", {"messages": ask(painted("blue"))})
+        assert other.received == []
+
+    @pytest.mark.parametrize(
+        "fail",
+        [
+            lambda guard: GuardedChatModel(model=plain(), guard=guard, on_violation="raise").invoke(BLUE),
+            lambda guard: GuardedChatModel(model=plain(), guard=guard).with_structured_output(dict).invoke(BLUE),
+            lambda guard: ImageGuard(guard, on_violation="raise").invoke(BLUE),
+            lambda guard: ImageDocumentTransformer(
+                guard=guard, on_violation="raise", image_fields=("image",)
+            ).transform_documents([Document("", metadata={"image": b64(painted("blue"))})]),
+        ],
+        ids=["model", "structured output", "runnable", "documents"],
+    )
+    @pytest.mark.parametrize("is_in_a_graph", [True, False])
+    def test_the_error_says_of_itself_that_it_is_no_use_to_retry(self, cache_dir, monkeypatch, fail, is_in_a_graph):
+        from langchain.agents.middleware._retry import default_retry_on
+        from langgraph.errors import GraphBubbleUp
+
+        if not is_in_a_graph:
+            monkeypatch.delitem(sys.modules, "langgraph.errors")
+        with pytest.raises(UnsafeContentError) as caught:
+            fail(colour_guard(cache_dir))
+        error = caught.value
+        assert isinstance(error, GraphBubbleUp) if is_in_a_graph else not default_retry_on(error)
+        again = pickle.loads(pickle.dumps(error))
+        assert (type(again), again.verdict) == (type(error), error.verdict)
 
 
 class TestGuards:
