@@ -485,6 +485,21 @@ class TestGuards:
             assert type(again) is type(derived)
             assert json.loads(dumps(again)) == written
 
+    @pytest.mark.parametrize(
+        "derive",
+        [
+            lambda model: model.bind(stop=["."]).with_retry(**QUICK).with_fallbacks([plain()]),
+            lambda model: model.configurable_alternatives(ConfigurableField("which"), a=plain()),
+            lambda model: model.configurable_fields(on_violation=ConfigurableField("on_violation")).bind(stop=["."]),
+        ],
+    )
+    def test_what_is_derived_comes_back_from_a_pickle_with_its_guard(self, cache_dir, call, derive):
+        derived = derive(GuardedChatModel(model=plain(), guard=colour_guard(cache_dir), on_violation="raise"))
+        for runnable in (derived, pickle.loads(pickle.dumps(derived))):
+            with pytest.raises(UnsafeContentError):
+                call(runnable, "invoke", ask(painted("blue")))
+            assert call(runnable, "invoke", ask(painted("red"))).content == "plain"
+
     def test_a_chain_that_begins_with_a_prompt_is_guarded_where_its_fallbacks_are_the_models(self, cache_dir, call):
         """What the page on hosted models says to write."""
         other = plain()
