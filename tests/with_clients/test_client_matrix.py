@@ -20,23 +20,12 @@ from content.block_matrix import ELSEWHERE, HTTP, UNREADABLE
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.colours import painted
 from with_clients.hosted_clients import CLIENTS
-from with_clients.image_chats import (
-    BLOCK,
-    DIALECTS,
-    FORBIDDEN,
-    MASK,
-    NEIGHBOUR,
-    PLACES,
-    SAFE,
-    chat,
-    encoded,
-    is_masked,
-    pixels,
-    shows,
-)
+from with_clients.image_chats import DIALECTS, PLACES, chat
+from with_clients.matrix_images import BLOCK, FORBIDDEN, MASK, NEIGHBOUR, SAFE, encoded, is_masked, pixels
 from with_clients.provider_servers import ToolCall
+from with_clients.sent import Sent, arrives, fails_alike, shows_nothing_of
 from with_clients.wire_images import carries, images_in, said, without_images
-from with_clients.wires import Sent, Wire, look
+from with_clients.wires import Wire, look
 
 pytestmark = [
     pytest.mark.slow,
@@ -55,11 +44,6 @@ each_place = pytest.mark.parametrize("place", PLACES)
 each_dialect = pytest.mark.parametrize("dialect", DIALECTS)
 
 
-def arrives(sent: Sent, image: bytes) -> bool:
-    """Whether an image's pixels are in a request."""
-    return sent.body is not None and pixels(image) in [found.tobytes() for found in images_in(sent.body)]
-
-
 @cache
 def bare(wire: Wire, place: str, dialect: str) -> Sent:
     """What a client without a guard sends of the image to be masked."""
@@ -68,17 +52,6 @@ def bare(wire: Wire, place: str, dialect: str) -> Sent:
 
 def is_refusal(sent: Sent) -> bool:
     return sent.body is None and sent.answer is not None and "guardalign" in sent.answer.response_metadata
-
-
-def fails_alike(guarded: Sent, bare: Sent) -> bool:
-    """Whether a guarded client raises what the bare one raises, and sends nothing."""
-    return guarded.body is None and type(guarded.error) is type(bare.error)
-
-
-def shows_nothing_of(sent: Sent, image: bytes, colour: tuple[int, int, int]) -> bool:
-    return sent.body is None or not (
-        carries(sent.body, image) or any(shows(found, colour) for found in images_in(sent.body))
-    )
 
 
 @every_client

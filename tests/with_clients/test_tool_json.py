@@ -11,7 +11,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, ToolMe
 from content.block_matrix import EVERYDAY, READABLE, b64, url
 from content.server_tools import HISTORY, PDF, document, executed, fetched, made, viewed
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE, Turn, screen
-from with_clients.image_chats import BLOCK
+from with_clients.matrix_images import BLOCK
 from with_clients.wires import Wire
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])

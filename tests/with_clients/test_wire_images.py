@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from guardalign_guardrails.testing.colours import painted
-from with_clients.image_chats import encoded
+from with_clients.matrix_images import encoded
 from with_clients.wire_images import carries, images_in, said, without_images
 
 WRITTEN = {

@@ -4,38 +4,23 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
 from langchain_core.language_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.messages import BaseMessage
 from langchain_core.tools import tool
 
 from guardalign_guardrails import Guard
 from langchain_guardalign import GuardedChatModel
 from with_clients.hosted_clients import CLIENTS
 from with_clients.provider_servers import ProviderServer, speaking
+from with_clients.sent import Sent, sent_by
 
 
 @tool
 def look(where: str) -> str:
     """Look somewhere."""
     return where
-
-
-@dataclass(frozen=True)
-class Sent:
-    """What came of a call.
-
-    Attributes:
-        body: The request as it came to the server; None if there was none.
-        answer: What the model answered; None if it raised.
-        error: What it raised.
-    """
-
-    body: bytes | None = field(repr=False)
-    answer: AIMessage | None = None
-    error: Exception | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,16 +41,7 @@ class Wire:
 
     def send(self, model: BaseChatModel, chat: Sequence[BaseMessage]) -> Sent:
         """Ask one of the two models, which have a tool: clients write tool results as text where there is none."""
-        self.server.requests.clear()
-        answer: Any = None
-        error = None
-        try:
-            answer = model.bind_tools([look]).invoke(list(chat))
-        except Exception as raised:  # noqa: BLE001  a client may raise anything
-            error = raised
-        bodies = [request.raw for request in self.server.requests]
-        assert len(bodies) <= 1
-        return Sent(bodies[0] if bodies else None, answer, error)
+        return sent_by(self.server, lambda: model.bind_tools([look]).invoke(list(chat)))
 
 
 @contextmanager

@@ -77,6 +77,18 @@ class TestAnImageInAnyBlock:
         assert inner == TextBlock(text=OMITTED)
 
 
+@pytest.mark.parametrize("kind", ["a document", "a document on disk"])
+@pytest.mark.parametrize(
+    ("title", "masked_title"),
+    [("scan.jpeg", "scan.png"), ("scan.png", "scan.png"), ("Scan 3.5", "Scan 3.5"), (None, None)],
+)
+def test_the_ending_of_a_documents_title_goes_with_the_masked_image(guard, kind, tmp_path, title, masked_title):
+    block = KINDS[kind](RED, tmp_path).model_copy(update={"title": title})
+    (masked,), (verdict,) = screened(guard, [block])
+    assert verdict.action == "mask"
+    assert (masked.title, block.title) == (masked_title, title)
+
+
 class TestAHarmlessImage:
     @pytest.mark.parametrize("kind", ["bytes", "base64", "a data URL", "a citable source", "a document"])
     def test_stays_in_the_very_same_block_if_it_is_all_in_there(self, guard, kind, tmp_path):

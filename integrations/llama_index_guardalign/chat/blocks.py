@@ -102,14 +102,17 @@ def _image(block: ImageBlock, max_bytes: int) -> Plain:
 
 
 def _document(block: DocumentBlock, max_bytes: int) -> Plain:
+    # LLM classes send the title as the file's name, whose ending has to go with what takes its place.
+    name = {"filename": block.title} if block.title and mimetypes.guess_type(block.title)[0] else {}
     if block.data is None and block.path is None:
-        return {"type": "file"} if block.url is None else _remote("file", block.url, block.document_mimetype or "")
+        plain = {"type": "file"} if block.url is None else _remote("file", block.url, block.document_mimetype or "")
+        return {**plain, **name}
     data = _read(block.data, max_bytes) if block.data is not None else read_named_file(block.path or "", max_bytes)
     if not isinstance(data, bytes):
         return dict(_UNREADABLE)
     mime = _mime_of(block)
     text = text_of_file(data, {mime.lower()})
-    return _inline("file", data, mime) if text is None else {"type": "text", "text": text}
+    return {**_inline("file", data, mime), **name} if text is None else {"type": "text", "text": text}
 
 
 def _inline(kind: str, data: bytes, mime: str = "") -> Plain:
@@ -174,7 +177,8 @@ def _written(block: BaseContentBlock, plain: Mapping[str, Any]) -> BaseContentBl
     if not isinstance(block, ImageBlock | DocumentBlock):
         raise TypeError(f"A {type(block).__name__} cannot hold what took its place.")
     data = plain["data"] if "data" in plain else plain["url"].partition(",")[2]
-    return _holding(block, data.encode() if isinstance(data, str) else base64.b64encode(data), plain["mime_type"])
+    held = _holding(block, data.encode() if isinstance(data, str) else base64.b64encode(data), plain["mime_type"])
+    return held.model_copy(update={"title": plain["filename"]}) if "filename" in plain else held
 
 
 def _leads_elsewhere(block: ImageBlock | DocumentBlock) -> bool:
