@@ -314,6 +314,16 @@ class TestWhenATurnIsOver:
         assert (await inner.aget_all(status=MessageStatus.ARCHIVED))[: len(archived)] == archived
         assert "image" not in [kind for message in await inner.aget_all() for kind in kinds_of(message.blocks)]
 
+    def test_memories_beside_the_first_of_a_composed_one_are_not_told_twice(self, guard):
+        inner = MEMORIES["a composed one"]()
+        memory = GuardedMemory(memory=inner, guard=guard)
+        memory.put(ask(BLUE))
+        memory.get()
+        memory.put(said("Hello"))
+        assert kinds_of(memory.get_all()[0].blocks) == ["text", "text"]
+        (beside,) = inner.secondary_memory_sources
+        assert [message.content for message in beside.get_all()] == ["What is this?", "Hello"]
+
     def test_a_policy_that_only_monitors_changes_nothing(self, cache_dir):
         memory = GuardedMemory(memory=MEMORIES["a buffer"](), guard=colour_guard(cache_dir, mode="monitor"))
         memory.put(ask(BLUE))
