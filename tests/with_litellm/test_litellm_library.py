@@ -15,6 +15,7 @@ import pytest
 pytest.importorskip("litellm", reason="LiteLLM has its own virtual environment: make test-litellm")
 
 import litellm
+from litellm.integrations.custom_logger import CustomLogger
 from PIL import Image
 
 from doc_pages.pages import blocks
@@ -356,6 +357,24 @@ class TestCallbacks:
         with pytest.raises(UnsafeContentError):
             await litellm.aimage_edit(image=encode_png(painted("blue")), prompt="a hat", **at_other)
         assert upstream.requests == received == []
+
+    async def test_loggers_hear_of_the_masked_image_alone(self, callback, at, upstream):
+        heard = []
+
+        class Telltale(CustomLogger):
+            async def async_log_success_event(self, kwargs, response_obj, start_time, end_time):
+                heard.append(repr(kwargs))
+
+            async def async_log_failure_event(self, kwargs, response_obj, start_time, end_time):
+                heard.append(repr(kwargs))
+
+        litellm.callbacks += [callback, Telltale()]
+        await litellm.acompletion(messages=[user("red")], **at)
+        with pytest.raises(UnsafeContentError):
+            await litellm.acompletion(messages=[user("blue")], **at)
+        await asyncio.sleep(2)
+        assert len(heard) == 2
+        assert not [colour for colour in ("red", "blue") for text in heard if url(colour) in text]
 
     async def test_content_without_a_name_is_an_error(self, callback, at, upstream):
         litellm.callbacks.append(callback)
