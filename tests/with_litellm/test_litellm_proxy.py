@@ -240,9 +240,14 @@ class TestMessages:
 
 
 class TestOtherEndpoints:
-    def test_a_text_completion_is_passed_on_as_it_is(self, client, received):
-        client.completions.create(model="other", prompt=url("blue"))
-        assert url("blue") in received[0].raw.decode()
+    def test_a_prompt_is_text_unless_it_is_an_image(self, client, received):
+        client.completions.create(model="other", prompt="Say hi.")
+        assert received[0].body["prompt"] == "Say hi."
+        client.completions.create(model="other", prompt=url("red"))
+        assert digest(opened(received[1].body["prompt"])) == digest(masked())
+        with pytest.raises(openai.BadRequestError):
+            client.completions.create(model="other", prompt=url("blue"))
+        assert len(received) == 2
 
     def test_unless_it_brings_messages_for_the_chat_that_litellm_makes_of_it(self, running, upstream):
         body = {"model": "gpt-4o", "prompt": "Hi", "extra_body": {"messages": [user(image_url("red"))]}}
