@@ -11,7 +11,7 @@ from openai_ways import MASKED, PREFIX, chat_block, images, item_block, prefixes
 
 from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
-from guardalign_guardrails.testing.colours import colour_guard, painted
+from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
 from openai_guardalign import guard_client
 
 pytestmark = pytest.mark.allow_hosts(["127.0.0.1"])
@@ -123,7 +123,8 @@ class TestItems:
         strict = guard_client(plain, colour_guard(cache_dir))
         lenient = guard_client(plain, colour_guard(cache_dir, failure={"uninspectable": "allow"}))
         for message in (named, elsewhere, paper):
-            assert strict.responses.create(model="m", input=[message]).output[0].content[0].type == "refusal"
+            refused = strict.responses.create(model="m", input=[message])
+            assert refused.output_text == colour_policy().refusal_unchecked
         assert server.requests == []
         for message in (named, elsewhere, paper):
             lenient.responses.create(model="m", input=[message])
@@ -132,7 +133,7 @@ class TestItems:
     def test_an_image_tools_mask_is_one_of_them(self, plain, server, checks):
         tool = {"type": "image_generation", "input_image_mask": {"image_url": url(painted("white"))}}
         response = guard_client(plain, checks).responses.create(model="m", input="draw", tools=[tool])
-        assert response.output[0].content[0].type == "refusal"
+        assert response.output_text == checks.policy.refusal_unchecked
         guard_client(plain, checks).responses.create(model="m", input="draw", tools=[{"type": "image_generation"}])
         assert len(server.requests) == 1
 
