@@ -17,7 +17,7 @@ from guardalign_guardrails.content.walk import KINDS_OF_TOOLS, MediaBlock, find
 # Bedrock's results of tools have no type.
 _RESULT: Final = "toolResult"
 # Keys of a block's text, or of blocks with text.
-_TEXT_HOLDERS: Final = ("text", "content", "output", "refusal", "logs", "stdout", "stderr", _RESULT)
+_TEXT_HOLDERS: Final = ("text", "content", "output", "refusal", "logs", "stdout", "stderr", "resource", _RESULT)
 _PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
 _PLAIN_TEXT_KINDS: Final = frozenset({"text", "input_text", "output_text"})
 # As far as `walk.find` looks.

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
 
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.messages import BaseMessage, ToolMessage
 from langchain_core.prompt_values import StringPromptValue
 
 from guardalign_guardrails import Action, Guard, Policy, Verdict
-from guardalign_guardrails.actions import severest
+from guardalign_guardrails.actions import Source, severest
 from guardalign_guardrails.content import screened_chat as core
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Placement, prefixed, sources
 from guardalign_guardrails.content.dialect import Path
@@ -25,6 +25,8 @@ from guardalign_guardrails.verdict import event_of
 from langchain_guardalign.artifacts import Artifacts, is_checked, plain_of, restored
 from langchain_guardalign.messages import like, messages_of, role
 from langchain_guardalign.rewrite import with_prefix, with_verdicts
+
+_SCREENSHOT: Final = "computer_call_output"
 
 
 @dataclass
@@ -127,7 +129,7 @@ def read_input(value: LanguageModelInput | ModelInput, *, artifacts: Artifacts =
     shown: list[tuple[int, Path]] = []
     has_artifacts = False
     for index, (message, own, source) in enumerate(zip(messages, roles, sources(roles), strict=True)):
-        turn = Turn(message.content, source, False, own)
+        turn = _screenshot(message, source) or Turn(message.content, source, False, own)
         turns.append((index, "content", turn))
         if turn.media:
             shown += [(index, block.path) for block in turn.media]
@@ -206,6 +208,14 @@ def output_of(policy: Policy, screened: ModelInput, placement: Placement, *, is_
     if isinstance(value, StringPromptValue):
         return value.model_copy(update={"text": prefixed(value.text, policy.prefix.strip())})
     return like(value, screened.read, with_prefix(messages, policy.prefix, placement))
+
+
+def _screenshot(message: BaseMessage, source: Source) -> Turn | None:
+    """The content of a tool message that LangChain's OpenAI client takes for the URL of a screenshot."""
+    is_one = isinstance(message, ToolMessage) and message.additional_kwargs.get("type") == _SCREENSHOT
+    if not is_one or not isinstance(message.content, str):
+        return None
+    return Turn(message.content, source, is_loose=True, role="tool", under=("image_url",))
 
 
 def _traced(message: BaseMessage, paths: Sequence[Path]) -> BaseMessage:
