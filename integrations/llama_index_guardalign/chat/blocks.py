@@ -27,6 +27,7 @@ from llama_index.core.base.llms.types import (
     VideoBlock,
 )
 
+from guardalign_guardrails.content.media_text import media_of_promoted_text
 from guardalign_guardrails.content.walk import text_of_file
 from guardalign_guardrails.images import read_named_file
 from guardalign_guardrails.images.containers import media_type
@@ -66,6 +67,8 @@ def restored(
 def without_media(block: BaseContentBlock, text: str) -> BaseContentBlock:
     """A block with a text in place of every image, file and recording in it; itself if there is none."""
     if isinstance(block, ImageBlock | AudioBlock | VideoBlock | DocumentBlock):
+        return TextBlock(text=text)
+    if isinstance(block, TextBlock) and media_of_promoted_text(block.text) is not None:
         return TextBlock(text=text)
     if isinstance(block, BaseRecursiveContentBlock):
         return _with_nested(block, [without_media(inner, text) for inner in block.nested_blocks])
