@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 from content.reread_images import REREAD
 from guardalign_guardrails.content.payload import to_base64, to_data_url
 from guardalign_guardrails.images import encode_png
+from guardalign_guardrails.images.mask import with_mark
 from guardalign_guardrails.testing.colours import painted
 
 
@@ -18,6 +19,7 @@ class Shown:
     colour: str = ""
     url: str = ""
     file: str = ""
+    is_marked: bool = False
 
     @property
     def is_whole(self) -> bool:
@@ -37,14 +39,32 @@ class Shown:
     def data(self) -> bytes:
         if not self.is_whole:
             return b"no image"
-        return REREAD[self.file] if self.file else encode_png(painted(self.colour))
+        if self.file:
+            return REREAD[self.file]
+        data = encode_png(painted(self.colour))
+        return with_mark(data) if self.is_marked else data
 
     @property
     def base64(self) -> str:
         return to_base64(self.data)
 
 
-Part: TypeAlias = str | Shown
+class Promoted(str):
+    """Text of which some client makes an image."""
+
+
+@dataclass(frozen=True)
+class Attached:
+    """A file that is said to be plain text."""
+
+    data: bytes
+
+    @property
+    def data_url(self) -> str:
+        return to_data_url(self.data, "text/plain")
+
+
+Part: TypeAlias = str | Shown | Attached
 Said: TypeAlias = tuple[str, list[Part]]
 
 ELSEWHERE = Shown(url="https://example.com/a.png")
@@ -52,8 +72,24 @@ BROKEN = Shown()
 SEE_THROUGH, TURNED, LARGE = (Shown(file=name) for name in ("see-through PNG", "turned JPEG", "large photo"))
 
 
+PREFIX = "Be careful."
+SVG = b'<svg xmlns="http://www.w3.org/2000/svg" width="64" height="64"><rect width="64" height="64" fill="blue"/></svg>'
+PPM = b"P3 2 2 255 " + b"0 0 255 " * 4
+JSON = (
+    '{"image": "cat.png", "images": ["a", "b"], "files": [{"name": "cat.png", "path": "/cat"}], "document": {"id": 7}}'
+)
+
+
 def show(colour: str) -> Shown:
     return Shown(colour)
+
+
+def url_text(colour: str, header: str = "data:image/png;base64,", end: str = "") -> Promoted:
+    """An image as a tool writes it that knows nothing but text."""
+    return Promoted(header + to_base64(encode_png(painted(colour))) + end)
+
+
+LONG_HEADER = "data:image/png;a=" + "x" * 2000 + ";base64,"
 
 
 CONVERSATIONS: dict[str, list[Said]] = {
@@ -83,6 +119,29 @@ CONVERSATIONS: dict[str, list[Said]] = {
     "see-through beside one that is blocked": [("user", [SEE_THROUGH, show("blue")])],
     "elsewhere": [("user", ["Look", ELSEWHERE])],
     "broken": [("user", ["Look", BROKEN])],
+    # 1: text that a client makes an image of
+    "a tool's text is a data URL to mask": [("user", ["Look"]), ("tool", [url_text("red")])],
+    "a tool's text is a data URL to block": [("user", ["Look"]), ("tool", [url_text("blue")])],
+    "a tool's text is a harmless data URL": [("user", ["Look"]), ("tool", [url_text("white")])],
+    "a data URL with a long header": [("user", ["Look"]), ("tool", [url_text("blue", LONG_HEADER)])],
+    "a data URL with a fragment": [("user", ["Look"]), ("tool", [url_text("blue", end="#x")])],
+    "a data URL with a star": [("user", ["Look"]), ("tool", [Promoted(url_text("blue").replace(",", ",*"))])],
+    "two data URLs joined": [("user", ["Look"]), ("tool", [Promoted(url_text("white") + "," + url_text("blue"))])],
+    # 2: bare base64
+    "a tool's text is base64 to mask": [("user", ["Look"]), ("tool", [url_text("red", "")])],
+    "a tool's text is base64 to block": [("user", ["Look"]), ("tool", [url_text("blue", "")])],
+    # 5: files that are said to be text
+    "a text file": [("user", ["Read", Attached(b"Once upon a time there was a cat. " * 4)])],
+    "a drawing said to be text": [("user", ["Read", Attached(SVG)])],
+    "an image in digits said to be text": [("user", ["Read", Attached(PPM)])],
+    "a PDF said to be text": [("user", ["Read", Attached(b"%PDF-1.7 " + b"1 0 obj " * 20)])],
+    # 8: everyday keys in a tool's JSON
+    "a tool's JSON with everyday keys": [("user", ["Look"]), ("tool", [JSON])],
+    # 12: masked by another guard before
+    "masked by another guard": [("user", ["Look"]), ("tool", [Shown("white", is_marked=True)])],
+    "a forged mark": [("user", [Shown("blue", is_marked=True)])],
+    # 13: the prefix is there already
+    "the app wrote the prefix": [("system", [PREFIX + "\n\nBe brief."]), ("user", ["Look", show("red")])],
     "elsewhere before": [("user", [ELSEWHERE]), ("assistant", ["No."]), ("user", ["And now?", show("white")])],
 }
 
@@ -119,11 +178,15 @@ def as_items(conversation: list[Said]) -> list[dict[str, Any]]:
 
 def _chat_block(part: Part) -> dict[str, Any]:
     if isinstance(part, str):
-        return {"type": "text", "text": part}
+        return {"type": "text", "text": str(part)}
+    if isinstance(part, Attached):
+        return {"type": "file", "file": {"filename": "a.txt", "file_data": part.data_url}}
     return {"type": "image_url", "image_url": {"url": part.data_url}}
 
 
 def _item_block(part: Part) -> dict[str, Any]:
     if isinstance(part, str):
-        return {"type": "input_text", "text": part}
+        return {"type": "input_text", "text": str(part)}
+    if isinstance(part, Attached):
+        return {"type": "input_file", "filename": "a.txt", "file_data": part.data_url}
     return {"type": "input_image", "image_url": part.data_url}
