@@ -79,6 +79,7 @@ pages: $(STAMP)-test
 	$(BIN)/guardalign policy schema > docs/schemas/policy.json
 	$(BIN)/guardalign verdict schema > docs/schemas/verdict.json
 	$(BIN)/python examples/make_strip.py
+	$(BIN)/python tests/parity/page.py
 
 bench: $(STAMP)-test
 	@test -n "$(DATA)" || { echo "Give the folder of images: make bench DATA=path/to/data"; exit 2; }

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pytest
 from adapters import ADAPTERS, Adapter, Run
 from conversations import CONVERSATIONS, JSON, Promoted, Shown
+from items import ECOSYSTEMS, ITEMS
+from page import PAGE, ROOT, items_table, outcome, outcomes
 
 from content.reread_images import original_pixels
 from guardalign_guardrails import Guard
@@ -18,6 +21,7 @@ from guardalign_guardrails.testing.colours import ColourEncoder, colour_policy
 
 pytestmark = [pytest.mark.allow_hosts(["127.0.0.1"]), pytest.mark.filterwarnings("ignore::DeprecationWarning")]
 
+STATED = outcomes(PAGE.read_text(encoding="utf-8"))
 # It keeps what it changed in the agent's state, and looks again before the model is called.
 TWICE = {"langchain_agent"}
 # A filter can only raise.
@@ -168,3 +172,27 @@ def test_a_tools_json_with_everyday_keys_arrives_as_it_is(guard, adapter):
     run, said = _seen(guard, adapter, CONVERSATIONS["a tool's JSON with everyday keys"])
     assert json.dumps(JSON) in run.sent
     assert not said
+
+
+@pytest.mark.parametrize("adapter", ADAPTERS, ids=lambda adapter: adapter.__name__)
+@pytest.mark.parametrize("name", CONVERSATIONS)
+def test_the_page_says_what_every_adapter_does(guard, adapter, name):
+    run, said = _seen(guard, adapter, CONVERSATIONS[name])
+    if adapter.__name__ in TWICE:
+        assert (run.images is None) == (STATED[name] == "refused")
+    else:
+        assert outcome(run, [kept[6] for kept in said]) == STATED[name]
+
+
+def test_the_pages_second_table_is_that_of_the_items():
+    assert PAGE.read_text(encoding="utf-8").endswith(items_table())
+
+
+@pytest.mark.parametrize("item", ITEMS)
+def test_every_test_that_the_table_names_is_there(item):
+    assert tuple(ITEMS[item]) == ECOSYSTEMS
+    for place in ITEMS[item].values():
+        path, _, name = place.partition("::")
+        if path.startswith(("tests/", "docs/")):
+            text = (ROOT / path).read_text(encoding="utf-8")
+            assert not name or re.search(rf"def {name}\(", text)
