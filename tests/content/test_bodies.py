@@ -334,6 +334,18 @@ class TestOtherBodies:
 
 
 class TestPrefix:
+    @pytest.mark.parametrize("role", ["system", "developer"])
+    @pytest.mark.parametrize(
+        "content", [f"{PREFIX} Be brief.", [{"type": "input_text", "text": f"{PREFIX}\n\nBe brief."}]]
+    )
+    def test_that_an_app_wrote_into_a_message_of_responses_is_not_written_into_the_instructions_too(
+        self, role, content
+    ):
+        chat = {"input": [{"role": role, "content": content}, user()]}
+        assert with_prefix(chat, "responses", PREFIX, "system") is chat
+        other = {"input": [user(), {"role": role, "content": "Be brief."}]}
+        assert with_prefix(other, "responses", PREFIX, "system")["instructions"] == PREFIX
+
     @pytest.mark.parametrize(
         ("form", "placement", "before", "after"),
         [

@@ -54,6 +54,8 @@ def _prefixed(body: Body, form: Form, prefix: str, placement: Placement, *, is_w
             return _headed_message(body, "messages", prefix, placement)
         return _headed_text(body, "system", prefix) if is_whole or "system" in body else body
     if placement == "system":
+        if _is_headed(body.get("input"), prefix, placement):
+            return body
         # A stored prompt brings instructions of its own, which those of the body would replace.
         if body.get("instructions") is not None or (is_whole and not body.get("prompt")):
             return _headed_text(body, "instructions", prefix)
@@ -67,6 +69,15 @@ def _headed_text(body: Body, key: str, prefix: str) -> Body:
     old = body.get(key)
     new = headed(old, prefix)
     return body if new is old else {**body, key: new}
+
+
+def _is_headed(messages: object, prefix: str, placement: Placement) -> bool:
+    """Whether the first message of a role begins with the prefix: an app may keep it there instead of instructions."""
+    listed = messages if isinstance(messages, list | tuple) else ()
+    own = (each for each in listed if isinstance(each, Mapping) and each.get("role") in _ROLES[placement])
+    first = next(own, None)
+    content = None if first is None else first.get("content")
+    return content is not None and headed(content, prefix) is content
 
 
 def _headed_message(body: Body, key: str, prefix: str, placement: Placement, text_type: str = "text") -> Body:
