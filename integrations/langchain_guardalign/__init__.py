@@ -28,6 +28,7 @@ _LATER = {
     "GuardAlignMiddleware": "langchain_guardalign.agents.middleware",
     "GuardedAlternatives": "langchain_guardalign.derived",
     "GuardedBinding": "langchain_guardalign.derived",
+    "GuardedFallbacks": "langchain_guardalign.derived",
     "GuardedFields": "langchain_guardalign.derived",
     "GuardedSequence": "langchain_guardalign.derived",
 }

@@ -3,7 +3,7 @@
 LangChain's own fallbacks get the input as it came: an error of the guard, or of the model, would hand it to a runnable
 that nobody guards. Its retries try a violation again, which stays one. Here the guard stays in front, once, and retries
 and fallbacks are put around what is behind it. What sets an alternative beside a guarded runnable puts it behind the
-same guard. A chain that others build around it (``prompt | guarded``) is theirs: LangChain gives no hold on it.
+same guard. A chain that does not begin with it (``prompt | guarded``) is LangChain's, which gives no hold on it.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar, cast
 
-from langchain_core.runnables import Runnable, RunnableBinding, RunnableSequence
+from langchain_core.runnables import Runnable, RunnableBinding, RunnableSequence, RunnableWithFallbacks
 from langchain_core.runnables.base import coerce_to_runnable
 from langchain_core.runnables.configurable import RunnableConfigurableAlternatives, RunnableConfigurableFields
 from langchain_core.runnables.utils import ConfigurableField
@@ -64,6 +64,19 @@ class GuardKeeping(Runnable[Any, Any]):
         if not isinstance(other, Runnable) and callable(other):
             return partial(_made, self, other)
         return self.behind_guard(lambda _: coerce_to_runnable(other), {})
+
+    @property
+    def is_step(self) -> bool:
+        """Whether it passes its input on, sanitised, for the next step of a chain; else it answers by itself."""
+        return False
+
+    def __or__(self, other: Any) -> Any:
+        """LangChain's, with the guard kept."""
+        return GuardedSequence.of(super().__or__(other))
+
+    def pipe(self, *others: Any, name: str | None = None) -> Any:
+        """LangChain's, with the guard kept."""
+        return GuardedSequence.of(super().pipe(*others), name)
 
     def bind(self, **kwargs: Any) -> Runnable[Any, Any]:
         """LangChain's, with the guard kept."""
@@ -136,6 +149,11 @@ class GuardedBinding(_Derived, RunnableBinding):  # type: ignore[type-arg]
         return self._guarded.guarding(other)
 
     @property
+    def is_step(self) -> bool:
+        """As what is bound."""
+        return self._guarded.is_step
+
+    @property
     def _guarded(self) -> GuardKeeping:
         return cast("GuardKeeping", self.bound)
 
@@ -144,26 +162,62 @@ class GuardedBinding(_Derived, RunnableBinding):  # type: ignore[type-arg]
 
 
 class GuardedSequence(_Derived, RunnableSequence):  # type: ignore[type-arg]
-    """A chain that begins with a guard."""
-
-    def behind_guard(self, change: Change, arguments: Mapping[str, Any]) -> Runnable[Any, Any]:
-        """The guard, and what comes after it, changed; arguments of a call are the guard's, which ignores them."""
-        guard, *rest = self.steps
-        return guard | change(rest[0] if len(rest) == 1 else RunnableSequence(*rest))
+    """A chain that begins with a guard, or with a guarded runnable."""
 
     @classmethod
     def of(cls, chain: Any, name: str | None = None) -> GuardedSequence:
-        """A chain that LangChain made; its first step is a guard."""
+        """A chain that LangChain made."""
         make: Any = cls
         return cast("GuardedSequence", make(*chain.steps, name=name))
 
-    def __or__(self, other: Any) -> Any:
-        """A longer chain."""
-        return GuardedSequence.of(super().__or__(other))
+    def get_name(self, suffix: str | None = None, *, name: str | None = None) -> str:
+        """As LangChain's chain is called in traces."""
+        return super().get_name(suffix, name=name or self.name or RunnableSequence.__name__)
 
-    def pipe(self, *others: Any, name: str | None = None) -> Any:
-        """A longer chain."""
-        return GuardedSequence.of(super().pipe(*others), name)
+    def behind_guard(self, change: Change, arguments: Mapping[str, Any]) -> Runnable[Any, Any]:
+        """The chain with something else behind its guard: the rest of it, or what the guarded runnable asks."""
+        first, *rest = self.steps
+        if not self._first.is_step:
+            return self._first.behind_guard(change, arguments).pipe(*rest)
+        # Arguments of a call are the guard's, which ignores them.
+        return cast("Runnable[Any, Any]", first | change(rest[0] if len(rest) == 1 else RunnableSequence(*rest)))
+
+    def falling_back(
+        self, fallbacks: Sequence[Runnable[Any, Any]], settings: Mapping[str, Any], arguments: Mapping[str, Any]
+    ) -> Runnable[Any, Any]:
+        """Behind the guard; where that answers by itself, the whole chain falls back to guarded fallbacks."""
+        if self._first.is_step:
+            return super().falling_back(fallbacks, settings, arguments)
+        others = [self.guarding(fallback) for fallback in fallbacks]
+        return GuardedFallbacks(runnable=with_arguments(self, arguments), fallbacks=others, **settings)
+
+    def guarding(self, other: Any) -> Any:
+        """As the first step does; a guard goes in front."""
+        return super().guarding(other) if self._first.is_step else self._first.guarding(other)
+
+    @property
+    def _first(self) -> GuardKeeping:
+        return cast("GuardKeeping", self.first)
+
+
+class GuardedFallbacks(_Derived, RunnableWithFallbacks):  # type: ignore[type-arg]
+    """A chain that begins with a guarded runnable, and its fallbacks behind the same guard."""
+
+    def behind_guard(self, change: Change, arguments: Mapping[str, Any]) -> Runnable[Any, Any]:
+        """The same of each."""
+        own = [cast("GuardKeeping", each).behind_guard(change, arguments) for each in self.runnables]
+        return self.model_copy(update={"runnable": own[0], "fallbacks": own[1:]})
+
+    def falling_back(
+        self, fallbacks: Sequence[Runnable[Any, Any]], settings: Mapping[str, Any], arguments: Mapping[str, Any]
+    ) -> Runnable[Any, Any]:
+        """Fallbacks of these, guarded by the same guard."""
+        others = [self.guarding(fallback) for fallback in fallbacks]
+        return GuardedFallbacks(runnable=with_arguments(self, arguments), fallbacks=others, **settings)
+
+    def guarding(self, other: Any) -> Any:
+        """As the chain does."""
+        return cast("GuardKeeping", self.runnable).guarding(other)
 
 
 class GuardedFields(_Derived, RunnableConfigurableFields):  # type: ignore[type-arg]
@@ -187,6 +241,11 @@ class GuardedFields(_Derived, RunnableConfigurableFields):  # type: ignore[type-
         return self._guarded.guarding(other)
 
     @property
+    def is_step(self) -> bool:
+        """As the runnable whose fields these are."""
+        return self._guarded.is_step
+
+    @property
     def _guarded(self) -> GuardKeeping:
         return cast("GuardKeeping", self.default)
 
@@ -206,6 +265,11 @@ class GuardedAlternatives(_Derived, RunnableConfigurableAlternatives):  # type: 
     ) -> Runnable[Any, Any]:
         """The same of each."""
         return self._each(lambda guarded: guarded.falling_back(fallbacks, settings, arguments))
+
+    @property
+    def is_step(self) -> bool:
+        """As the default."""
+        return cast("GuardKeeping", self.default).is_step
 
     def guarding(self, other: Any) -> Any:
         """As the default does."""

@@ -29,7 +29,7 @@ from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.guarding.settings import GuardLike
 from langchain_guardalign.artifacts import Artifacts
 from langchain_guardalign.component import GuardedComponent
-from langchain_guardalign.derived import Change, GuardedSequence, GuardKeeping
+from langchain_guardalign.derived import Change, GuardKeeping
 from langchain_guardalign.errors.violations import not_retried
 from langchain_guardalign.events import Configs, adispatch, dispatch, traced_input
 from langchain_guardalign.route import GuardedRoute
@@ -189,13 +189,10 @@ class ImageGuard(GuardKeeping, GuardedComponent, RunnableSerializable[LanguageMo
         """The other: an alternative to a guard takes its place."""
         return other
 
-    def __or__(self, other: Any) -> Any:
-        """A chain whose retries and fallbacks are behind the guard."""
-        return GuardedSequence.of(super().__or__(other))
-
-    def pipe(self, *others: Any, name: str | None = None) -> Any:
-        """A chain whose retries and fallbacks are behind the guard."""
-        return GuardedSequence.of(super().pipe(*others), name)
+    @property
+    def is_step(self) -> bool:
+        """True: what comes next in a chain answers."""
+        return True
 
     def invoke(
         self, input: LanguageModelInput, config: RunnableConfig | None = None, **kwargs: Any

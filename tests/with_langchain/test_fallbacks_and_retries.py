@@ -121,6 +121,27 @@ DERIVED = {
     "with_structured_output": lambda model, other: model.with_structured_output(dict).with_fallbacks(
         [other.with_structured_output(dict)]
     ),
+    "a chain": lambda model, other: (model | StrOutputParser()).with_fallbacks([other | StrOutputParser()]),
+    "a chain, fallbacks twice": lambda model, other: (
+        (model | StrOutputParser())
+        .with_fallbacks([failing() | StrOutputParser()])
+        .with_fallbacks([other | StrOutputParser()])
+    ),
+    "a chain of a binding, retried": lambda model, other: (
+        model.bind(stop=["."])
+        .pipe(RunnablePassthrough(), StrOutputParser())
+        .with_retry(**QUICK)
+        .with_config(tags=["a"])
+        .with_fallbacks([other])
+    ),
+    "a chain, fallbacks, retried": lambda model, other: (
+        (model | StrOutputParser()).with_fallbacks([failing()]).with_retry(**QUICK).with_fallbacks([other])
+    ),
+    "a chain, alternatives": lambda model, other: (
+        (model | StrOutputParser())
+        .configurable_alternatives(ConfigurableField("which"), a=other)
+        .with_fallbacks([other])
+    ),
     "configurable_fields": lambda model, other: model.configurable_fields(
         on_violation=ConfigurableField("on_violation")
     ).with_fallbacks([other]),
@@ -456,6 +477,7 @@ class TestGuards:
             "with_fallbacks": lambda it: it.with_fallbacks([plain()]),
             "configurable_alternatives": lambda it: it.configurable_alternatives(ConfigurableField("which"), a=plain()),
         }
+        makes |= {"pipe": lambda it: it.pipe(StrOutputParser()), "a chain": lambda it: it | StrOutputParser()}
         for first in makes.values():
             for second in makes.values():
                 assert isinstance(second(first(guarded)), GuardKeeping)
@@ -463,7 +485,7 @@ class TestGuards:
         for make in makes.values():
             assert isinstance(make(fields), GuardKeeping)
         # What wraps or chains is somebody else's: these are the rest of a runnable's methods that make one.
-        rest = {"assign", "map", "pick", "pipe", "as_tool"}
+        rest = {"assign", "map", "pick", "as_tool"}
         public = {name for name in vars(Runnable) if name.startswith(("with_", "bind", "configurable"))}
         assert public <= set(makes) | rest
 
