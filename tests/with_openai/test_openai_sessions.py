@@ -11,21 +11,25 @@ import pytest
 from agents import (
     Agent,
     InputGuardrailTripwireTriggered,
+    OpenAIChatCompletionsModel,
     OpenAIConversationsSession,
+    OpenAIResponsesModel,
     RunConfig,
     Runner,
     SQLiteSession,
     ToolOutputImage,
     function_tool,
 )
+from agents.exceptions import ModelRefusalError
 from agents.memory import Session, SessionSettings
 from openai import AsyncOpenAI
-from openai_ways import MASKED, item_block, opened_in, same, user
+from openai_ways import MASKED, REFUSAL, client_of, item_block, opened_in, same, user
 from scripted_agents import ScriptedModel, assistant_message, function_call
 
 from guardalign_guardrails import SettingsError, UnsafeContentError
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.colours import ColourEncoder, colour_guard, painted
+from openai_guardalign import guard_client
 from openai_guardalign.agents import image_guardrail, input_filter, tool_guardrail
 from openai_guardalign.sessions import GuardedSession, session_input
 
@@ -65,6 +69,11 @@ class Talk:
     async def say(self, content, *steps):
         """One turn of the user; what the model was given last."""
         self.model.extend([*steps, [assistant_message("done")]])
+        assert await self.answer(content) == "done"
+        return json.dumps(self.model.last_call.input)
+
+    async def answer(self, content):
+        """What the run answers to one turn of the user."""
         given = content if isinstance(content, list) else [user(content)]
         if self.is_streamed:
             result = Runner.run_streamed(self.agent, given, session=self.session, run_config=self.config)
@@ -72,8 +81,7 @@ class Talk:
                 pass
         else:
             result = await Runner.run(self.agent, given, session=self.session, run_config=self.config)
-        assert result.final_output == "done"
-        return json.dumps(self.model.last_call.input)
+        return result.final_output
 
     async def items(self):
         return await self.stored.get_items()
@@ -177,6 +185,35 @@ class TestBlockedTurns:
         assert roles(stored[4:]) == ["user", "assistant"] * 3
         if way == "session" or ending == "tool guardrail":
             assert opened_in(json.dumps(stored)) == []
+
+
+@pytest.mark.allow_hosts(["127.0.0.1"])
+class TestGuardedClients:
+    """A guarded client below the models of a run with a session."""
+
+    @pytest.mark.parametrize("way", ["callback", "session"])
+    @pytest.mark.parametrize("on_violation", ["refuse", "raise", "notice"])
+    @pytest.mark.parametrize("kind", [OpenAIResponsesModel, OpenAIChatCompletionsModel])
+    async def test_three_harmless_turns_follow_a_blocked_one(
+        self, server, checks, is_streamed, way, on_violation, kind
+    ):
+        client = guard_client(client_of(server, AsyncOpenAI), checks, on_violation=on_violation)
+        talk = Talk(checks, is_streamed=is_streamed, way=way)
+        talk.agent, talk.config.call_model_input_filter = Agent("a", model=kind("m", client)), None
+        says = {"refuse": REFUSAL, "notice": "one two three"}.get(on_violation)
+        # Of chat completions the SDK makes an error of a refusal.
+        if on_violation == "raise" or (on_violation == "refuse" and kind is OpenAIChatCompletionsModel):
+            with pytest.raises((UnsafeContentError, ModelRefusalError)):
+                await talk.answer(shown("blue"))
+        else:
+            assert await talk.answer(shown("blue")) == says
+        for turn in range(3):
+            assert await talk.answer(f"turn {turn}") == "one two three"
+            assert item_block(painted("blue"))["image_url"] not in server.last.raw.decode()
+            assert server.last.raw.decode().count(NOTICE) <= 1
+        stored = [item for item in await talk.items() if item.get("role") == "user"]
+        assert [item["content"] for item in stored[-3:]] == ["turn 0", "turn 1", "turn 2"]
+        assert len(stored) <= 4
 
 
 class TestOtherTurns:
