@@ -1,7 +1,6 @@
 """Requests that edit images or make videos: finds their images, in forms and in JSON, and puts others in their places.
 
-A mask says by its transparency what may be edited, so that the guard's own opaque reading cannot take its place. It
-stays as it is where all that can be seen in it was scored and may pass; one that would have to change is an error.
+Both become one body with plain keys, which is screened like any other.
 """
 
 from __future__ import annotations
@@ -9,12 +8,12 @@ from __future__ import annotations
 import pathlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, Literal
+from typing import Any, Final
 
-from guardalign_guardrails import UnsafeContentError, Verdict
+from guardalign_guardrails import UnsafeContentError
 from guardalign_guardrails.content.bodies import Body, ScreenedBody
+from guardalign_guardrails.content.bodies.masks import MASKS
 from guardalign_guardrails.content.dialect import Path
-from guardalign_guardrails.content.payload import Ambiguous, is_data_url, read_data_url
 from guardalign_guardrails.content.rewrite import with_blocks
 from guardalign_guardrails.images.containers import media_type
 from openai_guardalign.forms import FormField, read_form, write_form
@@ -23,7 +22,7 @@ Content = Callable[[Body], bytes]
 """Writes a body as JSON."""
 
 _IMAGES: Final = frozenset({"image", "images", "input_reference"})
-_TRANSPARENT: Final = frozenset({"mask", "markup"})
+_SEVERAL: Final = ("images", "mask")
 _REFERENCE: Final = frozenset({"image_url", "file_id"})
 
 
@@ -32,12 +31,10 @@ class Value:
     """A value of a request.
 
     Attributes:
-        kind: ``image``, ``transparent`` for one whose transparency says something, or ``other``.
-        key: The name under which it is screened.
+        key: The name under which it is screened: ``images`` or ``mask``, of which there may be several, or its own.
         value: What a client gave.
     """
 
-    kind: Literal["image", "transparent", "other"]
     key: str
     value: Any = field(repr=False)
 
@@ -55,46 +52,29 @@ class Edit:
     write: Callable[[Mapping[int, Any]], bytes] = field(repr=False)
 
     @property
-    def bodies(self) -> tuple[Body, Body]:
-        """What is screened: first everything but images whose transparency says something, then those."""
-        others = {each.key: each.value for each in self.values if each.kind == "other"}
-        return {**self._images("image"), **others}, self._images("transparent")
+    def body(self) -> Body:
+        """What is screened."""
+        several = {key: [_typed(self.values[place].value) for place in self._places(key)] for key in _SEVERAL}
+        others = {each.key: each.value for each in self.values if each.key not in _SEVERAL}
+        return {**{key: values for key, values in several.items() if values}, **others}
 
-    def content(self, screened: ScreenedBody, transparent: ScreenedBody) -> bytes | UnsafeContentError | None:
-        """What is sent in the place of the content that came, None for that content; or the error that is raised.
-
-        Args:
-            screened: The first of `bodies`.
-            transparent: The second.
-        """
-        for each in (screened, transparent):
-            if each.decision.violation is not None:
-                return UnsafeContentError(each.decision.violation)
-        new = {**self._changed(screened.body, "image"), **self._changed(screened.body, "other")}
-        masks = self._changed(transparent.body, "transparent")
-        # A notice has no form here, and no other image can stand for a mask.
+    def content(self, screened: ScreenedBody) -> bytes | UnsafeContentError | None:
+        """What is sent in the place of the content that came, None for that content; or the error that is raised."""
+        if screened.decision.violation is not None:
+            return UnsafeContentError(screened.decision.violation)
+        now = {place: screened.body[each.key] for place, each in enumerate(self.values) if each.key not in _SEVERAL}
+        for key in _SEVERAL:
+            now.update(zip(self._places(key), screened.body.get(key, ()), strict=True))
+        new = {place: _untyped(self.values[place].value, value) for place, value in now.items()}
+        changed = {place: value for place, value in new.items() if value is not self.values[place].value}
+        if not changed:
+            return None
+        # A notice has no form here.
         withheld = [verdict for verdict in screened.verdicts if verdict.delivery == "none"]
-        if masks and not all(map(_is_seen, transparent.verdicts)):
-            withheld += [verdict for verdict in transparent.verdicts if not _is_seen(verdict)]
-        elif not all(_is_plain(self.values[place].value) for place in masks):
-            withheld += transparent.verdicts
-        if withheld and (new or masks):
-            return UnsafeContentError(withheld[0])
-        return self.write(new) if new else None
+        return UnsafeContentError(withheld[0]) if withheld else self.write(changed)
 
-    def _images(self, kind: str) -> dict[str, list[Any]]:
-        found = [_typed(each.value) for each in self.values if each.kind == kind]
-        return {"images": found} if found else {}
-
-    def _changed(self, body: Body, kind: str) -> dict[int, Any]:
-        """The values of a kind that are others in a screened body, by their places."""
-        places = [place for place, each in enumerate(self.values) if each.kind == kind]
-        if kind == "other":
-            pairs = [(place, body[self.values[place].key]) for place in places]
-        else:
-            pairs = list(zip(places, body.get("images", ()), strict=True))
-        new = {place: _untyped(self.values[place].value, value) for place, value in pairs}
-        return {place: value for place, value in new.items() if value is not self.values[place].value}
+    def _places(self, key: str) -> list[int]:
+        return [place for place, each in enumerate(self.values) if each.key == key]
 
 
 def edit_of_form(content: bytes, content_type: str) -> Edit | None:
@@ -133,28 +113,30 @@ def edit_of_json(body: Body, encoded: Content) -> Edit:
 def _of_field(each: FormField, place: int) -> Value:
     name = each.name.partition("[")[0].lower()
     text = None if each.filename is not None else _text(each.data)
-    if name in _TRANSPARENT or name in _IMAGES:
+    if (key := _key(name)) is not None:
         # An object comes as one field for each of its members.
         value = {"file_id": text} if each.name.endswith("[file_id]") else each.data if text is None else text
-        return Value("transparent" if name in _TRANSPARENT else "image", "images", value)
+        return Value(key, value)
     if text is None:
-        return Value("image", "images", each.data)
+        return Value("images", each.data)
     # A prompt is a user's text, which may begin like a data URL.
-    return Value("other", name if name == "prompt" else f"{name} {place}", text)
+    return Value(name if name == "prompt" else f"{name} {place}", text)
 
 
 def _of_json(body: Body) -> Iterator[tuple[Path, Value]]:
-    for key, value in body.items():
-        name = key.lower()
-        if name in _TRANSPARENT or name in _IMAGES:
-            each_at = (
-                {(key, index): each for index, each in enumerate(value)} if isinstance(value, list) else {(key,): value}
-            )
-            for path, each in each_at.items():
-                if each is not None:
-                    yield path, Value("transparent" if name in _TRANSPARENT else "image", "images", each)
+    for name, value in body.items():
+        key = _key(name.lower())
+        if key is None:
+            yield (name,), Value(name, value)
+        elif isinstance(value, list):
+            yield from (((name, index), Value(key, each)) for index, each in enumerate(value))
         else:
-            yield (key,), Value("other", key, value)
+            yield (name,), Value(key, value)
+
+
+def _key(name: str) -> str | None:
+    """The name under which the values of a field are screened; None for its own."""
+    return "images" if name in _IMAGES else "mask" if name in MASKS else None
 
 
 def _text(data: bytes) -> str | None:
@@ -179,24 +161,6 @@ def _untyped(old: Any, new: Any) -> Any:
 
 def _is_reference(value: Any) -> bool:
     return isinstance(value, Mapping) and bool(value) and value.keys() <= _REFERENCE
-
-
-def _is_seen(verdict: Verdict) -> bool:
-    """Whether an image may pass as it is: nothing but its transparency leaves open what a model sees.
-
-    The image over black, over white and without its transparency was scored.
-    """
-    return verdict.delivery == "original" or (
-        verdict.delivery == "canonical" and set(verdict.delivery_reasons) == {"alpha"}
-    )
-
-
-def _is_plain(value: Any) -> bool:
-    """Whether every server reads the same image from a value."""
-    url = value.get("image_url") if _is_reference(value) else value
-    if isinstance(url, str):
-        return is_data_url(url) and not isinstance(read_data_url(url, len(url)), Ambiguous | str)
-    return isinstance(url, bytes)
 
 
 def _written(each: FormField, value: bytes | str) -> FormField:

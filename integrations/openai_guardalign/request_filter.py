@@ -78,8 +78,9 @@ class RequestFilter:
             edit = _edit(request)
             if edit is None:
                 return self._reported(request, *self._malformed(request))
-            screened = [screen_body(self.guard, body, form, self.rules) for body in edit.bodies]
-            return self._reported(request, *_edited(request, edit, *screened))
+            return self._reported(
+                request, *_edited(request, edit, screen_body(self.guard, edit.body, form, self.rules))
+            )
         return self._reported(request, *self._decided(request, form))
 
     async def apassed(self, request: Any) -> Any:
@@ -93,8 +94,8 @@ class RequestFilter:
             edit = await asyncio.to_thread(_edit, request)
             if edit is None:
                 return self._reported(request, *self._malformed(request))
-            screened_edit = [await ascreen_body(self.guard, body, form, self.rules) for body in edit.bodies]
-            return self._reported(request, *await asyncio.to_thread(_edited, request, edit, *screened_edit))
+            screened = await ascreen_body(self.guard, edit.body, form, self.rules)
+            return self._reported(request, *await asyncio.to_thread(_edited, request, edit, screened))
         # A call that waits for its turn must not hold one of the loop's threads.
         body = await asyncio.to_thread(self._read, request)
         if isinstance(body, Verdict):
@@ -186,11 +187,10 @@ def _edit(request: Any) -> Edit | None:
     return None if body is None else edit_of_json(body, _encoded)
 
 
-def _edited(request: Any, edit: Edit, *screened: ScreenedBody) -> tuple[tuple[Verdict, ...], Any]:
+def _edited(request: Any, edit: Edit, screened: ScreenedBody) -> tuple[tuple[Verdict, ...], Any]:
     """The verdicts, and what is sent or the error that is raised."""
-    content = edit.content(*screened)
-    sent = _with_content(request, content) if isinstance(content, bytes) else content or request
-    return tuple(verdict for each in screened for verdict in each.verdicts), sent
+    content = edit.content(screened)
+    return screened.verdicts, _with_content(request, content) if isinstance(content, bytes) else content or request
 
 
 def _rewritten(request: Any, body: Body, model: str | None) -> Any:

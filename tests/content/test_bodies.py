@@ -292,10 +292,40 @@ class TestOtherBodies:
         ],
         ids=["bytes", "data URL", "base64"],
     )
-    @pytest.mark.parametrize("key", ["image", "mask"])
+    @pytest.mark.parametrize("key", ["image", "input_reference"])
     def test_an_image_to_be_edited_is_masked_however_it_is_written(self, screened, key, before, after):
         assert screened({"prompt": "a hat", key: [before]}, "other", BodyRules()).body[key] == [after]
         assert screened({"prompt": "a hat", key: before}, "other", BodyRules()).body[key] == after
+
+    @pytest.mark.parametrize("key", ["mask", "markup", "Mask"])
+    @pytest.mark.parametrize("written", [bytes, to_base64, lambda data: to_data_url(data, "image/png")])
+    def test_a_mask_of_an_edit_keeps_its_transparency_or_is_an_error(self, screened, key, written):
+        """Its transparency is what it says, so that no opaque image can take its place."""
+
+        def mask(colour, hole=(40, 40, 60, 60)):
+            image = painted(colour).convert("RGBA")
+            image.paste((255, 255, 255, 0), hole)
+            return written(encode_png(image))
+
+        forms = (lambda mask: {key: mask}, lambda mask: {key: [mask]}, lambda mask: {"extra_body": {key: mask}})
+        for form in forms:
+            given = {"image": png("white"), **form(mask("white"))}
+            result = screened(given, "other", BodyRules())
+            assert result.body is given
+            assert result.decision.violation is None
+            assert [verdict.delivery for verdict in result.verdicts].count("canonical") == 1
+            for colour in ("red", "blue"):
+                refused = screened({"image": png("white"), **form(mask(colour))}, "other", BodyRules()).decision
+                assert (refused.handled_by, refused.violation.action in ("mask", "block")) == ("error", True)
+
+    def test_one_from_which_servers_may_read_another_image_is_an_error(self, screened):
+        image = painted("white").convert("RGBA")
+        image.putalpha(0)
+        for change in (lambda text: text.replace("/", "_").replace("+", "-") + "%3D", lambda text: "%69" + text[1:]):
+            text = change(to_base64(encode_png(image)))
+            assert (
+                screened({"mask": f"data:image/png;base64,{text}"}, "other", BodyRules()).decision.handled_by == "error"
+            )
 
     @pytest.mark.parametrize("value", [b"no image", "https://example.org/a.png", object()])
     def test_one_that_cannot_be_looked_at_is_an_error(self, screened, value):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
 
 from guardalign_guardrails.actions import Source
+from guardalign_guardrails.content.bodies.masks import MASKS
 from guardalign_guardrails.content.bodies.transcripts import Transcript
 from guardalign_guardrails.content.chat import Role, sources
 from guardalign_guardrails.content.dialect import Path
@@ -86,7 +87,7 @@ _NO_CONTENT_OF_A_MESSAGE: Final = frozenset(
 # LiteLLM passes these on as blocks of the message; a provider's other fields are notes.
 _PASSED_ON: Final = ("compaction_blocks", "tool_results", "web_search_results")
 # Values of these keys are images, be they a URL, base64 text or bytes.
-_IMAGES: Final = frozenset({"image", "images", "input_reference", "mask"})
+_IMAGES: Final = MASKS.union(("image", "images", "input_reference"))
 # SGLang's requests have their prompt under "text", where those to Responses have settings.
 _PROMPTS: Final = ("prompt", "text")
 _ROLES: Final[Mapping[object, Role]] = {

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypedDict
 
+from guardalign_guardrails.content.bodies.masks import is_mask, may_stay
 from guardalign_guardrails.content.bodies.parts import Body, Form, Part, parts_of
 from guardalign_guardrails.content.bodies.prefix import with_prefix
 from guardalign_guardrails.content.bodies.transcripts import Unfolded, unfold
@@ -49,7 +50,7 @@ class ScreenedBody:
         body: The sanitised body, with the prefix if it is due; the very same object if nothing changed.
         verdicts: All verdicts, in reading order.
         decision: Who answers. In a body of form ``other`` there is no place for a refusal or a notice, so that what is
-            blocked or routed is an error.
+            blocked or routed is an error. So is a mask of an edit that would have to change.
     """
 
     body: Body = field(repr=False)
@@ -107,11 +108,15 @@ def _screened(
     chat: ScreenedChat,
     rules: BodyRules,
 ) -> ScreenedBody:
-    changed = {
-        part.path: part.screened(turn.content) for part, turn in zip(parts, chat.turns, strict=True) if turn.is_changed
-    }
+    pairs = [(part, turn) for part, turn in zip(parts, chat.turns, strict=True) if turn.is_changed]
+    masks = [(part, turn.verdicts) for part, turn in pairs if is_mask(part.path)]
+    changed = {part.path: part.screened(turn.content) for part, turn in pairs if not is_mask(part.path)}
     new: Body = unfolded.folded(with_blocks(unfolded.body, changed)) if changed else body
-    if chat.decision.is_prefix_due:
-        model = rules.route_to if chat.decision.handled_by == "route" else None
+    decision = chat.decision
+    if decision.violation is None:
+        refused = [verdicts for part, verdicts in masks if not may_stay(part.value, verdicts)]
+        decision = ChatDecision("error", refused[0][0], is_prefix_due=False) if refused else decision
+    if decision.is_prefix_due:
+        model = rules.route_to if decision.handled_by == "route" else None
         new = with_prefix(new, form, policy.prefix, rules.placement, model)
-    return ScreenedBody(new, chat.verdicts, chat.decision)
+    return ScreenedBody(new, chat.verdicts, decision)
