@@ -166,7 +166,7 @@ def _of_place(config: Mapping[str, Any], folder: Path, entries: Sequence[_Entry]
 def _faults_in(entry: _Entry) -> Iterator[str]:
     """Faults of an entry with which LiteLLM does not start, or serves without the guardrail."""
     place = f"{entry.place}.litellm_params"
-    if not entry.name:
+    if not entry.name or not isinstance(entry.name, str):
         yield f"{entry.place}.guardrail_name: is missing."
     if not entry.is_class_found:
         yield f"{place}.guardrail: {entry.params.get('guardrail')} is not there; write '{_PACKAGE}.{_CLASS}'."
@@ -213,7 +213,7 @@ def _of_litellm(entry: _Entry) -> Iterator[str]:
 
 def _of_models(config: Mapping[str, Any]) -> Iterator[str]:
     """Faults of models that no guardrail sees, or whose requests may go where nobody can say."""
-    names = {_as_mapping(entry).get("guardrail_name") for entry in _listed(config, "guardrails")}
+    names = [_as_mapping(entry).get("guardrail_name") for entry in _listed(config, "guardrails")]
     for index, model in enumerate(map(_as_mapping, _listed(config, "model_list"))):
         for name in _listed(_as_mapping(model.get("litellm_params")), "guardrails"):
             if name not in names:

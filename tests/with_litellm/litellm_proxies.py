@@ -103,7 +103,7 @@ def provider() -> Iterator[tuple[str, list[Received]]]:
             received.append(Received(self.path, self.headers["Content-Type"], data))
             # Google's paths end with a colon and a verb, and may have a key.
             verb = re.split("[/:]", self.path.partition("?")[0])[-1]
-            answer = json.dumps(_ANSWERS[verb]).encode()
+            answer = json.dumps(_ANSWERS[verb.replace("streamG", "g")]).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")
             self.send_header("Content-Length", str(len(answer)))

@@ -208,6 +208,24 @@ def test_included_files_are_part_of_the_config(config, tmp_path):
         read_config(path)
 
 
+def places(value, place=()):
+    yield place
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for key, each in items:
+        yield from places(each, (*place, key))
+
+
+def test_whatever_stands_in_a_config_is_reported_on(config, tmp_path):
+    config["general_settings"] = {"pass_through_endpoints": [{"path": "/x", "target": "https://example.org"}]}
+    config["policies"] = {"p": {"pipeline": {"steps": [{"guardrail": "images"}]}}}
+    config["model_list"][0] |= {"model_info": {"mode": "chat"}}
+    config["model_list"][0]["litellm_params"]["guardrails"] = ["images"]
+    odd = [1, True, "x", "a.b", [], {}, [None], [1, [2]], {"a": [None]}, {1: 2}, {"tags": None}]
+    for place in [place for place in places(config) if place]:
+        for value in odd:
+            assert report_of(changed(config, place, value), tmp_path).ways_in
+
+
 class TestCommand:
     @pytest.fixture
     def path(self, config, tmp_path):

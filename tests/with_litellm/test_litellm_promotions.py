@@ -170,6 +170,25 @@ def test_keys_that_only_some_servers_know_bring_no_unsafe_image(running, upstrea
         assert trace(colour) not in b"".join(each.raw for each in received).decode()
 
 
+@pytest.mark.parametrize("verb", ["generateContent", "streamGenerateContent"])
+def test_googles_own_api_is_guarded_too(running, received, verb):
+    def post(colour):
+        part = {"inlineData": {"mimeType": "image/png", "data": base64_of(colour)}}
+        body = {"contents": [{"role": "user", "parts": [part, {"text": "What?"}]}]}
+        headers = {"Authorization": f"Bearer {MASTER_KEY}"}
+        path = f"{running.guarded.url}/v1beta/models/gemini:{verb}"
+        return httpx.post(path, json=body, headers=headers, timeout=60)
+
+    post("white")
+    assert trace("white") in received[-1].raw.decode()
+    post("red")
+    assert trace("red") not in received[-1].raw.decode()
+    (content,) = received[-1].body["contents"]
+    assert "data" in (content["parts"][0].get("inlineData") or content["parts"][0].get("inline_data"))
+    assert post("blue").status_code == 400
+    assert len(received) == 2
+
+
 def test_each_line_of_a_batch_is_checked(running, received):
     def line(number, colour):
         image = {"type": "image_url", "image_url": {"url": to_data_url(encode_png(painted(colour)), "image/png")}}
