@@ -66,7 +66,9 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
         """
         if faults := faults_of({"event_hook": "pre_call", "stream_scope": stream_scope}):
             raise SettingsError("; ".join(faults))
-        super().apply_stream_scope(stream_scope)
+        # Older versions have no scopes.
+        if hasattr(CustomGuardrail, "apply_stream_scope"):
+            super().apply_stream_scope(stream_scope)
 
     async def async_pre_call_hook(
         self, user_api_key_dict: Any, cache: Any, data: dict[str, Any], call_type: str

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Final
 
 from guardalign_guardrails.content.bodies import BodyRules, ascreen_body, screen_body
@@ -107,13 +107,13 @@ def refuse_what_cannot_be_changed(guard: Guard, messages: Any, report: Mapping[s
     if name not in _REPORTED:
         raise UnguardedCall(f"What {name} sends cannot be checked by a callback. {_REMEDY}")
     more = report.get("additional_args")
-    sent = more.get("complete_input_dict") if isinstance(more, Mapping) else None
-    body = {"messages": plain(messages), "sent": plain(_parsed(sent))}
-    screened = screen_body(guard, body, "other")
-    found = [verdict for verdict in screened.verdicts if verdict.action not in ("allow", "flag")]
-    is_prefix_missing = screened.decision.is_prefix_due and not _says(body, guard.policy.prefix.strip())
-    if screened.body is not body or screened.decision.handled_by != "model" or is_prefix_missing:
-        raise UnguardedCall(f"{_what(found)} {_REMEDY}")
+    sent = plain(_parsed(more.get("complete_input_dict") if isinstance(more, Mapping) else None))
+    said, is_said_sound = _checked(guard, plain(messages), sent)
+    shown, is_sent_sound = _checked(guard, sent, sent)
+    # What is about to be sent differs from the call where a hook has changed it: each image of the call shows there.
+    is_changed_already = 0 < len(said) <= len(shown)
+    if not is_sent_sound or not (is_said_sound or is_changed_already):
+        raise UnguardedCall(f"{_what([*said, *shown])} {_REMEDY}")
     if isinstance(report, MutableMapping):
         report[_MARK] = _CHECKED
 
@@ -131,6 +131,15 @@ def warn_of_what_was_sent(report: Mapping[str, Any]) -> None:
             UnguardedWarning,
             stacklevel=2,
         )
+
+
+def _checked(guard: Guard, content: Any, sent: Any) -> tuple[tuple[Verdict, ...], bool]:
+    """The verdicts on some content, and whether the policy lets it be sent as it is."""
+    body = {"content": content}
+    screened = screen_body(guard, body, "other")
+    is_prefix_missing = screened.decision.is_prefix_due and not _says(sent, guard.policy.prefix.strip())
+    is_same = screened.body is body and screened.decision.handled_by == "model"
+    return screened.verdicts, is_same and not is_prefix_missing
 
 
 def _parsed(sent: Any) -> Any:
@@ -151,7 +160,8 @@ def _says(value: Any, words: str) -> bool:
     return isinstance(value, list | tuple) and any(_says(each, words) for each in value)
 
 
-def _what(found: list[Verdict]) -> str:
-    digests = ", ".join(verdict.digest[:12] for verdict in found if verdict.digest)
+def _what(verdicts: Sequence[Verdict]) -> str:
+    found = [verdict for verdict in verdicts if verdict.action not in ("allow", "flag") and verdict.digest]
+    digests = ", ".join(dict.fromkeys(verdict.digest[:12] for verdict in found))
     where = f" (digest {digests})" if digests else ""
     return f"The safety policy asks for a change of this call{where}, which LiteLLM lets no callback make."
