@@ -6,7 +6,7 @@ Knows no runnable and no callback. The core screens chats; this brings LangChain
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from langchain_core.language_models import LanguageModelInput
@@ -17,10 +17,12 @@ from guardalign_guardrails import Action, Guard, Policy, Verdict
 from guardalign_guardrails.actions import Source, severest
 from guardalign_guardrails.content import screened_chat as core
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Placement, prefixed, sources
-from guardalign_guardrails.content.dialect import Path
+from guardalign_guardrails.content.dialect import Path, Reading
+from guardalign_guardrails.content.payload import to_data_url
 from guardalign_guardrails.content.redaction import with_text_at
 from guardalign_guardrails.content.screen import Screened, Turn
 from guardalign_guardrails.content.screened_chat import ScreenedChat
+from guardalign_guardrails.content.walk import MediaBlock
 from guardalign_guardrails.verdict import event_of
 from langchain_guardalign.artifacts import Artifacts, is_checked, plain_of, restored
 from langchain_guardalign.messages import like, messages_of, role
@@ -210,12 +212,26 @@ def output_of(policy: Policy, screened: ModelInput, placement: Placement, *, is_
     return like(value, screened.read, with_prefix(messages, policy.prefix, placement))
 
 
+@dataclass
+class _Screenshot(Turn):
+    """The answer to a computer call, for which OpenAI takes an image and nothing else, not even a notice."""
+
+    def find(self) -> list[MediaBlock]:
+        """Look for the image, in whose place only another one may stand."""
+        return [replace(block, reading=self._reading(block)) for block in super().find()]
+
+    def _reading(self, block: MediaBlock) -> Reading:
+        # LangChain's OpenAI client takes text for the URL of an image.
+        write = to_data_url if isinstance(self.content, str) else block.reading.write
+        return replace(block.reading, write=write, takes_text=False)
+
+
 def _screenshot(message: BaseMessage, source: Source) -> Turn | None:
-    """The content of a tool message that LangChain's OpenAI client takes for the URL of a screenshot."""
-    is_one = isinstance(message, ToolMessage) and message.additional_kwargs.get("type") == _SCREENSHOT
-    if not is_one or not isinstance(message.content, str):
+    """The content of a tool message that LangChain's OpenAI client takes for a screenshot."""
+    if not isinstance(message, ToolMessage) or message.additional_kwargs.get("type") != _SCREENSHOT:
         return None
-    return Turn(message.content, source, is_loose=True, role="tool", under=("image_url",))
+    is_url = isinstance(message.content, str)
+    return _Screenshot(message.content, source, is_loose=is_url, role="tool", under=("image_url",) if is_url else ())
 
 
 def _traced(message: BaseMessage, paths: Sequence[Path]) -> BaseMessage:

@@ -5,6 +5,7 @@ What no dialect knows is refused or replaced by a notice. The bare call tells wh
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from langchain_core.messages import SystemMessage as System
 from content.block_matrix import b64, kind, mime, url
 from with_clients.hosted_clients import CLIENTS
 from with_clients.image_chats import PLACES, chat
-from with_clients.matrix_images import BLOCK, FORBIDDEN, MASK, is_masked
+from with_clients.matrix_images import BLOCK, FORBIDDEN, MASK, SAFE, is_masked, shows
 from with_clients.sent import Sent, arrives, shows_nothing_of
 from with_clients.wire_images import images_in
 from with_clients.wires import Wire
@@ -157,15 +158,36 @@ class TestTextOfATool:
 
 
 @pytest.mark.parametrize("wire", ["openai Responses"], indirect=True)
-def test_a_screenshot_that_openais_client_makes_of_text_is_checked(wire):
-    messages = told_by_a_tool(url(BLOCK), additional_kwargs={"type": "computer_call_output"})
-    plain = wire.send(wire.bare, messages)
-    assert arrives(plain, BLOCK)
-    assert b"computer_call_output" in plain.body
-    assert sends_nothing_of_what_it_may_not(wire, messages)
-    masked = wire.send(wire.guarded, told_by_a_tool(url(MASK), additional_kwargs={"type": "computer_call_output"}))
-    assert b"computer_call_output" in masked.body
-    assert any(map(is_masked, images_in(masked.body)))
+@pytest.mark.parametrize(
+    "write",
+    [url, lambda data: [{"type": "text", "text": "Clicked."}, {"type": "input_image", "image_url": url(data)}]],
+    ids=["text", "a block"],
+)
+class TestAScreenshotForOpenAI:
+    """A computer call is answered by an image and nothing else: the next request would be refused."""
+
+    def output(self, wire: Wire, model: Any, content: Any) -> tuple[Sent, Any]:
+        sent = wire.send(model, told_by_a_tool(content, additional_kwargs={"type": "computer_call_output"}))
+        (item,) = [item for item in json.loads(sent.body)["input"] if item["type"] == "computer_call_output"]
+        assert item["output"]["type"] == "input_image"
+        assert item["output"]["image_url"].startswith("data:image/")
+        return sent, item["output"]["image_url"]
+
+    def test_is_masked(self, wire, write):
+        assert self.output(wire, wire.bare, write(MASK))[1] == url(MASK)
+        sent, _ = self.output(wire, wire.guarded, write(MASK))
+        assert shows_nothing_of(sent, MASK, FORBIDDEN["mask"])
+        assert [is_masked(image) for image in images_in(sent.body)] == [True]
+
+    def test_is_black_if_it_is_blocked_or_cannot_be_read(self, wire, write):
+        for data, colour in ((BLOCK, FORBIDDEN["block"]), (MASK[:200], FORBIDDEN["mask"])):
+            sent, _ = self.output(wire, wire.guarded, write(data))
+            (image,) = images_in(sent.body)
+            assert image.getextrema() == ((0, 0),) * 3
+            assert not shows(image, colour)
+
+    def test_stays_if_it_is_harmless(self, wire, write):
+        assert self.output(wire, wire.guarded, write(SAFE))[1] == url(SAFE)
 
 
 @every_client
