@@ -19,7 +19,8 @@ _RESULT: Final = "toolResult"
 # Keys of a block's text, or of blocks with text.
 _TEXT_HOLDERS: Final = ("text", "content", "output", "refusal", "logs", "stdout", "stderr", "resource", _RESULT)
 _PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
-_PLAIN_TEXT_KINDS: Final = frozenset({"text", "input_text", "output_text"})
+# A tuple: a block may state anything as its type, also what no set takes.
+_PLAIN_TEXT_KINDS: Final = ("text", "input_text", "output_text")
 # As far as `walk.find` looks.
 _MAX_DEPTH: Final = 24
 _MAX_NODES: Final = 100_000

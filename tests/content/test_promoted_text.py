@@ -320,3 +320,11 @@ class TestTurns:
         endless: dict[str, Any] = {"type": "tool_result", "content": []}
         endless["content"] += [endless, endless]
         assert [found.reading.read(1) for found in find_shown([endless], is_of_tool=True)] == ["too_complex"]
+
+
+@pytest.mark.parametrize("kind", [[], {}, None, 7])
+@pytest.mark.parametrize("is_of_tool", [True, False])
+def test_a_block_of_any_type_is_looked_at(kind, is_of_tool):
+    image = to_data_url(encode_png(painted("blue")), "image/png")
+    assert find_shown([{"type": kind, "text": "hello"}], is_of_tool=is_of_tool) == []
+    assert len(find_shown([{"type": kind, "text": image}], is_of_tool=is_of_tool)) == 1
