@@ -74,7 +74,6 @@ def test_it_starts_a_proxy_from_a_config_that_passes_the_check(upstream, tmp_pat
         ({"policy": "none.yaml"}, {}),
         ({"encoder": "what"}, {}),
         ({}, {"mode": []}),
-        ({}, {"mode": "post_call"}),
         pytest.param({}, {"stream_scope": "streaming"}, marks=NEWER),
     ],
 )
