@@ -10,7 +10,9 @@ from openai import NotFoundError
 from openai_ways import MASKED, PREFIX, chat_block, images, item_block, prefixes, same, url, user
 
 from guardalign_guardrails import UnsafeContentError
+from guardalign_guardrails.content.payload import to_data_url
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
+from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.colours import colour_guard, colour_policy, painted
 from openai_guardalign import guard_client
 
@@ -130,12 +132,24 @@ class TestItems:
             lenient.responses.create(model="m", input=[message])
             assert server.last.body["input"] == [message]
 
-    def test_an_image_tools_mask_is_one_of_them(self, plain, server, checks):
-        tool = {"type": "image_generation", "input_image_mask": {"image_url": url(painted("white"))}}
-        response = guard_client(plain, checks).responses.create(model="m", input="draw", tools=[tool])
-        assert response.output_text == checks.policy.refusal_unchecked
-        guard_client(plain, checks).responses.create(model="m", input="draw", tools=[{"type": "image_generation"}])
-        assert len(server.requests) == 1
+    def test_an_image_tools_mask_stays_as_it_is_or_is_an_error(self, plain, server, checks):
+        client = guard_client(plain, checks)
+
+        def draw(**mask):
+            tool = {"type": "image_generation", **mask}
+            return client.responses.create(model="m", input="draw", tools=[tool])
+
+        hole = painted("white").convert("RGBA")
+        hole.paste((255, 255, 255, 0), (40, 40, 60, 60))
+        for mask in ({}, {"input_image_mask": {"image_url": to_data_url(encode_png(hole), "image/png")}}):
+            draw(**mask)
+            assert server.last.body["tools"] == [{"type": "image_generation", **mask}]
+        for written in (lambda image: {"image_url": url(image)}, url):
+            with pytest.raises(UnsafeContentError):
+                draw(input_image_mask=written(painted("red")))
+            assert draw(input_image_mask=written(painted("blue"))).output_text == checks.policy.refusal
+        assert draw(input_image_mask={"file_id": "file-1"}).output_text == checks.policy.refusal_unchecked
+        assert len(server.requests) == 2
 
     def test_the_models_own_calls_and_lists_of_tools_are_words(self, plain, server, checks):
         schema = {"properties": {"image": {"type": "file"}}}

@@ -252,7 +252,11 @@ def _masks(body: Body) -> Iterator[Part]:
         tools = holder.get("tools") if isinstance(holder, Mapping) else None
         for index, tool in enumerate(_listed(tools)):
             if isinstance(tool, Mapping) and "input_image_mask" in tool:
-                yield Part((*path, "tools", index, "input_image_mask"), "user", tool["input_image_mask"])
+                mask = tool["input_image_mask"]
+                # It is written as a content block without its type, and never changed.
+                value = {"type": "input_image", **mask} if isinstance(mask, Mapping) else mask
+                shape: Shape = "image" if isinstance(mask, str) else "content"
+                yield Part((*path, "tools", index, "input_image_mask"), "user", value, shape)
 
 
 def _variables(body: Body) -> Iterator[Part]:
