@@ -13,9 +13,10 @@ import pytest
 
 pytest.importorskip("llama_index.core")
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.llms.types import ChatMessage, MessageRole, TextBlock
 
-from guardalign_guardrails.content.screen import NOTICE
+from content.block_matrix import b64, mime, url
+from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.colours import painted
 from with_clients.matrix_images import BLOCK, FORBIDDEN, MASK, NEIGHBOUR, SAFE, encoded, is_masked, pixels
 from with_clients.sent import Sent, arrives, fails_alike, shows_nothing_of
@@ -104,6 +105,36 @@ def test_every_llm_sends_the_common_blocks_and_the_reader_sees_what_is_forbidden
     sent = wire.send(wire.bare, chat(MASK))
     assert arrives(sent, MASK)
     assert not shows_nothing_of(sent, MASK, FORBIDDEN["mask"])
+
+
+TEXTS = {
+    "a data URL": url,
+    "base64": b64,
+    "hex": lambda data: data.hex(),
+    "a data URL with parameters": lambda data: f"data:{mime(data)};a={'x' * 2000};base64,{b64(data)}",
+}
+
+
+@every_llm
+@pytest.mark.parametrize("text", TEXTS)
+class TestTextOfATool:
+    """Some clients and proxies make an image of it."""
+
+    def test_is_not_sent_if_it_is_a_blocked_image(self, wire, text):
+        messages = self.told(TEXTS[text](BLOCK))
+        assert arrives(wire.send(wire.bare, messages), BLOCK)
+        guarded = wire.send(wire.guarded, messages)
+        assert shows_nothing_of(guarded, BLOCK, FORBIDDEN["block"])
+        assert {NOTICE, UNCHECKED_NOTICE} & set(said(guarded.body).splitlines())
+
+    def test_is_masked_if_it_can_be(self, wire, text):
+        guarded = wire.send(wire.guarded, self.told(TEXTS[text](MASK)))
+        assert shows_nothing_of(guarded, MASK, FORBIDDEN["mask"])
+        assert any(map(is_masked, images_in(guarded.body))) or UNCHECKED_NOTICE in said(guarded.body)
+
+    def told(self, text: str) -> list[ChatMessage]:
+        asked, call, result = PLACES["tool"]([])
+        return [asked, call, result.model_copy(update={"blocks": [TextBlock(text=text)]})]
 
 
 def called(llm: Any, method: str, messages: list[ChatMessage]) -> Any:
