@@ -179,7 +179,8 @@ def text_of_file(data: bytes, media_types: Set[str]) -> str | None:
     except UnicodeDecodeError:
         return None
     is_markup = text.lstrip("\ufeff \t\r\n").startswith("<") or any(map(_MARKUP_MIMES.match, media_types))
-    return None if (is_markup and _SVG.search(text)) or find_encoded(text) else text
+    is_media = (is_markup and _SVG.search(text)) or find_encoded(text) or media_of_promoted_text(text)
+    return None if is_media else text
 
 
 def _state_text(media_types: Set[str]) -> bool:

@@ -87,7 +87,9 @@ _BASE64: Final = re.compile(r"[A-Za-z0-9+/_=%\s-]*")
 _SHORT: Final = 64
 _URL_HEAD: Final = 64
 _SAYS_IMAGE: Final = re.compile(
-    "image|img|photo|screenshot|mask|video|media|pixel|multi_?modal|(first|last|start|end)_?frame", re.IGNORECASE
+    r"image|img|photo|screenshot|(^|_)mask|video|\Amedia(s?\Z|_?(data|file|path|ur[il]))|pixel|multi_?modal"
+    "|(first|last|start|end)_?frame",
+    re.IGNORECASE,
 )
 _URL: Final = re.compile(r"\s*(?:[a-z][a-z0-9+.-]*:)?//\S+\s*", re.IGNORECASE)
 _FILE_NAME: Final = re.compile(
