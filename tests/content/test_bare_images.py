@@ -130,6 +130,7 @@ class TestAnythingElse:
         {"init_image": f" {HTTP}?size=9 "},
         {"reference_images": [{"referenceImage": {"gcsUri": "gs://bucket/a"}}]},
         {"Images": [HTTP]},
+        {"Image": "file-1"},
         {"extra": {"imageUrls": [[HTTP]]}},
         {"control_image": {"src": "//images.example/a"}},
         {"prompt": {"prompt_string": "Look.", "multimodal_data": [HTTP]}},

@@ -64,6 +64,8 @@ BROKEN = {
     "data URL with a star": f"{URL[:80]}*{URL[80:]}",
     "data URL with stars only": "data:image/png;base64," + "*".join(B64),
     "data URL with a comma in its header": f'data:image/png;a=",";base64,{B64}',
+    "data URL of no media type, with stars": f"data:,{B64[:30]}*{B64[30:60]}*{B64[60:]}",
+    "data URL of no media type, with what may be anything": "data: a dog," + "QUFB" * 30,
     "data URL without a comma": f"data:image/png;base64{B64}",
     "data URL of an SVG": "data:image/svg+xml;base64," + to_base64(b'<svg xmlns="http://www.w3.org/2000/svg"/>'),
     "data URL with a line break in its scheme": f"da\nta:image/png;base64,{B64}",
