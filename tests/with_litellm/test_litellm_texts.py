@@ -7,6 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import pytest
+
+pytest.importorskip("litellm", reason="LiteLLM has its own virtual environment: make test-litellm")
+
 from litellm.litellm_core_utils.prompt_templates.factory import convert_to_gemini_tool_call_result
 from litellm.llms.bedrock.embed.amazon_nova_transformation import AmazonNovaEmbeddingConfig
 from litellm.llms.bedrock.embed.amazon_titan_multimodal_transformation import AmazonTitanMultimodalEmbeddingG1Config
