@@ -95,7 +95,9 @@ class Reporter:
         """The result for an image without an outcome; where the policy masks it, a plain image of ``size``."""
         verdict = failed_verdict(self._blank(failure.digest, read.source, took_ms), failure, mode=self.policy.mode)
         why = failure.uninspectable or failure.failure
-        logger.warning("Could not check content (%s, source %s): %s", why, read.source, verdict.remedy)
+        # A chat brings its history with every turn: what could not be checked in it was a warning when it came.
+        level = logging.INFO if read.source == "history" else logging.WARNING
+        logger.log(level, "Could not check content (%s, source %s): %s", why, read.source, verdict.remedy)
         plain = Image.new("RGB", size, self.policy.masking.colour) if verdict.delivery == "masked" else None
         return CheckResult(verdict, read.scored, plain)
 

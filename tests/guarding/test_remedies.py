@@ -75,3 +75,11 @@ def test_the_log_names_the_reason_and_the_remedy(guard: Guard, caplog):
     ]
     assert "of a PDF its pages" in caplog.text
     assert "fetch.allowed_hosts" in caplog.text
+
+
+def test_a_chat_that_goes_on_repeats_no_warning(guard: Guard, caplog):
+    with caplog.at_level(logging.INFO):
+        guard.check(b"%PDF-1.7 and more", source="tool")
+        guard.check(b"%PDF-1.7 and more", source="history")
+    assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
+    assert "of a PDF its pages" in caplog.records[1].getMessage()
