@@ -157,12 +157,13 @@ class UnsafeContentError(GuardAlignError):
         where = f"({digest}source {verdict.source})"
         if verdict.finding == "unchecked":
             what = f"Could not check content {where}: {verdict.uninspectable or verdict.failure}"
-        elif verdict.finding == "none":
-            reasons = ", ".join(verdict.delivery_reasons)
-            what = (
-                f"Cannot write the guard's own reading of an image in its place {where}: {reasons}; give a masked_dir, "
-                f"or let this source deliver originals"
-            )
+        elif not verdict.is_blocked:
+            # It may pass changed, where nothing can be written in its place.
+            is_masked = verdict.action == "mask"
+            new = "the masked image" if is_masked else "the guard's own reading of an image"
+            why = verdict.category if is_masked else ", ".join(verdict.delivery_reasons)
+            what = f"Cannot write {new} in its place {where}: {why}; where it is a file, give a masked_dir"
+            what += "" if is_masked else ", or let this source deliver originals"
         else:
             what = f"Blocked an image {where}: {verdict.category}"
         remedy = f" {verdict.remedy}" if verdict.remedy else ""

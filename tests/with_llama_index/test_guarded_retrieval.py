@@ -171,7 +171,7 @@ class TestTheImageOfAQuery:
 
     def test_is_asked_with_in_a_file_of_its_own_if_it_is_masked(self, checked, retriever, tmp_path):
         query = QueryBundle("", image_path=str(saved(RED, tmp_path)), embedding=[0.5])
-        with pytest.raises(UnsafeContentError):
+        with pytest.raises(UnsafeContentError, match=r"Cannot write the masked image.*red_things.*masked_dir"):
             checked(query)
         asked = checked(query, masked_dir=tmp_path / "masked")
         assert (asked.image_path == query.image_path, asked.embedding) == (False, None)
