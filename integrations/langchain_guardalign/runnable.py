@@ -77,7 +77,8 @@ class ImageGuard(GuardKeeping, GuardedComponent, RunnableSerializable[LanguageMo
         guard: Checks: a guard, a policy or its file's path, or settings; None for the policy that ships with the
             package. May be given without its name.
         on_violation: What happens with what the policy blocks: ``notice`` puts a short text in the image's place,
-            ``raise`` raises `UnsafeContentError`. Everything else (masks, prefix, flags) is in the policy.
+            ``raise`` raises `UnsafeContentError` for an image of the user's current turn, and puts that text in the
+            place of others. Everything else (masks, prefix, flags) is in the policy.
         artifacts: In which ``artifact`` of tool messages images are checked and replaced too: ``True`` for all, ``mcp``
             for those of MCP tools, which hold what the server sent, ``False`` for none. Models are not given artifacts,
             but apps put them back into chats.
@@ -292,7 +293,9 @@ class ImageGuard(GuardKeeping, GuardedComponent, RunnableSerializable[LanguageMo
     def _result(self, report: GuardReport | Exception) -> Any:
         if isinstance(report, Exception):
             return report
-        verdict = first_violation(report.verdicts) if self.on_violation == "raise" else None
+        # Of an earlier turn or a tool it is no error, or a chat that keeps it could never go on.
+        current = [verdict for verdict in report.verdicts if verdict.source == "user"]
+        verdict = first_violation(current) if self.on_violation == "raise" else None
         return report.output if verdict is None else not_retried(verdict)
 
     def _traced(

@@ -170,6 +170,15 @@ class TestRaising:
             call(guard, "invoke", ask(painted(colour)))
         assert caught.value.verdict.category == f"{colour}_things"
 
+    def test_a_chat_goes_on_after_a_blocked_image(self, cache_dir, call):
+        guard = ImageGuard(guard=colour_guard(cache_dir), on_violation="raise")
+        used = AIMessage("", tool_calls=[{"name": "camera", "args": {}, "id": "1"}])
+        shown = ToolMessage([openai(painted("blue", shade=1))], tool_call_id="1")
+        chat = [*ask(painted("blue")), AIMessage("No."), HumanMessage("Go on."), used, shown]
+        out = call(guard, "invoke", chat)
+        assert [message.type for message in out] == ["human", "ai", "human", "ai", "tool"]
+        assert [blocks([out[place]])[-1] for place in (0, 4)] == [text(NOTICE)] * 2
+
     def test_only_blocked_inputs_of_a_batch_are_errors(self, cache_dir, call):
         guard = ImageGuard(guard=colour_guard(cache_dir), on_violation="raise")
         inputs = [ask(painted()), ask(painted("blue")), 5, "words"]
