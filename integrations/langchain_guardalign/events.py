@@ -100,7 +100,7 @@ def write_to_stream(verdicts: Sequence[Verdict], runtime: Any) -> None:
 
 def traced_input(read: ModelInput, config: RunnableConfig | None) -> Any:
     """An input as a run of this config may be traced; None where images are in it and no handler receives the run."""
-    if read.shown or read.has_artifacts:
+    if read.shown or read.has_more:
         is_traced = get_callback_manager_for_config(ensure_config(config)).handlers
         return read.without_images() if is_traced else None
     return read.without_images()

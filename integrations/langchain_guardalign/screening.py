@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from langchain_core.language_models import LanguageModelInput
-from langchain_core.messages import BaseMessage, ToolMessage
+from langchain_core.messages import AIMessage, BaseMessage, ToolMessage
 from langchain_core.prompt_values import StringPromptValue
 
 from guardalign_guardrails import Action, Guard, Policy, Verdict
@@ -19,7 +19,7 @@ from guardalign_guardrails.content import screened_chat as core
 from guardalign_guardrails.content.chat import ChatDecision, OnViolation, Placement, prefixed, sources
 from guardalign_guardrails.content.dialect import Path, Reading
 from guardalign_guardrails.content.payload import to_data_url
-from guardalign_guardrails.content.redaction import with_text_at
+from guardalign_guardrails.content.redaction import with_text_at, without_images
 from guardalign_guardrails.content.screen import Screened, Turn
 from guardalign_guardrails.content.screened_chat import ScreenedChat
 from guardalign_guardrails.content.walk import MediaBlock
@@ -27,6 +27,7 @@ from guardalign_guardrails.verdict import event_of
 from langchain_guardalign.artifacts import Artifacts, is_checked, plain_of, restored
 from langchain_guardalign.messages import like, messages_of, role
 from langchain_guardalign.rewrite import with_prefix, with_verdicts
+from langchain_guardalign.tool_outputs import TOOL_OUTPUTS, outputs_of, taken_back, with_outputs
 
 _SCREENSHOT: Final = "computer_call_output"
 
@@ -38,11 +39,12 @@ class ModelInput:
     Attributes:
         value: The input as it came.
         read: The messages that a chat model would make of it; none for plain text.
-        turns: Their contents, and artifacts if those are checked, each with the message and attribute it belongs to.
+        turns: Their contents, what a model's tools left beside them, and artifacts if those are checked; each with the
+            message and attribute it belongs to.
         messages: The messages, sanitised once they are screened; the very same objects where nothing changed.
         by_message: The verdicts of each message, in reading order; empty for a message without media.
         shown: Where images stand in contents: message and path.
-        has_artifacts: Whether a tool message has an artifact, which is no part of a trace.
+        has_more: Whether a message has what is no part of a trace beside its content: an artifact, images of a tool.
         is_marked: Whether an image in it says that a guard has masked it before.
         decision: Who answers; None before the input is screened, or if it cannot be read.
         error: Why the input cannot be read; None if it can.
@@ -54,7 +56,7 @@ class ModelInput:
     messages: list[BaseMessage] = field(repr=False)
     by_message: list[tuple[Verdict, ...]]
     shown: Sequence[tuple[int, Path]] = field(default=(), repr=False)
-    has_artifacts: bool = False
+    has_more: bool = False
     is_marked: bool = False
     decision: ChatDecision | None = None
     error: Exception | None = None
@@ -80,7 +82,7 @@ class ModelInput:
         """The input as it may be traced: text in place of every image, no artifacts."""
         if self.error is not None:
             return f"[{type(self.value).__name__}]"
-        if not self.shown and not self.has_artifacts:
+        if not self.shown and not self.has_more:
             return self.value
         return like(self.value, self.read, self.traced_messages())
 
@@ -129,17 +131,21 @@ def read_input(value: LanguageModelInput | ModelInput, *, artifacts: Artifacts =
     roles = [role(message) for message in messages]
     turns: list[tuple[int, str, Turn]] = []
     shown: list[tuple[int, Path]] = []
-    has_artifacts = False
+    has_more = False
     for index, (message, own, source) in enumerate(zip(messages, roles, sources(roles), strict=True)):
         turn = _screenshot(message, source) or Turn(message.content, source, False, own)
         turns.append((index, "content", turn))
         if turn.media:
             shown += [(index, block.path) for block in turn.media]
+        if (outputs := outputs_of(message)) is not None:
+            beside = Turn(outputs, source, role=own)
+            turns.append((index, TOOL_OUTPUTS, beside))
+            has_more = has_more or bool(beside.media)
         if own == "tool" and (artifact := getattr(message, "artifact", None)) is not None:
-            has_artifacts = True
+            has_more = True
             if is_checked(artifact, artifacts):
                 turns.append((index, "artifact", Turn(plain_of(artifact), source, role=own, is_data=True)))
-    return ModelInput(value, messages, turns, messages, [()] * len(messages), shown, has_artifacts)
+    return ModelInput(value, messages, turns, messages, [()] * len(messages), shown, has_more)
 
 
 def screen(
@@ -238,6 +244,8 @@ def _traced(message: BaseMessage, paths: Sequence[Path]) -> BaseMessage:
     update: dict[str, Any] = {"content": with_text_at(message.content, paths)} if paths else {}
     if isinstance(message, ToolMessage) and message.artifact is not None:
         update["artifact"] = None
+    if (outputs := outputs_of(message)) is not None and (shown := without_images(outputs)) is not outputs:
+        update["additional_kwargs"] = with_outputs(message, shown)
     return message.model_copy(update=update) if update else message
 
 
@@ -254,17 +262,25 @@ def _screened(one: ModelInput, chat: ScreenedChat) -> ModelInput:
         return one
     messages, by_message = list(one.read), list(one.by_message)
     shown: list[tuple[int, Path]] = []
-    for (index, attribute, turn), result in zip(one.turns, chat.turns, strict=True):
+    for (index, attribute, _), result in zip(one.turns, chat.turns, strict=True):
         if result.is_changed:
-            old = getattr(one.read[index], attribute)
-            new = restored(old, turn.content, result.content) if attribute == "artifact" else result.content
-            messages[index] = messages[index].model_copy(update={attribute: new})
+            messages[index] = messages[index].model_copy(update=_update(messages[index], attribute, result))
         by_message[index] += result.verdicts
         if attribute == "content":
             shown += [(index, path) for path in _shown(result)]
     one.messages = [with_verdicts(message, own) for message, own in zip(messages, by_message, strict=True)]
     one.by_message, one.shown = by_message, shown
     return one
+
+
+def _update(message: BaseMessage, attribute: str, result: Screened) -> dict[str, Any]:
+    """The fields of a message that hold what was changed."""
+    before, after = result.turn.content, result.content
+    if attribute == "artifact":
+        return {"artifact": restored(getattr(message, "artifact", None), before, after)}
+    if isinstance(message, AIMessage):
+        after = taken_back(before, after)
+    return {"additional_kwargs": with_outputs(message, after)} if attribute == TOOL_OUTPUTS else {"content": after}
 
 
 def _shown(result: Screened) -> list[Path]:
