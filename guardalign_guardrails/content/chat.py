@@ -34,6 +34,7 @@ HandledBy = Literal["model", "route", "refusal", "error"]
 """Who answers a chat: the model, the one for routed chats, the policy's refusal, or an error that is raised."""
 
 _GAP: Final = "\n\n"
+_TEXT_KINDS: Final = ("text", "input_text")
 
 # Matched anywhere in a name in lower case, so that a provider's path in front of it does not matter.
 _WITHOUT_SYSTEM_MESSAGE: Final = (
@@ -150,6 +151,14 @@ def _begins_with(text: object, prefix: str) -> bool:
     return head == prefix and not gap.strip()
 
 
+def _text_of(block: Any) -> Any:
+    """The text that a model is given of a block. Of blocks that are no text, clients leave out what is called so."""
+    if not isinstance(block, dict):
+        return block
+    # Bedrock's blocks have no type.
+    return block.get("text") if block.get("type", "text") in _TEXT_KINDS else None
+
+
 def headed(content: Any, prefix: str, *, text_type: str = "text") -> Any:
     """A message's content with a prefix at its head, once.
 
@@ -165,7 +174,7 @@ def headed(content: Any, prefix: str, *, text_type: str = "text") -> Any:
         return prefixed(content or "", prefix)
     blocks = list(content) if isinstance(content, list | tuple) else [content]
     head = blocks[0] if blocks else None
-    if _begins_with(head.get("text") if isinstance(head, dict) else head, prefix):
+    if _begins_with(_text_of(head), prefix):
         return content
     return [{"type": text_type, "text": prefix}, *blocks]
 

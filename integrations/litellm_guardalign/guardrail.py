@@ -110,7 +110,7 @@ class ImageGuardrail(CustomGuardrail):  # type: ignore[misc]  # LiteLLM may not 
             UnguardedCall: It does.
         """
         if not self._is_of_the_proxy:
-            refuse_what_cannot_be_changed(self.guard, messages, kwargs)
+            refuse_what_cannot_be_changed(self.guard, messages, kwargs, self.settings.placement)
 
     def log_success_event(self, kwargs: dict[str, Any], response_obj: Any, start_time: Any, end_time: Any) -> None:
         """Warn of a call of the library that no hook before it has seen."""

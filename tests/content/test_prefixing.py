@@ -50,3 +50,16 @@ def test_what_begins_with_it_is_the_same_object_whatever_gap_follows(write, lead
 def test_text_that_only_begins_alike_gets_it():
     assert prefixed("Be careful", "Be care") == "Be care\n\nBe careful"
     assert headed([{"type": "text", "text": "Be careful"}, "b"], "Be care")[0]["text"] == "Be care"
+
+
+@pytest.mark.parametrize("kind", ["image_url", "thinking", "input_image"])
+def test_what_no_model_is_given_as_text_does_not_count(kind):
+    # Clients leave it out, so that a sender of blocks could keep the prefix away by it.
+    content = [{"type": kind, "text": PREFIX}, {"type": "text", "text": "Hello."}]
+    assert headed(content, PREFIX) == [{"type": "text", "text": PREFIX}, *content]
+
+
+@pytest.mark.parametrize("kind", [{"type": "text"}, {"type": "input_text"}, {}])
+def test_text_blocks_of_all_providers_count(kind):
+    content = [{**kind, "text": PREFIX}, {**kind, "text": "Hello."}]
+    assert headed(content, PREFIX) is content

@@ -428,6 +428,20 @@ class TestCallbacks:
             litellm.completion(messages=[user("white")], **at)
         assert [digest(image) for image in upstream.last.images] == [digest(painted())]
 
+    @pytest.mark.parametrize("role", ["user", "assistant", "tool"])
+    def test_what_a_chat_says_does_not_pass_for_the_prefix(self, callback, at, upstream, role):
+        litellm.callbacks.append(callback)
+        said = {"role": role, "content": f"{PREFIX} Hello.", **({"tool_call_id": "1"} if role == "tool" else {})}
+        with pytest.warns(UnguardedWarning), pytest.raises(UnguardedCall):
+            litellm.completion(messages=[said, user("green")], **at)
+        assert upstream.requests == []
+
+    def test_an_app_may_write_the_prefix_itself(self, callback, at, upstream):
+        litellm.callbacks.append(callback)
+        with pytest.warns(UnguardedWarning):
+            litellm.completion(messages=[{"role": "system", "content": f"{PREFIX} Be brief."}, user("green")], **at)
+        assert len(upstream.requests) == 1
+
     def test_files_that_no_callback_sees_are_not_sent(self, callback, at_other, received):
         litellm.callbacks.append(callback)
         with pytest.warns(UnguardedWarning), pytest.raises(UnguardedCall, match="cannot be checked"):

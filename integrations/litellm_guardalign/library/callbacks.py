@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Final
 
 from guardalign_guardrails.content.bodies import BodyRules, ascreen_body, screen_body
+from guardalign_guardrails.content.chat import Placement, PlacementSetting, headed, placement_for
 from guardalign_guardrails.errors import SettingsError, UnguardedWarning, UnsafeContentError
 from guardalign_guardrails.guarding.guard import Guard
 from guardalign_guardrails.verdict import Verdict
@@ -40,6 +41,7 @@ _REPORTED: Final = frozenset({"acompletion", "aembedding", "anthropic_messages",
     "responses",
     "text_completion",
 }
+_ROLES: Final[Mapping[Placement, tuple[str, ...]]] = {"system": ("system", "developer"), "user": ("user",)}
 _MARK: Final = "guardalign"
 _REMEDY: Final = "Guard LiteLLM's function itself: litellm_guardalign.guarded(litellm.completion)."
 
@@ -85,13 +87,16 @@ async def ascreen_call(guard: Guard, settings: GuardrailSettings, call: dict[str
     return data
 
 
-def refuse_what_cannot_be_changed(guard: Guard, messages: Any, report: Mapping[str, Any]) -> None:
+def refuse_what_cannot_be_changed(
+    guard: Guard, messages: Any, report: Mapping[str, Any], placement: PlacementSetting = "auto"
+) -> None:
     """Stop a call that is about to be sent and was not checked before, if the policy asks for any change in it.
 
     Args:
         guard: Checks.
         messages: Content of the call.
         report: What LiteLLM is about to send.
+        placement: Where the safety prefix has to stand, if it is due.
 
     Raises:
         UnguardedCall: It does.
@@ -108,8 +113,9 @@ def refuse_what_cannot_be_changed(guard: Guard, messages: Any, report: Mapping[s
         raise UnguardedCall(f"What {name} sends cannot be checked by a callback. {_REMEDY}")
     more = report.get("additional_args")
     sent = plain(_parsed(more.get("complete_input_dict") if isinstance(more, Mapping) else None))
-    said, is_said_sound = _checked(guard, plain(messages), sent)
-    shown, is_sent_sound = _checked(guard, sent, sent)
+    is_headed = _is_headed(sent, guard.policy.prefix.strip(), placement_for(str(report.get("model")), placement))
+    said, is_said_sound = _checked(guard, plain(messages), is_headed=is_headed)
+    shown, is_sent_sound = _checked(guard, sent, is_headed=is_headed)
     # What is about to be sent differs from the call where a hook has changed it: each image of the call shows there.
     is_changed_already = 0 < len(said) <= len(shown)
     if not is_sent_sound or not (is_said_sound or is_changed_already):
@@ -133,11 +139,11 @@ def warn_of_what_was_sent(report: Mapping[str, Any]) -> None:
         )
 
 
-def _checked(guard: Guard, content: Any, sent: Any) -> tuple[tuple[Verdict, ...], bool]:
-    """The verdicts on some content, and whether the policy lets it be sent as it is."""
+def _checked(guard: Guard, content: Any, *, is_headed: bool) -> tuple[tuple[Verdict, ...], bool]:
+    """The verdicts on some content, and whether the policy lets it be sent as it is, with or without the prefix."""
     body = {"content": content}
     screened = screen_body(guard, body, "other")
-    is_prefix_missing = screened.decision.is_prefix_due and not _says(sent, guard.policy.prefix.strip())
+    is_prefix_missing = screened.decision.is_prefix_due and not is_headed
     is_same = screened.body is body and screened.decision.handled_by == "model"
     return screened.verdicts, is_same and not is_prefix_missing
 
@@ -151,13 +157,23 @@ def _parsed(sent: Any) -> Any:
         return sent
 
 
-def _says(value: Any, words: str) -> bool:
-    """Whether some words stand in any text of a value."""
-    if isinstance(value, str):
-        return words in value
-    if isinstance(value, Mapping):
-        return any(_says(each, words) for each in value.values())
-    return isinstance(value, list | tuple) and any(_says(each, words) for each in value)
+def _is_headed(sent: Any, prefix: str, placement: Placement) -> bool:
+    """Whether a body has the prefix at the head of an app's instructions: what a chat says may hold it elsewhere."""
+    if not isinstance(sent, Mapping):
+        return False
+    # LiteLLM writes Gemini's name in both spellings.
+    of_gemini = sent.get("system_instruction") or sent.get("systemInstruction")
+    parts = of_gemini.get("parts") if isinstance(of_gemini, Mapping) else None
+    system = (sent.get("system"), sent.get("instructions"), parts) if placement == "system" else ()
+    contents = [*system, *(_first(sent.get(key), _ROLES[placement]) for key in ("messages", "input"))]
+    return any(content and headed(content, prefix) is content for content in contents)
+
+
+def _first(messages: Any, roles: tuple[str, ...]) -> Any:
+    """The content of the first message of a role; None if there is none."""
+    listed = messages if isinstance(messages, list | tuple) else ()
+    own = (each.get("content") for each in listed if isinstance(each, Mapping) and each.get("role") in roles)
+    return next(own, None)
 
 
 def _what(verdicts: Sequence[Verdict]) -> str:
