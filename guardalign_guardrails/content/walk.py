@@ -20,6 +20,7 @@ from guardalign_guardrails.content.dialects.unknown import (
     OPAQUE_KINDS,
     is_of_image,
     is_only_block,
+    is_stored_file,
     kind_of,
     leads_to_image,
     looks_like_media,
@@ -294,7 +295,10 @@ def _read_only_block(block: Mapping[Any, Any]) -> Reading | None:
 
 def _located(value: object, path: Path) -> Reading | None:
     """The reading of what leads to an image by its key, or of a data URL that is too short to be media elsewhere."""
-    if not isinstance(value, str) or not (_MEDIA_URL.match(value) or (is_of_image(path) and leads_to_image(value))):
+    if not isinstance(value, str):
+        return None
+    is_named = (is_of_image(path) and leads_to_image(value)) or is_stored_file(value, path)
+    if not is_named and not _MEDIA_URL.match(value):
         return None
     return Reading(lambda limit: read_value(value, "any", limit), lambda data, mime: written(value, data, mime))
 

@@ -286,6 +286,9 @@ ELSEWHERE: dict[str, tuple[dict[str, Any], str, Make]] = {
 """Blocks whose image is elsewhere: the block, its URL or the reason, and the block with an image in its place."""
 
 UNREADABLE: dict[str, dict[str, Any]] = {
+    "v1 plain text behind a URL": {"type": "text-plain", "url": HTTP, "mime_type": "text/plain"},
+    "v1 plain text with base64": {"type": "text-plain", "base64": b64(b"text"), "mime_type": "text/plain"},
+    "v0 plain text behind a URL": {"type": "text-plain", "source_type": "url", "url": HTTP},
     "v1 audio": {"type": "audio", "base64": "AAAA", "mime_type": "audio/wav"},
     "v1 video": {"type": "video", "url": "https://images.example/a.mp4"},
     "OpenAI input_audio": {"type": "input_audio", "input_audio": {"data": "AAAA", "format": "wav"}},

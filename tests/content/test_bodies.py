@@ -337,6 +337,20 @@ class TestOtherBodies:
         assert [words, bare] == ["words", to_data_url(masked(), "image/png")]
         assert inner["image_url"]["url"] == bare
 
+    @pytest.mark.parametrize("nested", [False, True])
+    @pytest.mark.parametrize(
+        "value", ["gs://bucket/a.png", " S3://bucket/a ", "https://generativelanguage.googleapis.com/v1beta/files/a"]
+    )
+    def test_a_stored_file_of_which_a_proxy_makes_an_image_to_be_embedded_is_an_error(self, screened, value, nested):
+        for before in ({"input": value}, {"input": ["words", value]}):
+            before = {"extra_body": before} if nested else before
+            assert screened(before, "other", BodyRules()).decision.handled_by == "error"
+
+    def test_texts_and_links_to_be_embedded_stay(self, screened):
+        for value in ("https://example.org/a.png", "Is gs:// a scheme?", "gs://a and s3://b"):
+            before = {"input": [value], "cached": "gs://bucket/a"}
+            assert screened(before, "other", BodyRules()).body is before
+
     def test_texts_to_be_embedded_may_be_very_many_numbers(self, screened):
         before = {"input": [[1] * 500] * 500}
         assert screened(before, "other", BodyRules()).body is before

@@ -258,3 +258,14 @@ def test_size_is_checked_before_decoding():
     assert read_base64("A" * 1332, 1000) == bytes(999)
     assert read_data_url("data:,%41", 1000) == b"A"
     assert not is_data_url("database")
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        {"type": "text-plain", "text": "words", "mime_type": "text/plain", "title": "notes"},
+        {"type": "text-plain", "source_type": "text", "text": "words"},
+    ],
+)
+def test_langchains_plain_text_is_text_if_it_holds_it(block):
+    assert find([block]) == []

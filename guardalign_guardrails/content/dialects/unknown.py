@@ -15,6 +15,9 @@ from guardalign_guardrails.content.members import SCALARS
 from guardalign_guardrails.content.payload import is_data_url
 
 _MEDIA_KINDS: Final = re.compile("image|video|audio|media|file|document|screenshot|pdf|blob|resource_link")
+# LangChain's text files have their text in the block; a client fetches or opens what such a block leads to instead, and
+# sends it as the file that it is.
+_PLAIN_TEXT: Final = "text-plain"
 _MEDIA_MIMES: Final = re.compile("image/|video/|audio/|application/pdf", re.IGNORECASE)
 # Some chat templates take a block with one of these keys for an image, whatever its type says.
 _MEDIA_KEYS: Final = frozenset(
@@ -96,6 +99,9 @@ _FILE_NAME: Final = re.compile(
     r"\s*[^\s?]+\.(?:png|jpe?g|gif|webp|bmp|tiff?|heic|heif|avif|jp2|jxl|svg|pdf|mp4|mov|webm|mkv|avi)(?:\?\S*)?\s*",
     re.IGNORECASE,
 )
+# Of these, as texts to be embedded, LiteLLM makes images and videos for models that know them.
+_STORED: Final = re.compile(r"\s*(?:(?:gs|s3)://|https?://generativelanguage\.googleapis\.com/)\S+\s*", re.IGNORECASE)
+_EMBEDDED: Final = "input"
 # More than any digest or id has.
 _MUCH_BASE64: Final = re.compile(r"\s*[A-Za-z0-9+/_%=-]{256,}\s*")
 
@@ -103,6 +109,11 @@ _MUCH_BASE64: Final = re.compile(r"\s*[A-Za-z0-9+/_%=-]{256,}\s*")
 def is_of_image(path: Path) -> bool:
     """Whether a key on the way to a value says that the value, or what it is a setting of, is an image or a video."""
     return any(isinstance(step, str) and _SAYS_IMAGE.search(step) for step in path)
+
+
+def is_stored_file(value: str, path: Path) -> bool:
+    """Whether a value names a file in a provider's storage, where texts to be embedded stand."""
+    return _EMBEDDED in path and _STORED.fullmatch(value) is not None
 
 
 def leads_to_image(value: str) -> bool:
@@ -136,6 +147,8 @@ def looks_like_media(block: Block, *, is_strict: bool = False) -> bool:
     if any(isinstance(mime, str) and _MEDIA_MIMES.match(mime.strip()) for mime in mimes):
         return True
     kind = kind_of(block)
+    if kind == _PLAIN_TEXT:
+        return bool(located(block) - {"source_type"})
     if kind in OPAQUE_KINDS or not _MEDIA_KINDS.search(kind):
         return False
     source = block.get("source")
