@@ -106,8 +106,8 @@ _MEDIA_URL: Final = re.compile(
     re.IGNORECASE,
 )
 _HEADER: Final = re.compile(r"[^,\s\"{]*,")
-# No media begins with "+", which is "-" in the other alphabet.
-_PAIR: Final = re.compile(r"[^A-Za-z0-9+/%_]*([A-Za-z0-9])[^A-Za-z0-9+/%_]*([A-Za-z0-9])")
+# Some of what decoders skip. No media begins with "+", which is "-" in the other alphabet; "%" and "_" may be letters.
+_SIGNS: Final = "".join(sorted({*string.punctuation, *string.whitespace} - {*"+/%_"}))
 _NOISE: Final = re.compile(r"[^A-Za-z0-9+/_-]+")
 _LETTERS: Final = re.compile(r"[A-Za-z0-9+/_-]+")
 _STANDARD_LETTERS: Final = re.compile(r"[A-Za-z0-9+/]+")
@@ -138,11 +138,18 @@ _TEXT_PAIRS: Final = frozenset(map("".join, product(string.ascii_letters + strin
 
 
 def begins_like_text(text: str) -> bool:
-    """Whether a string begins with two letters with which no media begins, as most texts do; a quick answer."""
+    """Whether a string begins with letters with which no media begins, as most texts do; a quick answer."""
     if text[:2] in _TEXT_PAIRS:
         return True
-    found = _PAIR.match(text)
-    return found is not None and found[1] + found[2] in _TEXT_PAIRS
+    peek = text[:_PEEK].lstrip(_SIGNS)
+    if peek[:2] in _TEXT_PAIRS:
+        return True
+    rest = peek[1:].lstrip(_SIGNS)
+    if (pair := peek[:1] + rest[:1]) in _TEXT_PAIRS:
+        return True
+    first = pair + rest[1:].lstrip(_SIGNS)[:1]
+    is_known = first in _FIRST_LETTERS or first.lower() == "dat" or "-" in text[:_PEEK]
+    return len(first) == _FIRST and first.isascii() and first.isalnum() and not is_known
 
 
 def media_of_value(value: str) -> Reading | None:

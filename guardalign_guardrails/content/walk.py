@@ -26,7 +26,7 @@ from guardalign_guardrails.content.dialects.unknown import (
     looks_like_media,
 )
 from guardalign_guardrails.content.encoded_text import find_encoded
-from guardalign_guardrails.content.media_text import media_of_promoted_text, media_of_value
+from guardalign_guardrails.content.media_text import begins_like_text, media_of_promoted_text, media_of_value
 from guardalign_guardrails.content.members import SCALARS, STRUCTURED_KEYS, TooDeep, count, find_members, read_bare
 from guardalign_guardrails.content.payload import Reason, is_data_url, mime_of_data_url
 from guardalign_guardrails.images.containers import sniff
@@ -51,6 +51,8 @@ _TEXT_KEYS: Final = frozenset({"text", "content", "logs", "stderr", "stdout"})
 # Keys of a block's text, or of blocks with text: results of tools have "content" or "output".
 _TEXT_HOLDERS: Final = ("text", "refusal", "content", "output")
 _MAX_DEPTH: Final = 24
+# "data:", and something behind it.
+_SHORTEST_URL: Final = 6
 # Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
 _MAX_NODES: Final = 100_000
 # Image formats that are text, which Pillow opens whatever a block says of them (PPM, XBM, XPM, FITS, IM, EPS).
@@ -230,9 +232,10 @@ def _walk(value: object, path: Path, home: Path | None, nodes: Iterator[int]) ->
     if isinstance(value, Mapping):
         yield from _walk_mapping(value, path, nodes, is_loose=home is None)
     elif isinstance(value, list | tuple):
+        is_plain = home is not None or not is_of_image(path)
         for index, item in enumerate(value):
-            # Scalars are skipped here: tokens to be embedded come as lists of very many numbers.
-            if not isinstance(item, SCALARS):
+            # Skipped here, as tokens and texts to be embedded come by the thousand.
+            if not (isinstance(item, SCALARS) or (is_plain and _is_text(item))):
                 yield from _walk(item, (*path, index), home, nodes)
     elif home is None:
         if (bare := read_bare(value) or _located(value, path)) is not None:
@@ -253,8 +256,9 @@ def _walk_mapping(
         if not _is_text_file(block, reading):
             yield path, reading
     elif (kind := kind_of(block)) not in OPAQUE_KINDS:
+        is_plain = not is_loose or not is_of_image((*path, *block))
         for key, item in block.items():
-            if isinstance(item, SCALARS):
+            if isinstance(item, SCALARS) or (is_plain and _is_text(item)):
                 continue
             if not is_loose and _is_json(kind, path, key, item):
                 yield from find_members(item, (*path, key), nodes)
@@ -262,6 +266,11 @@ def _walk_mapping(
                 yield from _walk(item, (*path, key), None if is_loose else path, nodes)
     elif is_loose and isinstance(text := block.get("text"), str) and (promoted := media_of_promoted_text(text)):
         yield (*path, "text"), promoted
+
+
+def _is_text(value: object) -> bool:
+    """Whether a value is text that needs no closer look, unless its key says that it is an image."""
+    return isinstance(value, str) and (len(value) < _SHORTEST_URL or begins_like_text(value))
 
 
 def _is_json(kind: str, path: Path, key: object, item: object) -> bool:

@@ -133,7 +133,7 @@ def read_input(value: LanguageModelInput | ModelInput, *, artifacts: Artifacts =
     shown: list[tuple[int, Path]] = []
     has_more = False
     for index, (message, own, source) in enumerate(zip(messages, roles, sources(roles), strict=True)):
-        turn = _screenshot(message, source) or Turn(message.content, source, False, own)
+        turn = (_screenshot(message, source) if own == "tool" else None) or Turn(message.content, source, False, own)
         turns.append((index, "content", turn))
         if turn.media:
             shown += [(index, block.path) for block in turn.media]
