@@ -22,10 +22,10 @@ _SAME_CLIENT: Final = "as OpenAI client"
 _NO_MEMORY: Final = "keeps no memory"
 
 ITEMS: Final[dict[str, dict[str, str]]] = {
-    "Text of which a client makes an image is that image (1)": dict.fromkeys(
+    "Text of which a client makes an image is that image": dict.fromkeys(
         ECOSYSTEMS, "tests/parity/test_parity.py::test_every_other_adapter_does_the_same"
     ),
-    "Media under keys that nobody listed is found (2)": {
+    "Media under keys that nobody listed is found": {
         LANGCHAIN: "sends no body",
         AGENTS: "sends no body",
         LLAMA: "sends no body",
@@ -33,7 +33,7 @@ ITEMS: Final[dict[str, dict[str, str]]] = {
         OPENAI_AGENTS: _SAME_CLIENT,
         LITELLM: "tests/content/test_bodies.py",
     },
-    "What is not guarded is warned of (3)": {
+    "What is not guarded is warned of": {
         LANGCHAIN: "tests/with_langchain/test_fallbacks_and_retries.py::"
         "test_a_violation_never_goes_to_an_unguarded_fallback",
         AGENTS: "tests/with_langchain/test_middleware_unguarded.py::"
@@ -43,7 +43,7 @@ ITEMS: Final[dict[str, dict[str, str]]] = {
         OPENAI_AGENTS: "docs/openai.md",
         LITELLM: "tests/with_litellm/test_litellm_check.py::test_one_line_for_each_fault",
     },
-    "Images in a transcript of a handoff are found (4)": {
+    "Images in a transcript of a handoff are found": {
         LANGCHAIN: "no such transcript",
         AGENTS: "no such transcript",
         LLAMA: "no such transcript",
@@ -51,7 +51,7 @@ ITEMS: Final[dict[str, dict[str, str]]] = {
         OPENAI_AGENTS: "tests/with_openai/test_openai_handoffs.py",
         LITELLM: "no such transcript",
     },
-    "A paused run goes on after the policy was edited (6)": {
+    "A paused run goes on after the policy was edited": {
         LANGCHAIN: "keeps no state",
         AGENTS: "tests/with_langchain/test_middleware_threads.py::"
         "test_a_thread_that_waits_for_the_guard_goes_on_when_a_word_of_the_policy_is_edited",
@@ -60,7 +60,7 @@ ITEMS: Final[dict[str, dict[str, str]]] = {
         OPENAI_AGENTS: "keeps no state",
         LITELLM: "keeps no state",
     },
-    "History holds each turn once (7)": {
+    "History holds each turn once": {
         LANGCHAIN: "tests/with_langchain/test_message_histories.py::"
         "test_stores_each_turn_once_as_without_a_guard_but_for_masks_and_notices",
         AGENTS: "tests/with_langchain/test_middleware_threads.py::"
@@ -72,10 +72,10 @@ ITEMS: Final[dict[str, dict[str, str]]] = {
         "test_harmless_sessions_are_what_they_are_without_a_guard",
         LITELLM: _NO_MEMORY,
     },
-    "A tool's JSON is media by what it holds (8)": dict.fromkeys(
+    "A tool's JSON is media by what it holds": dict.fromkeys(
         ECOSYSTEMS, "tests/parity/test_parity.py::test_a_tools_json_with_everyday_keys_arrives_as_it_is"
     ),
-    "Results of MCP tools are checked in artifacts too (9)": {
+    "Results of MCP tools are checked in artifacts too": {
         LANGCHAIN: "tests/with_langchain/test_artifacts.py::test_every_way_in_checks_them_by_default",
         AGENTS: "tests/with_langchain/test_artifacts.py::test_an_agent_never_keeps_what_an_mcp_tool_sent",
         LLAMA: "has no artifacts",
@@ -83,7 +83,7 @@ ITEMS: Final[dict[str, dict[str, str]]] = {
         OPENAI_AGENTS: "has no artifacts",
         LITELLM: "has no artifacts",
     },
-    "A chat goes on after a blocked image (10)": {
+    "A chat goes on after a blocked image": {
         LANGCHAIN: "tests/with_langchain/test_message_histories.py::test_go_on_after_a_turn_and_keep_each_turn_once",
         AGENTS: "tests/with_langchain/test_middleware_threads.py::"
         "test_three_harmless_turns_work_and_the_history_is_the_one_without_a_guard",
@@ -94,7 +94,7 @@ ITEMS: Final[dict[str, dict[str, str]]] = {
         "test_three_harmless_turns_follow_one_that_ended_the_run",
         LITELLM: _NO_MEMORY,
     },
-    "An index embeds and finds what was masked (11)": {
+    "An index embeds and finds what was masked": {
         LANGCHAIN: "tests/with_langchain/test_documents.py",
         AGENTS: "has no index",
         LLAMA: "tests/with_llama_index/test_multi_modal_index.py::test_embeds_and_finds_all_that_may_pass",
@@ -102,10 +102,10 @@ ITEMS: Final[dict[str, dict[str, str]]] = {
         OPENAI_AGENTS: "has no index",
         LITELLM: "has no index",
     },
-    "What another guard masked brings the prefix (12)": dict.fromkeys(
+    "What another guard masked brings the prefix": dict.fromkeys(
         ECOSYSTEMS, "tests/parity/test_parity.py::test_every_other_adapter_does_the_same"
     ),
-    "Endpoints that edit images are screened (14)": {
+    "Endpoints that edit images are screened": {
         LANGCHAIN: "has no such call",
         AGENTS: "has no such call",
         LLAMA: "has no such call",
@@ -113,7 +113,7 @@ ITEMS: Final[dict[str, dict[str, str]]] = {
         OPENAI_AGENTS: "has no such call",
         LITELLM: "tests/with_litellm/test_litellm_files.py",
     },
-    "A violation is not retried and its error not shown (15)": {
+    "A violation is not retried and its error not shown": {
         LANGCHAIN: "tests/with_langchain/test_fallbacks_and_retries.py::test_a_violation_is_not_tried_again",
         AGENTS: "tests/with_langchain/test_middleware_errors.py::test_is_not_retried_and_its_error_is_shown_to_nobody",
         LLAMA: "tests/with_llama_index/test_llama_retries.py::test_a_step_does_not_try_again_if_its_policy_says_so",
@@ -121,10 +121,10 @@ ITEMS: Final[dict[str, dict[str, str]]] = {
         OPENAI_AGENTS: _SAME_CLIENT,
         LITELLM: "tests/with_litellm/test_litellm_proxy.py",
     },
-    "Apps display the refusal (17)": dict.fromkeys(
+    "Apps display the refusal": dict.fromkeys(
         ECOSYSTEMS, "tests/parity/test_parity.py::test_an_app_that_displays_the_answer_displays_the_refusal"
     ),
-    "A first run says what to do (page one)": {
+    "A first run says what to do": {
         LANGCHAIN: "tests/parity/test_first_run.py::test_langchain",
         AGENTS: "tests/parity/test_first_run.py::test_a_langchain_agent",
         LLAMA: "tests/parity/test_first_run.py::test_llama_index",
