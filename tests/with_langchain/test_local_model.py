@@ -511,7 +511,7 @@ class TestGuard:
         assert caught.value.verdict.action == "block"
         assert [name for name, _ in listener.events] == [EVENT]
         out = call(model, "batch", [see(painted("blue")), "words"], return_exceptions=True)
-        assert [type(one) for one in out] == [UnsafeContentError, AIMessage]
+        assert [isinstance(one, UnsafeContentError) for one in out] == [True, False]
         assert hook.rows == [1]
 
     @pytest.mark.parametrize("is_async", [False, True])

@@ -135,8 +135,8 @@ class TestAnLLMIn:
         component = make(llm, guarded)
         with pytest.warns(UnguardedWarning, match="RecordingLLM") as caught:
             warn_unguarded(component)
-        assert [warning.category for warning in caught if warning.category is UnguardedWarning] == [UnguardedWarning]
-        assert caught[0].filename == __file__
+        # Others may come from what is cleaned up meanwhile.
+        assert [warning.filename for warning in caught if warning.category is UnguardedWarning] == [__file__]
 
     def test_is_nothing_to_warn_of_if_it_is(self, make, guarded):
         component = make(guarded, guarded)
