@@ -292,4 +292,11 @@ class TestGuardedClient:
             error_handlers={"model_refusal": lambda failed: str(failed.error.refusal)},
         )
         assert answered.final_output == REFUSAL
+        typed = await Runner.run(
+            structured,
+            look_at(painted("blue")),
+            run_config=RunConfig(tracing_disabled=True),
+            error_handlers={"model_refusal": lambda failed: Answer(word=str(failed.error.refusal))},
+        )
+        assert typed.final_output == Answer(word=REFUSAL)
         assert server.requests == []
