@@ -19,20 +19,27 @@ from langchain_core.messages import (
 from langchain_core.prompt_values import ChatPromptValue, PromptValue
 
 from guardalign_guardrails.content.chat import Role
+from guardalign_guardrails.content.media_text import media_of_text
 
 _OF_TOOLS: Final = (ToolMessage, FunctionMessage)
-_ROLES: Final[dict[str, Role]] = {"assistant": "assistant", "system": "system", "developer": "system", "tool": "tool"}
+_ROLES: Final[dict[str, Role]] = {
+    "assistant": "assistant",
+    "system": "system",
+    "developer": "system",
+    "function": "tool",
+    "tool": "tool",
+}
 
 
 def messages_of(value: LanguageModelInput) -> list[BaseMessage]:
-    """The messages a chat model would make of an input; none for plain text, which holds no image.
+    """The messages a chat model would make of an input; none for plain text that is no image.
 
     Raises:
         TypeError: The input is not of a type that chat models take.
         ValueError: An element cannot be read as a message.
     """
     if isinstance(value, str):
-        return []
+        return [] if media_of_text(value) is None else [HumanMessage(value)]
     if isinstance(value, PromptValue):
         return value.to_messages()
     if not isinstance(value, Sequence) or isinstance(value, bytes | bytearray | memoryview):
@@ -54,6 +61,8 @@ def like(value: Any, before: Sequence[BaseMessage], after: Sequence[BaseMessage]
     """
     if len(before) == len(after) and all(a is b for a, b in zip(before, after, strict=True)):
         return value
+    if isinstance(value, str):
+        return text_like(value, after)
     if isinstance(value, ChatPromptValue):
         return value.model_copy(update={"messages": list(after)})
     if isinstance(value, PromptValue):
@@ -63,6 +72,11 @@ def like(value: Any, before: Sequence[BaseMessage], after: Sequence[BaseMessage]
     kept = [old if new is message else new for old, message, new in zip(value, before, after[added:], strict=True)]
     elements: list[Any] = [*after[:added], *kept]
     return tuple(elements) if isinstance(value, tuple) else elements
+
+
+def text_like(text: str, messages: Sequence[BaseMessage]) -> str:
+    """A text, or what became of it where it was read as a message because it is an image."""
+    return str(messages[0].content) if messages else text
 
 
 def role(message: BaseMessage) -> Role:

@@ -25,7 +25,7 @@ from guardalign_guardrails.content.screened_chat import ScreenedChat
 from guardalign_guardrails.content.walk import MediaBlock
 from guardalign_guardrails.verdict import event_of
 from langchain_guardalign.artifacts import Artifacts, is_checked, plain_of, restored
-from langchain_guardalign.messages import like, messages_of, role
+from langchain_guardalign.messages import like, messages_of, role, text_like
 from langchain_guardalign.rewrite import with_prefix, with_verdicts
 from langchain_guardalign.tool_outputs import TOOL_OUTPUTS, outputs_of, taken_back, with_outputs
 
@@ -38,7 +38,7 @@ class ModelInput:
 
     Attributes:
         value: The input as it came.
-        read: The messages that a chat model would make of it; none for plain text.
+        read: The messages that a chat model would make of it; none for plain text that is no image.
         turns: Their contents, what a model's tools left beside them, and artifacts if those are checked; each with the
             message and attribute it belongs to.
         messages: The messages, sanitised once they are screened; the very same objects where nothing changed.
@@ -76,7 +76,7 @@ class ModelInput:
     @property
     def shown_input(self) -> Any:
         """The screened input as the run of what was chosen shows it: sanitised, without a prefix."""
-        return self.value if isinstance(self.value, str) else self.messages
+        return text_like(self.value, self.messages) if isinstance(self.value, str) else self.messages
 
     def without_images(self) -> Any:
         """The input as it may be traced: text in place of every image, no artifacts."""
@@ -212,9 +212,10 @@ def output_of(policy: Policy, screened: ModelInput, placement: Placement, *, is_
     if screened.decision is None or not screened.decision.is_prefix_due:
         return like(value, screened.read, messages)
     if isinstance(value, str):
-        return prefixed(value, policy.prefix.strip())
+        return prefixed(text_like(value, messages), policy.prefix.strip())
     if isinstance(value, StringPromptValue):
-        return value.model_copy(update={"text": prefixed(value.text, policy.prefix.strip())})
+        text = prefixed(text_like(value.text, messages), policy.prefix.strip())
+        return value.model_copy(update={"text": text})
     return like(value, screened.read, with_prefix(messages, policy.prefix, placement))
 
 

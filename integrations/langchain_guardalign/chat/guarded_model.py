@@ -358,7 +358,8 @@ class GuardedChatModel(ScreenedRunnable, GuardedComponent, BaseChatModel):  # ty
             model, arguments = self.route_to, self._arguments_for_route(arguments)
         given: LanguageModelInput = screened.value
         if decision.is_prefix_due:
-            messages = [HumanMessage(given)] if isinstance(given, str) else screened.messages
+            is_text = isinstance(given, str) and not screened.messages
+            messages = [HumanMessage(cast("str", given))] if is_text else screened.messages
             place = wrapped.placement_of(self.placement, model, arguments, config)
             given = with_prefix(messages, policy.prefix, place)
         elif screened.verdicts:
