@@ -1,4 +1,4 @@
-"""GuardAlign for OpenAI: a client whose requests carry no image that the policy blocks; `.agents` for openai-agents."""
+"""GuardAlign for OpenAI: a client that sends no image the policy blocks; `.agents`, `.sessions` for openai-agents."""
 
 from openai_guardalign.client import guard_client
 
