@@ -81,7 +81,9 @@ def _look(value: object, path: Path, found: list[MediaBlock], nodes: Iterator[in
 def _look_in_block(
     block: Mapping[Any, Any], path: Path, found: list[MediaBlock], nodes: Iterator[int], *, is_of_tool: bool
 ) -> None:
-    for key in _TEXT_HOLDERS:
+    # LangChain's wrapper around a block of another provider, which its clients take off.
+    wrapped = ("value",) if block.get("type") == "non_standard" else ()
+    for key in (*_TEXT_HOLDERS, *wrapped):
         value = block.get(key)
         if value is not None and not (isinstance(value, str) and begins_like_text(value)):
             _look(value, (*path, key), found, nodes, is_of_tool=is_of_tool)

@@ -322,6 +322,17 @@ class TestTurns:
         assert [found.reading.read(1) for found in find_shown([endless], is_of_tool=True)] == ["too_complex"]
 
 
+def test_text_in_a_wrapped_block_is_looked_at_and_written_back_where_it_is(guard):
+    red, blue = (to_data_url(encode_png(painted(colour)), "image/png") for colour in ("red", "blue"))
+    content = [{"type": "non_standard", "value": {"type": "text", "text": text}} for text in (red, "hello", blue)]
+    (result,) = screen(guard, [Turn(content)])
+    assert [verdict.action for verdict in result.verdicts] == ["mask", "block"]
+    masked, plain, notice = (block["value"]["text"] for block in result.content)
+    assert masked.startswith("data:image/png;base64,")
+    assert masked != red
+    assert (plain, notice) == ("hello", NOTICE)
+
+
 @pytest.mark.parametrize("kind", [[], {}, None, 7])
 @pytest.mark.parametrize("is_of_tool", [True, False])
 def test_a_block_of_any_type_is_looked_at(kind, is_of_tool):

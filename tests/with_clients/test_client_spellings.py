@@ -75,6 +75,10 @@ SPELLINGS: dict[str, Callable[[bytes], Any]] = {
         "type": "non_standard",
         "value": {"image": {"format": kind(data), "source": {"bytes": data}}},
     },
+    "text in another provider's block": lambda data: {
+        "type": "non_standard",
+        "value": {"type": "text", "text": url(data)},
+    },
     "output of code for Gemini": lambda data: {"type": "code_execution_result", "code_execution_result": url(data)},
     "output of a tool of the server for Gemini": lambda data: {
         "type": "server_tool_result",
