@@ -49,7 +49,10 @@ def _block(block: Any) -> Any:
         return block
     kind = block.get("type")
     if kind == "non_standard":
-        return _block(block["value"])
+        inner = _block(block["value"])
+        # The client takes the wrapper off items of the API, for which neither text nor one of its own blocks is one.
+        is_item = inner is block["value"] and not (isinstance(inner, Mapping) and inner.get("type") == "text")
+        return block if is_item else inner
     if kind == "code_interpreter_call" and isinstance(block.get("outputs"), list):
         return {**block, "outputs": list(map(_output, block["outputs"]))}
     if kind == "image_generation_call":

@@ -16,7 +16,7 @@ from langchain_core.messages import AIMessage, BaseMessage, HumanMessage, System
 from langchain_core.tools import tool
 from PIL import Image
 
-from content.block_matrix import ELSEWHERE, HTTP, UNREADABLE
+from content.block_matrix import ELSEWHERE, HTTP, UNREADABLE, b64
 from guardalign_guardrails.content.screen import NOTICE, UNCHECKED_NOTICE
 from guardalign_guardrails.testing.colours import painted
 from with_clients.hosted_clients import CLIENTS
@@ -37,6 +37,8 @@ PREFIX = "Be careful."
 
 _MASKED = encoded(painted("black", "magenta"), "PNG")
 _BLACK = encoded(Image.new("RGB", (64, 64)), "PNG")
+# An image of the API's own making stands for itself by its id; masked, it is one of LangChain's own blocks.
+_GENERATED = "Responses image_generation_call"
 _SCREENSHOT = "Responses computer screenshot"
 
 every_client = pytest.mark.parametrize("wire", CLIENTS, indirect=True)
@@ -76,6 +78,12 @@ class TestAnImage:
         plain = bare(wire, place, dialect)
         guarded = wire.send(wire.guarded, chat(place, dialect, MASK))
         assert shows_nothing_of(guarded, MASK, FORBIDDEN["mask"])
+        if place == "model" and dialect.startswith(_GENERATED):
+            block = {"type": "image", "base64": b64(_MASKED), "mime_type": "image/png"}
+            like = wire.send(wire.bare, [SystemMessage(PREFIX), *PLACES[place]([block])])
+            assert type(guarded.error) is type(like.error)
+            assert like.error is not None or without_images(guarded.body) == without_images(like.body)
+            return
         if plain.error is not None:
             assert fails_alike(guarded, plain)
             return
