@@ -24,14 +24,16 @@ OnVerdicts = Callable[[tuple[Verdict, ...]], None]
 """Called with the verdicts of one request, in reading order, before it is sent."""
 
 _FORMS: Final[Mapping[Form, re.Pattern[str]]] = {
-    "chat": re.compile(r"/chat/completions$"),
+    "chat": re.compile(r"/(chat/completions|api/chat)$"),
     "responses": re.compile(r"/responses(/input_tokens|/compact)?$"),
     "other": re.compile(
         r"/(agents/sessions(/[^/]+/events)?|conversations(/[^/]+/items)?|decisions|images/generations"
         r"|threads(/runs|/[^/]+/(messages|runs))?"
         # Servers that are compatible with the API take images there too: llama.cpp's, SGLang, vLLM, proxies.
-        r"|completions?|embeddings?|generate|infill|pooling|rerank|score)$"
+        r"|classify|completions?|embeddings?|encode|generate|infill|pooling|rerank|score)$"
     ),
+    # And so do those that speak Anthropic's or Ollama's API besides; a thread's messages are above.
+    "messages": re.compile(r"/messages(/count_tokens)?$"),
 }
 _ANSWERED: Final = re.compile(r"/(chat/completions|responses)$")
 # They take images in forms as well.

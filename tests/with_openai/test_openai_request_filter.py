@@ -237,6 +237,11 @@ class TestOtherEndpoints:
             ("/completion", lambda image: {"prompt": ["Look.", image]}),
             ("/embeddings", lambda image: {"model": "m", "input": ["Look.", url(painted("red"))]}),
             ("/generate", lambda image: {"text": "Look.", "image_data": image}),
+            ("/encode", lambda image: {"text": "Look.", "image_data": image}),
+            ("/classify", lambda _: {"messages": [user([chat_block(painted("red"))])]}),
+            ("/messages", lambda image: {"messages": [user([anthropic_block(image)])]}),
+            ("/messages/count_tokens", lambda image: {"messages": [user([anthropic_block(image)])]}),
+            ("/api/chat", lambda image: {"messages": [{**user("Look."), "images": [image]}]}),
         ],
     )
     def test_images_for_servers_that_are_compatible_are_masked(self, plain, sent, checks, path, body):
@@ -250,6 +255,18 @@ class TestOtherEndpoints:
         guard_client(plain, checks).videos.create(prompt="an image of a cat")
         guard_client(plain, checks).images.generate(prompt="an image of a cat")
         assert len(sent) == 2
+
+    @pytest.mark.parametrize("path", ["/messages", "/api/chat", "/classify"])
+    def test_and_blocked_ones_are_an_error(self, plain, sent, checks, path):
+        image = url(painted("blue")).partition(",")[2]
+        body = {"messages": [user([anthropic_block(image)])]}
+        with pytest.raises(UnsafeContentError):
+            guard_client(plain, checks).post(path, body=body, cast_to=object)
+        assert sent == []
+
+
+def anthropic_block(data):
+    return {"type": "image", "source": {"type": "base64", "media_type": "image/png", "data": data}}
 
 
 class TestFailures:
