@@ -163,6 +163,17 @@ class TestEveryWayIn:
         with pytest.raises(SettingsError, match="blocks"):
             guarded.complete("x", image_documents=[ImageDocument(image=b64(RED))])
 
+    @pytest.mark.parametrize("write", [b64, lambda image: f"data:image/png;base64,{b64(image)}"])
+    async def test_a_prompt_that_is_an_image_is_an_error(self, guarded, llm, write):
+        prompt = write(RED)
+        for complete in (guarded.complete, lambda text: list(guarded.stream_complete(text))):
+            with pytest.raises(SettingsError, match="block"):
+                complete(prompt)
+        for acomplete in (guarded.acomplete, guarded.astream_complete):
+            with pytest.raises(SettingsError, match="block"):
+                await acomplete(prompt)
+        assert llm.prompts == []
+
     async def test_prompts_are_passed_on(self, guarded, llm):
         texts = [
             guarded.complete("a").text,

@@ -34,6 +34,7 @@ from typing_extensions import Self
 
 from guardalign_guardrails import UnsafeContentError, Verdict
 from guardalign_guardrails.content.chat import OnViolation, PlacementSetting, is_prefix_due, prefixed
+from guardalign_guardrails.content.media_text import media_of_text
 from guardalign_guardrails.errors import SettingsError
 from guardalign_guardrails.guarding.pickles import check_pickles
 from guardalign_guardrails.guarding.settings import GuardField, GuardSettings
@@ -184,7 +185,7 @@ class GuardedLLM(FunctionCallingLLM):
         """The wrapped LLM's, with the prefix if it is always due.
 
         Raises:
-            SettingsError: Images are given beside the prompt.
+            SettingsError: Images are given beside the prompt, or it is one.
         """
         return self.llm.complete(self._prompt(prompt, kwargs), formatted=formatted, **kwargs)
 
@@ -375,6 +376,8 @@ class GuardedLLM(FunctionCallingLLM):
     def _prompt(self, prompt: str, options: Mapping[str, Any]) -> str:
         if any(options.get(name) for name in _IMAGES_BESIDE_A_PROMPT):
             raise SettingsError("Images beside a prompt are not guarded; give them as blocks of a message to chat.")
+        if media_of_text(prompt) is not None:
+            raise SettingsError("A prompt that is an image is not guarded; give it as a block of a message to chat.")
         policy = self.guard.policy
         return prefixed(prompt, policy.prefix.strip()) if is_prefix_due(policy, []) else prompt
 
