@@ -317,7 +317,7 @@ class TestTheGuardsOwnReading:
         assert after["metadata"]["mime_type"] == mime
         assert original.read_bytes() == CHANGING_TYPE[mime]
 
-    def test_is_withheld_with_its_document_where_no_folder_is_set_for_copies(self, filtered, tmp_path):
+    def test_is_withheld_with_its_document_where_no_folder_is_set_for_copies(self, filtered, tmp_path, caplog):
         original = tmp_path / "photo.jpg"
         original.write_bytes(TURNED)
         given, kept = document(path=str(original)), []
@@ -325,6 +325,8 @@ class TestTheGuardsOwnReading:
         result = filtered(given, quarantine=lambda *args: kept.append(args), **parts)
         assert (result.passed, [one for one, _ in kept]) == ([], [given])
         assert [(v.action, v.delivery) for v in result.verdicts] == [("allow", "none")]
+        digest = result.verdicts[0].digest[:12]
+        assert f"An image (digest {digest}) is withheld: no canonical image can be written" in caplog.text
         with pytest.raises(UnsafeContentError, match="masked_dir"):
             result.raise_by("raise")
         (after,) = filtered(given, withhold="image", **parts).passed

@@ -8,6 +8,7 @@ touched.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Final, Generic, Literal, NamedTuple, TypeAlias, TypeVar
@@ -23,6 +24,8 @@ from guardalign_guardrails.content.walk import MediaBlock
 from guardalign_guardrails.errors import SettingsError, UnsafeContentError
 from guardalign_guardrails.guarding.settings import GuardSettings
 from guardalign_guardrails.verdict import Verdict
+
+logger = logging.getLogger(__name__)
 
 DocumentT = TypeVar("DocumentT")
 
@@ -162,6 +165,11 @@ class DocumentFilter(Generic[DocumentT]):
     ) -> None:
         for (place, document, images), result in zip(group, screened, strict=True):
             filtered.verdicts += result.verdicts
+            for verdict in result.withheld:
+                if not verdict.is_blocked:
+                    # It may pass changed: without a word nobody would know why it is missing.
+                    name = f"An image (digest {verdict.digest[:12]})" if verdict.digest else "An image"
+                    logger.warning("%s is %s; where it is a file, give a masked_dir", name, verdict.reasons[-1])
             if result.withheld:
                 filtered.violation = filtered.violation or first_violation(result.withheld) or result.withheld[0]
                 if self.quarantine is not None:
