@@ -53,6 +53,8 @@ _TEXT_HOLDERS: Final = ("text", "refusal", "content", "output")
 _MAX_DEPTH: Final = 24
 # "data:", and something behind it.
 _SHORTEST_URL: Final = 6
+# Where a scheme ends at the latest, with some blanks in front.
+_SCHEME: Final = 64
 # Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
 _MAX_NODES: Final = 100_000
 # Image formats that are text, which Pillow opens whatever a block says of them (PPM, XBM, XPM, FITS, IM, EPS).
@@ -269,8 +271,13 @@ def _walk_mapping(
 
 
 def _is_text(value: object) -> bool:
-    """Whether a value is text that needs no closer look, unless its key says that it is an image."""
-    return isinstance(value, str) and (len(value) < _SHORTEST_URL or begins_like_text(value))
+    """Whether a value is text that needs no closer look, unless its key says that it is an image.
+
+    A URL may name a file in a provider's storage.
+    """
+    return isinstance(value, str) and (
+        len(value) < _SHORTEST_URL or (begins_like_text(value) and "://" not in value[:_SCHEME])
+    )
 
 
 def _is_json(kind: str, path: Path, key: object, item: object) -> bool:

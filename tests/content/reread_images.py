@@ -56,7 +56,7 @@ def _grainy() -> Image.Image:
 
 SEE_THROUGH: Final = encoded(see_through_image(), "PNG")
 TURNED: Final = encoded(_wide(), "JPEG", quality=92, exif=turned_exif())
-LARGE: Final = encoded(_photo(2000, 1400), "JPEG", quality=80)
+LARGE: Final = encoded(_photo(1800, 1000), "JPEG", quality=80)
 REREAD: Final = {"see-through PNG": SEE_THROUGH, "turned JPEG": TURNED, "large photo": LARGE}
 """What the guard delivers as its own reading, with ``allow``."""
 
