@@ -6,6 +6,7 @@ import io
 from typing import Any, Final
 
 import numpy as np
+import pytest
 from PIL import Image
 
 from guardalign_guardrails.images import decode
@@ -59,6 +60,9 @@ TURNED: Final = encoded(_wide(), "JPEG", quality=92, exif=turned_exif())
 LARGE: Final = encoded(_photo(1800, 1000), "JPEG", quality=80)
 REREAD: Final = {"see-through PNG": SEE_THROUGH, "turned JPEG": TURNED, "large photo": LARGE}
 """What the guard delivers as its own reading, with ``allow``."""
+
+SLOW_IF_LARGE: Final = [pytest.param(name, marks=pytest.mark.slow) if "large" in name else name for name in REREAD]
+"""Their names, for tests of each place that an image may have: a large one takes a second."""
 
 CHANGING_TYPE: Final = {
     "image/jpeg": encoded(_grainy(), "WEBP", quality=90),

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from content.reread_images import CHANGING_TYPE, REREAD, TURNED
+from content.reread_images import CHANGING_TYPE, REREAD, SLOW_IF_LARGE, TURNED
 from guardalign_guardrails import GuardSettings, SettingsError, UnsafeContentError
 from guardalign_guardrails.content.documents.filter import DocumentFilter, not_refuse
 from guardalign_guardrails.content.documents.images import (
@@ -284,7 +284,7 @@ class TestRecords:
 class TestTheGuardsOwnReading:
     """An image with several readings does not go on as it came, in whatever form a document holds it."""
 
-    @pytest.mark.parametrize("name", REREAD)
+    @pytest.mark.parametrize("name", SLOW_IF_LARGE)
     def test_takes_the_place_of_the_original_in_text_and_metadata(self, filtered, cache_dir, name):
         data, checked = REREAD[name], colour_guard(cache_dir).check(REREAD[name])
         url, new = to_data_url(data, checked.mime_type), to_data_url(checked.output, checked.mime_type)

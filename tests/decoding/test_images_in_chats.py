@@ -135,7 +135,7 @@ def test_an_unsafe_image_is_masked_before_the_processor_sees_it(guarded, shown):
 
 
 @pytest.mark.parametrize("data", [TURNED, SEE_THROUGH, LARGE], ids=["turned", "see-through", "large"])
-@pytest.mark.parametrize("form", ["bytes", "PIL"])
+@pytest.mark.parametrize("form", ["bytes", pytest.param("PIL", marks=pytest.mark.slow)])
 def test_an_image_with_several_readings_is_seen_as_it_was_scored(guarded, shown, data, form):
     image = data if form == "bytes" else opened(data)
     result = guarded.guard.check(image)

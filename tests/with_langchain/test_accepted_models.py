@@ -118,8 +118,14 @@ WAYS = {
 }
 
 
+# One of each kind of call in every test run; the others go the same ways through LangChain.
+QUICK = ("invoke", "astream", "generate", "_agenerate")
+
+
 class TestCalls:
-    @pytest.mark.parametrize("way", WAYS)
+    @pytest.mark.parametrize(
+        "way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS]
+    )
     @forms
     def test_every_form_gets_sanitised_messages_by_every_method_and_keeps_what_is_its_own(
         self, guard, server, make, own, way

@@ -30,7 +30,7 @@ from llama_models import RecordingLLM
 from llama_nodes import images_in, images_of
 from llama_seen import same_pixels
 
-from content.reread_images import CHANGING_TYPE, LARGE, REREAD, SEE_THROUGH, TURNED, see_through_image
+from content.reread_images import CHANGING_TYPE, LARGE, REREAD, SEE_THROUGH, SLOW_IF_LARGE, TURNED, see_through_image
 from guardalign_guardrails import Guard, UnsafeContentError
 from guardalign_guardrails.content.documents.records import RECORD_KEY
 from guardalign_guardrails.content.payload import to_base64, to_data_url
@@ -131,7 +131,7 @@ class TestChats:
 
 class TestNodes:
     @pytest.mark.parametrize("kind", NODES.values(), ids=NODES)
-    @pytest.mark.parametrize("name", REREAD)
+    @pytest.mark.parametrize("name", SLOW_IF_LARGE)
     def test_nothing_in_a_node_leads_to_the_original(self, guard, kind, name, tmp_path):
         data = REREAD[name]
         node = kind(data, tmp_path)
