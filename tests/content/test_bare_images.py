@@ -68,7 +68,7 @@ def guard(cache_dir):
     return colour_guard(cache_dir)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", ["in the body", pytest.param("in extra_body", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("key", KEYS)
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("api", ["chat", "responses", "other"])
