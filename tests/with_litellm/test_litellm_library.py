@@ -24,6 +24,7 @@ from guardalign_guardrails import SettingsError, UnguardedWarning, UnsafeContent
 from guardalign_guardrails.content.payload import to_base64, to_data_url
 from guardalign_guardrails.content.screen import NOTICE
 from guardalign_guardrails.detection.encoders import registry
+from guardalign_guardrails.guarding import settings
 from guardalign_guardrails.images import encode_png
 from guardalign_guardrails.testing.chats import images_in
 from guardalign_guardrails.testing.colours import CELL, ColourEncoder, colour_guard, colour_policy, painted
@@ -244,6 +245,17 @@ class TestOtherFunctions:
         assert [digest(each) for each in received[0].files] == [digest(masked())]
 
 
+@pytest.fixture
+def colours_by_default(monkeypatch):
+    """The encoder that is used if none is named sees colours. Guards of the same settings are shared in a process."""
+    monkeypatch.setitem(registry._PREFIXES, "offline", lambda rest, options: ColourEncoder())
+    for shared in (settings._shared, settings._encoder):
+        shared.cache_clear()
+    yield
+    for shared in (settings._shared, settings._encoder):
+        shared.cache_clear()
+
+
 class TestWhatGuardedTakes:
     def test_arguments_without_names(self, guard, at, upstream):
         where = {key: value for key, value in at.items() if key != "model"}
@@ -293,15 +305,13 @@ class TestWhatGuardedTakes:
         guarded(litellm.completion, guard, on_violation="notice")(messages=[user("blue")], **at)
         assert upstream.last.texts == [NOTICE]
 
-    def test_a_policy_file(self, at, upstream, tmp_path, monkeypatch):
-        monkeypatch.setitem(registry._PREFIXES, "offline", lambda rest, options: ColourEncoder())
+    def test_a_policy_file(self, at, upstream, tmp_path, colours_by_default):
         path = tmp_path / "policy.yaml"
         path.write_text(colour_policy(refusal="Not here.").to_yaml())
         answer = guarded(litellm.completion, path)(messages=[user("blue")], **at)
         assert answer.choices[0].message.content == "Not here."
 
-    def test_the_page_shows_what_works(self, upstream, tmp_path, monkeypatch, capsys):
-        monkeypatch.setitem(registry._PREFIXES, "offline", lambda rest, options: ColourEncoder())
+    def test_the_page_shows_what_works(self, upstream, tmp_path, monkeypatch, capsys, colours_by_default):
         monkeypatch.setenv("OPENAI_API_KEY", "k")
         monkeypatch.setenv("OPENAI_API_BASE", upstream.base_url)
         monkeypatch.chdir(tmp_path)
