@@ -236,11 +236,17 @@ class TestToolResults:
         result = screened(body("messages", message), "messages", BodyRules())
         assert result.body["messages"][0]["images"] == [to_data_url(masked(), "image/png")]
 
-    def test_a_generated_image_leaves_an_item_that_responses_take(self, screened):
+    def test_a_generated_image_that_is_blocked_leaves_an_item_that_responses_take(self, screened):
         item = {"type": "image_generation_call", "id": "ig_1", "result": to_base64(png("blue"))}
         (new,) = screened(body("responses", item), "responses", BodyRules()).body["input"]
-        assert new == {"role": "assistant", "content": NOTICE} or new["result"] != item["result"]
-        assert new.get("type") != "text"
+        assert new == {"role": "assistant", "content": NOTICE}
+
+    @pytest.mark.parametrize("write", [to_base64, lambda data: to_data_url(data, "image/png")], ids=["base64", "URL"])
+    def test_one_that_is_masked_is_sent_without_the_id_by_which_the_api_may_find_the_original(self, screened, write):
+        item = {"type": "image_generation_call", "id": "ig_1", "output_format": "png", "result": write(png("red"))}
+        (new,) = screened(body("responses", item), "responses", BodyRules()).body["input"]
+        image = {"type": "input_image", "image_url": to_data_url(masked(), "image/png")}
+        assert new == {"role": "user", "content": [image]}
 
 
 class TestWhatElseIsInABody:

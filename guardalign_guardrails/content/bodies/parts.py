@@ -6,6 +6,7 @@ more than the documented keys: ``extra_body`` is merged over the body, and fallb
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Literal, TypeAlias
@@ -16,8 +17,10 @@ from guardalign_guardrails.content.bodies.transcripts import Transcript
 from guardalign_guardrails.content.chat import Role, sources
 from guardalign_guardrails.content.dialect import Path
 from guardalign_guardrails.content.media_text import media_of_value
+from guardalign_guardrails.content.payload import is_data_url, to_data_url
 from guardalign_guardrails.content.rewrite import block_at
 from guardalign_guardrails.content.screen import Turn
+from guardalign_guardrails.images.containers import media_type
 
 Form = Literal["chat", "responses", "messages", "other"]
 """OpenAI's chat completions, OpenAI's Responses, Anthropic's Messages; in any other body every image counts as the
@@ -228,16 +231,32 @@ def _of_messages(body: Body) -> Iterator[Part]:
 
 
 def _as_item(item: Mapping[str, Any], content: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Sanitised content as an item of Responses: text in place of the item or of one of its outputs is wrapped."""
+    """Sanitised content as an item of Responses.
+
+    Text in place of the item or of one of its outputs is wrapped, and so is another image in place of a generated one.
+    """
     if content.keys() <= {"type", "text"}:
         text = content["text"]
         # The call still needs an output.
         return {**item, "output": text} if "output" in item else {"role": "assistant", "content": text}
+    if content.get("type") == "image_generation_call":
+        # By its id the API may find the original, and without one the call is none: an image in a message is.
+        image = {"type": "input_image", "image_url": _data_url_of(content)}
+        return {"role": "user", "content": [image]}
     outputs = content.get("outputs")
     if item.get("type") != "code_interpreter_call" or not isinstance(outputs, list):
         return content
     pairs = zip(item["outputs"], outputs, strict=True)
     return {**content, "outputs": [new if new is old else _as_log(new) for old, new in pairs]}
+
+
+def _data_url_of(call: Mapping[str, Any]) -> str:
+    """The image of a call that made one; it was written here, so that its base64 can be read."""
+    result = str(call["result"])
+    if is_data_url(result):
+        return result
+    data = base64.b64decode(result)
+    return to_data_url(data, media_type(data) or "image/png")
 
 
 def _as_log(output: Mapping[str, Any]) -> Mapping[str, Any]:
