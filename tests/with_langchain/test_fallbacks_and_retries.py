@@ -328,7 +328,7 @@ class TestRetries:
         assert call(chain, "invoke", ask(painted("red"))) == "one two three"
         assert b64(painted("red")) not in repr(model.received)
 
-    def test_nor_do_an_agents_retries_try_it_again_or_put_its_text_into_the_chat(self, cache_dir, call):
+    def test_nor_do_an_agents_retries_try_it_again_or_put_its_text_into_the_chat(self, cache_dir, in_context):
         from langchain.agents import create_agent
         from langchain.agents.middleware import ModelRetryMiddleware
 
@@ -337,7 +337,7 @@ class TestRetries:
         agent = create_agent(guarded, [], middleware=[ModelRetryMiddleware(initial_delay=0, jitter=False)])
         listened = agent.with_config(callbacks=[_Names(tried)])
         with pytest.raises(UnsafeContentError):
-            call(listened, "invoke", {"messages": ask(painted("blue"))})
+            in_context(listened, "invoke", {"messages": ask(painted("blue"))})
         assert tried.count("GuardedChatModel") == 1
 
     def test_nor_those_of_its_tools(self, cache_dir, call):

@@ -71,7 +71,7 @@ class TestPausedThreads:
         (received,) = second.received
         assert received[0].content == "Be very careful."
 
-    def test_a_call_that_waits_for_a_human_goes_on_when_a_word_of_the_policy_is_edited(self, cache_dir, call):
+    def test_a_call_that_waits_for_a_human_goes_on_when_a_word_of_the_policy_is_edited(self, cache_dir, in_context):
         chat = Chat()
 
         def agent(prefix: str) -> tuple[RecordingModel, Any]:
@@ -81,9 +81,9 @@ class TestPausedThreads:
 
         _, old = agent("Be careful.")
         model, new = agent("Be very careful.")
-        call(old, "invoke", {"messages": [HumanMessage("Take an image.")]}, THREAD)
+        in_context(old, "invoke", {"messages": [HumanMessage("Take an image.")]}, THREAD)
         assert new.get_state(THREAD).next != ()
-        state = call(new, "invoke", Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
+        state = in_context(new, "invoke", Command(resume={"decisions": [{"type": "approve"}]}), THREAD)
         (received,) = model.received
         assert received[0].content == "Be very careful."
         assert not holds([received, state], RED)
