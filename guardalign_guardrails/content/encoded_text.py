@@ -83,6 +83,11 @@ def find_encoded(text: str) -> list[EncodedImage]:
     return found
 
 
+def without_escapes(text: str) -> str:
+    """Base64 as it was before JSON wrote it into a text."""
+    return _ESCAPE.sub("", text)
+
+
 def _bare(text: str) -> EncodedImage | None:
     """The text as one image in base64."""
     if not announces_image(_first_bytes(text)):
@@ -136,12 +141,12 @@ def _reach(text: str, start: int, before: str, *, is_base64: bool) -> str:
 def _first_bytes(encoded: str) -> bytes:
     """The bytes that the first characters of base64 encode, whatever stands between them; none if there are too few."""
     peek = encoded[:_PEEK] if encoded[:1].strip() else encoded.lstrip()[:_PEEK]
-    return first_bytes(_ESCAPE.sub("", unquote(peek) if "%" in peek else peek), _SNIFFED)
+    return first_bytes(without_escapes(unquote(peek) if "%" in peek else peek), _SNIFFED)
 
 
 def _data_url(text: str, start: int, end: int) -> EncodedImage:
     return EncodedImage(
         (start, end),
-        Reading(lambda most: read_data_url(_ESCAPE.sub("", text[start:end]), most), to_data_url),
+        Reading(lambda most: read_data_url(without_escapes(text[start:end]), most), to_data_url),
         is_labelled=True,
     )

@@ -26,7 +26,13 @@ SCALARS: Final = (bool, int, float, Decimal, type(None))
 STRUCTURED_KEYS: Final = frozenset({"structured_content", "structuredContent"})
 """Where MCP has the JSON of a tool's result."""
 
-_MAX_DEPTH: Final = 24
+MAX_DEPTH: Final = 24
+"""How deep a value may be nested."""
+
+# Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
+MAX_NODES: Final = 100_000
+"""How many values in it are visited."""
+
 _SIGNATURE: Final = 16
 _UNREAD: Final = Reading(lambda _: "unsupported_block")
 
@@ -45,7 +51,7 @@ def count(path: Path, nodes: Iterator[int]) -> None:
     Raises:
         TooDeep: It is one too many, or too deep.
     """
-    if next(nodes, None) is None or len(path) > _MAX_DEPTH:
+    if next(nodes, None) is None or len(path) > MAX_DEPTH:
         raise TooDeep
 
 

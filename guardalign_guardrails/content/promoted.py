@@ -12,18 +12,15 @@ from typing import Any, Final
 
 from guardalign_guardrails.content.dialect import Path, Reading
 from guardalign_guardrails.content.media_text import begins_like_text, media_of_promoted_text, media_of_text
-from guardalign_guardrails.content.walk import KINDS_OF_TOOLS, MediaBlock, find
+from guardalign_guardrails.content.members import MAX_DEPTH, MAX_NODES
+from guardalign_guardrails.content.walk import KINDS_OF_TOOLS, PLAIN_TEXT_KEYS, MediaBlock, find
 
 # Bedrock's results of tools have no type.
 _RESULT: Final = "toolResult"
 # Keys of a block's text, or of blocks with text.
 _TEXT_HOLDERS: Final = ("text", "content", "output", "refusal", "logs", "stdout", "stderr", "resource", _RESULT)
-_PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
 # A tuple: a block may state anything as its type, also what no set takes.
 _PLAIN_TEXT_KINDS: Final = ("text", "input_text", "output_text")
-# As far as `walk.find` looks.
-_MAX_DEPTH: Final = 24
-_MAX_NODES: Final = 100_000
 _JOINED: Final = Reading(lambda _: "unsupported_block")
 
 
@@ -41,7 +38,7 @@ def find_shown(content: object, *, is_of_tool: bool) -> list[MediaBlock]:
         return []
     blocks = find(content)
     texts: list[MediaBlock] = []
-    _look(content, (), texts, iter(range(_MAX_NODES)), is_of_tool=is_of_tool)
+    _look(content, (), texts, iter(range(MAX_NODES)), is_of_tool=is_of_tool)
     if not texts:
         return blocks
     # A text inside a block that is replaced as a whole needs no treatment of its own.
@@ -53,7 +50,7 @@ def find_shown(content: object, *, is_of_tool: bool) -> list[MediaBlock]:
 
 def _is_plain_text(block: object) -> bool:
     """Whether a block is text that begins like text, as most blocks are."""
-    if type(block) is not dict or block.get("type") not in _PLAIN_TEXT_KINDS or not block.keys() <= _PLAIN_TEXT_KEYS:
+    if type(block) is not dict or block.get("type") not in _PLAIN_TEXT_KINDS or not block.keys() <= PLAIN_TEXT_KEYS:
         return False
     text = block.get("text")
     return isinstance(text, str) and begins_like_text(text)
@@ -65,7 +62,7 @@ def _look(value: object, path: Path, found: list[MediaBlock], nodes: Iterator[in
         reading = media_of_promoted_text(value) if is_of_tool else media_of_text(value)
         if reading is not None:
             found.append(MediaBlock(path, reading))
-    elif next(nodes, None) is None or len(path) > _MAX_DEPTH:
+    elif next(nodes, None) is None or len(path) > MAX_DEPTH:
         return
     elif isinstance(value, list | tuple):
         before = len(found)

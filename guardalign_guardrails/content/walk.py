@@ -27,7 +27,16 @@ from guardalign_guardrails.content.dialects.unknown import (
 )
 from guardalign_guardrails.content.encoded_text import find_encoded
 from guardalign_guardrails.content.media_text import begins_like_text, media_of_promoted_text, media_of_value
-from guardalign_guardrails.content.members import SCALARS, STRUCTURED_KEYS, TooDeep, count, find_members, read_bare
+from guardalign_guardrails.content.members import (
+    MAX_DEPTH,
+    MAX_NODES,
+    SCALARS,
+    STRUCTURED_KEYS,
+    TooDeep,
+    count,
+    find_members,
+    read_bare,
+)
 from guardalign_guardrails.content.payload import Reason, is_data_url, mime_of_data_url
 from guardalign_guardrails.images.containers import sniff
 
@@ -42,21 +51,19 @@ _JSON_KEYS: Final[Mapping[object, Set[str]]] = {
     "input": frozenset({"toolUse", "tool_use"}),
     "response": frozenset({"functionResponse", "function_response"}),
 }
-# A block with no other keys is text. Most blocks are, and need no closer look.
-_PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
+PLAIN_TEXT_KEYS: Final = frozenset({"type", "text", "id", "index", "cache_control"})
+"""A block of text with no other keys needs no closer look for media; most blocks are such."""
+
 KINDS_OF_TOOLS: Final = ("_output", "tool_result", "mcp_call")
 """Endings of the types of blocks and items that hold what a tool gave back."""
 
 _TEXT_KEYS: Final = frozenset({"text", "content", "logs", "stderr", "stdout"})
 # Keys of a block's text, or of blocks with text: results of tools have "content" or "output".
 _TEXT_HOLDERS: Final = ("text", "refusal", "content", "output")
-_MAX_DEPTH: Final = 24
 # "data:", and something behind it.
 _SHORTEST_URL: Final = 6
 # Where a scheme ends at the latest, with some blanks in front.
 _SCHEME: Final = 64
-# Large enough for a tool result with thousands of rows, small enough to end a loop within a tenth of a second.
-_MAX_NODES: Final = 100_000
 # Image formats that are text, which Pillow opens whatever a block says of them (PPM, XBM, XPM, FITS, IM, EPS).
 _TEXT_IMAGE: Final = re.compile(
     rb"\A\s*(P([1-7]|f|y\w+)\s+[#\d]|/\* XPM|SIMPLE\s*=|Image type|%!PS)|#define[ \t].*_width[ \t]", re.IGNORECASE
@@ -132,7 +139,7 @@ def find_data(value: object) -> list[MediaBlock]:
     block is data, and so is a URL or a file's name under a key such as "image".
     """
     try:
-        hits = list(find_members(value, (), iter(range(_MAX_NODES)), read_block=_read_only_block, is_of_app=True))
+        hits = list(find_members(value, (), iter(range(MAX_NODES)), read_block=_read_only_block, is_of_app=True))
     except TooDeep:
         return [MediaBlock((), _unread("too_complex"))]
     return [MediaBlock(where, hit) for where, hit in hits]
@@ -144,11 +151,11 @@ def find_text(content: object) -> list[TextBlock]:
     Arguments of tool calls and a model's thoughts are left out. Content that is nested without end is searched as far
     as `find` searches it.
     """
-    return list(_text_in(content, (), iter(range(_MAX_NODES))))
+    return list(_text_in(content, (), iter(range(MAX_NODES))))
 
 
 def _text_in(value: object, path: Path, nodes: Iterator[int]) -> Iterator[TextBlock]:
-    if next(nodes, None) is None or len(path) > _MAX_DEPTH:
+    if next(nodes, None) is None or len(path) > MAX_DEPTH:
         return
     if isinstance(value, str):
         yield TextBlock(path, value)
@@ -196,13 +203,13 @@ def _in_block(block: object, path: Path, *, is_loose: bool) -> list[MediaBlock]:
     if isinstance(block, str) and not is_loose:
         return []
     if isinstance(block, Mapping):
-        is_text = block.keys() <= _PLAIN_TEXT_KEYS and block.get("type") == "text"
+        is_text = block.keys() <= PLAIN_TEXT_KEYS and block.get("type") == "text"
         if is_text and not is_loose and isinstance(block.get("text"), str):
             return []
         for dialect in WHOLE_BLOCK_DIALECTS:
             if (whole := dialect(block)) is not None:
                 return [MediaBlock(path, whole)]
-    nodes = iter(range(_MAX_NODES))
+    nodes = iter(range(MAX_NODES))
     unshown = _not_shown(block) if not is_loose and isinstance(block, Mapping) else frozenset()
     try:
         hits = dict(_walk(block, path, None if is_loose else path, nodes))

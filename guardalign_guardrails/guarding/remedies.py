@@ -26,9 +26,14 @@ _OF_FAILURES: Final = {
     "overloaded": "Try again later; or raise failure.max_waiting, failure.max_wait_s or the guard's max_concurrent.",
     "timeout": "Try again later, or raise failure.timeout_s.",
 }
-_UNSUPPORTED_FORMAT: Final = (
-    "Convert it to PNG or JPEG (of a PDF its pages, of a video frames; HEIC needs the extra heif)."
-)
+_REMEDIES: Final = {
+    **OF_DECODING,
+    **OF_FETCHING,
+    **_OF_CONTENT,
+    "unsupported_format": (
+        "Convert it to PNG or JPEG (of a PDF its pages, of a video frames; HEIC needs the extra heif)."
+    ),
+}
 _ELSE: Final = "See the log for the error and try again."
 _LAST: Final = " To let such content pass unchecked instead, see failure.{rule} in the policy."
 _RULES: Final = {"overloaded": "on_overload", "timeout": "on_timeout"}
@@ -44,5 +49,4 @@ def remedy_for(uninspectable: str | None, failure: str | None) -> str:
     if uninspectable is None:
         rule = _RULES.get(failure or "", "on_error")
         return _OF_FAILURES.get(failure or "", _ELSE) + _LAST.format(rule=rule)
-    table = {**OF_DECODING, **OF_FETCHING, **_OF_CONTENT, "unsupported_format": _UNSUPPORTED_FORMAT}
-    return table.get(uninspectable, _OF_CONTENT["unsupported_block"]) + _LAST.format(rule="uninspectable")
+    return _REMEDIES.get(uninspectable, _OF_CONTENT["unsupported_block"]) + _LAST.format(rule="uninspectable")

@@ -188,8 +188,7 @@ class GuardedSequence(_Derived, RunnableSequence):  # type: ignore[type-arg]
         """Behind the guard; where that answers by itself, the whole chain falls back to guarded fallbacks."""
         if self._first.is_step:
             return super().falling_back(fallbacks, settings, arguments)
-        others = [self.guarding(fallback) for fallback in fallbacks]
-        return GuardedFallbacks(runnable=with_arguments(self, arguments), fallbacks=others, **settings)
+        return _as_a_whole(self, fallbacks, settings, arguments)
 
     def guarding(self, other: Any) -> Any:
         """As the first step does; a guard goes in front."""
@@ -198,6 +197,17 @@ class GuardedSequence(_Derived, RunnableSequence):  # type: ignore[type-arg]
     @property
     def _first(self) -> GuardKeeping:
         return cast("GuardKeeping", self.first)
+
+
+def _as_a_whole(
+    guarded: GuardKeeping,
+    fallbacks: Sequence[Runnable[Any, Any]],
+    settings: Mapping[str, Any],
+    arguments: Mapping[str, Any],
+) -> Runnable[Any, Any]:
+    """All of a runnable, falling back to others behind the same guard."""
+    others = [guarded.guarding(fallback) for fallback in fallbacks]
+    return GuardedFallbacks(runnable=with_arguments(guarded, arguments), fallbacks=others, **settings)
 
 
 class GuardedFallbacks(_Derived, RunnableWithFallbacks):  # type: ignore[type-arg]
@@ -212,8 +222,7 @@ class GuardedFallbacks(_Derived, RunnableWithFallbacks):  # type: ignore[type-ar
         self, fallbacks: Sequence[Runnable[Any, Any]], settings: Mapping[str, Any], arguments: Mapping[str, Any]
     ) -> Runnable[Any, Any]:
         """Fallbacks of these, guarded by the same guard."""
-        others = [self.guarding(fallback) for fallback in fallbacks]
-        return GuardedFallbacks(runnable=with_arguments(self, arguments), fallbacks=others, **settings)
+        return _as_a_whole(self, fallbacks, settings, arguments)
 
     def guarding(self, other: Any) -> Any:
         """As the chain does."""

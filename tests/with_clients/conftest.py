@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 
 import pytest
 
 from guardalign_guardrails import Guard
 from guardalign_guardrails.testing.colours import colour_guard
+from with_clients.made_once import made_once
 from with_clients.wires import Wire, wired
 
 
@@ -20,14 +20,7 @@ def colours(cache_dir) -> Guard:
 @pytest.fixture(scope="session")
 def wire_of(colours) -> Iterator[Callable[[str], Wire]]:
     """Clients by name; each is made when a test first asks for it."""
-    made: dict[str, Wire] = {}
-    with ExitStack() as stack:
-
-        def wire(name: str) -> Wire:
-            if name not in made:
-                made[name] = stack.enter_context(wired(name, colours))
-            return made[name]
-
+    with made_once(lambda name: wired(name, colours)) as wire:
         yield wire
 
 

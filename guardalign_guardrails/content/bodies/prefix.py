@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 from guardalign_guardrails.content.bodies.parts import Body, Form, nested_bodies
 from guardalign_guardrails.content.chat import Placement, PlacementSetting, headed, placement_for
@@ -41,6 +41,14 @@ def with_prefix(
     return new
 
 
+def content_for_prefix(messages: object, placement: Placement) -> Any:
+    """The content of the message at whose head the prefix stands in a chat; None if there is no such message."""
+    listed = messages if isinstance(messages, list | tuple) else ()
+    own = (each for each in listed if isinstance(each, Mapping) and each.get("role") in _ROLES[placement])
+    first = next(own, None)
+    return None if first is None else first.get("content")
+
+
 def _model_of(body: Body) -> str | None:
     model = body.get("model")
     return model if isinstance(model, str) else None
@@ -73,10 +81,7 @@ def _headed_text(body: Body, key: str, prefix: str) -> Body:
 
 def _is_headed(messages: object, prefix: str, placement: Placement) -> bool:
     """Whether the first message of a role begins with the prefix: an app may keep it there instead of instructions."""
-    listed = messages if isinstance(messages, list | tuple) else ()
-    own = (each for each in listed if isinstance(each, Mapping) and each.get("role") in _ROLES[placement])
-    first = next(own, None)
-    content = None if first is None else first.get("content")
+    content = content_for_prefix(messages, placement)
     return content is not None and headed(content, prefix) is content
 
 

@@ -14,15 +14,13 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from guardalign_guardrails.content.dialect import Path
-from guardalign_guardrails.content.encoded_text import find_encoded
+from guardalign_guardrails.content.encoded_text import find_encoded, without_escapes
 from guardalign_guardrails.content.rewrite import block_at, with_blocks
 
 _PREAMBLE: Final = "For context, here is the conversation so far"
 _RECORD: Final = re.compile(r"(?P<number>\d+\. )(?:(?P<who>[^:{}\[\]\"]{1,200}): )?(?P<said>.*)", re.DOTALL)
 _ROLES: Final = ("assistant", "developer", "system", "user")
 _CHATS: Final = ("input", "messages")
-# JSON may write a slash as "\/" and a line break as "\n".
-_ESCAPE: Final = re.compile(r"\\[nrt]?")
 
 
 class Transcript(tuple[Any, ...]):
@@ -127,7 +125,7 @@ def _quoting(text: str, spans: Sequence[tuple[int, int]]) -> tuple[Any, ...]:
     end = 0
     for start, stop in spans:
         blocks.append({"type": "input_text", "text": text[end:start]})
-        blocks.append({"type": "input_image", "image_url": _ESCAPE.sub("", text[start:stop])})
+        blocks.append({"type": "input_image", "image_url": without_escapes(text[start:stop])})
         end = stop
     return (*blocks, {"type": "input_text", "text": text[end:]})
 

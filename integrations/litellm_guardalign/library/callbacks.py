@@ -13,6 +13,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any, Final
 
 from guardalign_guardrails.content.bodies import BodyRules, ascreen_body, screen_body
+from guardalign_guardrails.content.bodies.prefix import content_for_prefix
 from guardalign_guardrails.content.chat import Placement, PlacementSetting, headed, placement_for
 from guardalign_guardrails.errors import SettingsError, UnguardedWarning, UnsafeContentError
 from guardalign_guardrails.guarding.guard import Guard
@@ -41,7 +42,6 @@ _REPORTED: Final = frozenset({"acompletion", "aembedding", "anthropic_messages",
     "responses",
     "text_completion",
 }
-_ROLES: Final[Mapping[Placement, tuple[str, ...]]] = {"system": ("system", "developer"), "user": ("user",)}
 _MARK: Final = "guardalign"
 _REMEDY: Final = "Guard LiteLLM's function itself: litellm_guardalign.guarded(litellm.completion)."
 
@@ -165,15 +165,8 @@ def _is_headed(sent: Any, prefix: str, placement: Placement) -> bool:
     of_gemini = sent.get("system_instruction") or sent.get("systemInstruction")
     parts = of_gemini.get("parts") if isinstance(of_gemini, Mapping) else None
     system = (sent.get("system"), sent.get("instructions"), parts) if placement == "system" else ()
-    contents = [*system, *(_first(sent.get(key), _ROLES[placement]) for key in ("messages", "input"))]
+    contents = [*system, *(content_for_prefix(sent.get(key), placement) for key in ("messages", "input"))]
     return any(content and headed(content, prefix) is content for content in contents)
-
-
-def _first(messages: Any, roles: tuple[str, ...]) -> Any:
-    """The content of the first message of a role; None if there is none."""
-    listed = messages if isinstance(messages, list | tuple) else ()
-    own = (each.get("content") for each in listed if isinstance(each, Mapping) and each.get("role") in roles)
-    return next(own, None)
 
 
 def _what(verdicts: Sequence[Verdict]) -> str:
